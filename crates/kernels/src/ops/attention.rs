@@ -1,0 +1,305 @@
+//! Attention under an arbitrary visibility, grouped heads (arXiv 2305.13245), past keys without gradient.
+//!
+//! Visibility is a list of key intervals per query: no `[T, S]` mask exists, hidden keys cost nothing, and the
+//! softmax is in f32. Keys are numbered over `[past | new]`.
+
+use crate::cpu::{axpy, dot, output, slice, tensor, wanted, with_values};
+use crate::kv::KvLayer;
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+use std::sync::Arc;
+
+/// Which keys each query may attend to, as sorted disjoint intervals.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttentionMask {
+    offsets: Vec<u32>,
+    intervals: Vec<(u32, u32)>,
+}
+
+impl Default for AttentionMask {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl AttentionMask {
+    /// A mask without queries.
+    pub fn new() -> Self {
+        Self { offsets: vec![0], intervals: Vec::new() }
+    }
+
+    /// Adds the next query: it may attend to the keys of these intervals `from..to`.
+    ///
+    /// # Errors
+    /// When no key is allowed (the softmax of nothing is not a number), or the intervals overlap or are unsorted;
+    /// the mask is then unchanged.
+    pub fn push(&mut self, intervals: impl IntoIterator<Item = (u32, u32)>) -> Result<()> {
+        let query = self.num_queries();
+        let first = self.intervals.len();
+        for (from, to) in intervals.into_iter().filter(|(from, to)| from < to) {
+            match self.intervals[first..].last_mut() {
+                Some(last) if from < last.1 => {
+                    self.intervals.truncate(first);
+                    bail!("mask: query {query} has unsorted intervals");
+                }
+                Some(last) if from == last.1 => last.1 = to,
+                _ => self.intervals.push((from, to)),
+            }
+        }
+        if self.intervals.len() == first {
+            bail!("mask: query {query} may attend to no key");
+        }
+        self.offsets.push(self.intervals.len() as u32);
+        Ok(())
+    }
+
+    /// Number of queries, T.
+    pub fn num_queries(&self) -> usize {
+        self.offsets.len() - 1
+    }
+
+    /// The intervals of one query.
+    pub fn intervals(&self, query: usize) -> &[(u32, u32)] {
+        &self.intervals[self.offsets[query] as usize..self.offsets[query + 1] as usize]
+    }
+
+    fn num_keys(&self, query: usize) -> usize {
+        self.intervals(query).iter().map(|(from, to)| (to - from) as usize).sum()
+    }
+
+    fn end(&self) -> usize {
+        self.intervals.iter().map(|(_, to)| *to as usize).max().unwrap_or(0)
+    }
+}
+
+/// What attention needs beside its tensors.
+#[derive(Debug, Clone)]
+pub struct AttentionSpec {
+    /// Who sees whom.
+    pub mask: Arc<AttentionMask>,
+    /// Scores are `scale * q.k`.
+    pub scale: f32,
+    /// Scores become `cap * tanh(score / cap)`.
+    pub softcap: Option<f32>,
+}
+
+/// Keys and values over `[past | new]`, each `[_, K, H]`.
+struct Keys<'a> {
+    past: Option<&'a KvLayer>,
+    new_keys: &'a [f32],
+    new_values: &'a [f32],
+    num_past: usize,
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+impl Keys<'_> {
+    fn at(&self, key: usize, head: usize) -> (&[f32], &[f32]) {
+        let (keys, values, token) = match self.past {
+            Some(past) if key < self.num_past => (past.keys(), past.values(), key),
+            _ => (self.new_keys, self.new_values, key - self.num_past),
+        };
+        let from = (token * self.kv_heads + head) * self.head_dim;
+        (&keys[from..from + self.head_dim], &values[from..from + self.head_dim])
+    }
+}
+
+impl AttentionSpec {
+    /// The probabilities of one query head, written to `p`, over its allowed keys in order.
+    fn probabilities(&self, query: usize, q: &[f32], keys: &Keys<'_>, head: usize, p: &mut Vec<f32>) {
+        p.clear();
+        for (from, to) in self.mask.intervals(query) {
+            for key in *from..*to {
+                let score = self.scale * dot(q, keys.at(key as usize, head).0);
+                p.push(self.softcap.map_or(score, |cap| cap * (score / cap).tanh()));
+            }
+        }
+        let max = p.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let mut sum = 0f32;
+        for p in p.iter_mut() {
+            *p = (*p - max).exp();
+            sum += *p;
+        }
+        let inverse = 1.0 / sum;
+        p.iter_mut().for_each(|p| *p *= inverse);
+    }
+
+    /// `[T, N, H]` from queries of the same shape.
+    fn forward(&self, q: &[f32], heads: usize, keys: &Keys<'_>) -> Vec<f32> {
+        let (h, group) = (keys.head_dim, heads / keys.kv_heads);
+        let mut out = vec![0f32; q.len()];
+        out.par_chunks_mut(heads * h).zip(q.par_chunks(heads * h)).enumerate().with_min_len(4).for_each_init(
+            Vec::new,
+            |p, (query, (out, q))| {
+                for (n, (out, q)) in out.chunks_mut(h).zip(q.chunks(h)).enumerate() {
+                    let head = n / group;
+                    self.probabilities(query, q, keys, head, p);
+                    let allowed = self.mask.intervals(query).iter().flat_map(|(from, to)| *from..*to);
+                    for (p, key) in p.iter().zip(allowed) {
+                        axpy(*p, keys.at(key as usize, head).1, out);
+                    }
+                }
+            },
+        );
+        out
+    }
+
+    /// Gradients of queries (for the query heads of one key head, `[T, group, H]`), and of its new keys and
+    /// values, `[S_new, H]` each.
+    fn backward_head(&self, q: &[f32], dy: &[f32], heads: usize, keys: &Keys<'_>, head: usize) -> [Vec<f32>; 3] {
+        let (h, group, num_queries) = (keys.head_dim, heads / keys.kv_heads, self.mask.num_queries());
+        let mut dq = vec![0f32; num_queries * group * h];
+        let num_new = keys.new_keys.len() / (keys.kv_heads * h);
+        let (mut dk, mut dv) = (vec![0f32; num_new * h], vec![0f32; num_new * h]);
+        let (mut p, mut dp) = (Vec::new(), Vec::new());
+        for query in 0..num_queries {
+            for n in 0..group {
+                let at = (query * heads + head * group + n) * h;
+                let (q, dy) = (&q[at..at + h], &dy[at..at + h]);
+                let dq = &mut dq[(query * group + n) * h..][..h];
+                self.probabilities(query, q, keys, head, &mut p);
+                let allowed = || self.mask.intervals(query).iter().flat_map(|(from, to)| *from as usize..*to as usize);
+                dp.clear();
+                dp.extend(allowed().map(|key| dot(dy, keys.at(key, head).1)));
+                let mean = dot(&p, &dp);
+                for ((p, dp), key) in p.iter().zip(&dp).zip(allowed()) {
+                    let k = keys.at(key, head).0;
+                    let mut ds = p * (dp - mean) * self.scale;
+                    if let Some(cap) = self.softcap {
+                        let t = (self.scale * dot(q, k) / cap).tanh();
+                        ds *= 1.0 - t * t;
+                    }
+                    axpy(ds, k, dq);
+                    if key >= keys.num_past {
+                        let new = (key - keys.num_past) * h;
+                        axpy(ds, q, &mut dk[new..new + h]);
+                        axpy(*p, dy, &mut dv[new..new + h]);
+                    }
+                }
+            }
+        }
+        [dq, dk, dv]
+    }
+}
+
+fn check(spec: &AttentionSpec, q: &Tensor, kv: (usize, usize), num_keys: usize) -> Result<()> {
+    let (t, heads, h) = q.dims3()?;
+    let (kv_heads, width) = kv;
+    if t != spec.mask.num_queries() || width != h || kv_heads == 0 || heads % kv_heads != 0 || spec.mask.end() > num_keys {
+        bail!(
+            "attention: queries {:?}, {kv_heads} key heads of {width}, {num_keys} keys, mask of {} queries over {} keys",
+            q.shape(),
+            spec.mask.num_queries(),
+            spec.mask.end()
+        );
+    }
+    Ok(())
+}
+
+fn check_width(cache: Option<&KvLayer>, width: usize) -> Result<()> {
+    match cache {
+        Some(cache) if cache.num_tokens() > 0 && cache.width() != width => {
+            bail!("attention: a cache of {} numbers per token, keys of {width}", cache.width())
+        }
+        _ => Ok(()),
+    }
+}
+
+struct Attention {
+    spec: AttentionSpec,
+    past: Option<Arc<KvLayer>>,
+}
+
+/// `softmax(scale q k^T) v` over the allowed keys of each query; past keys and values get no gradient.
+///
+/// # Shapes
+/// `q: [T, N, H]`, `k`, `v`: `[S_new, K, H]` -> `[T, N, H]`; K divides N.
+///
+/// # Errors
+/// When shapes disagree or the mask reaches beyond the keys.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, past: Option<&Arc<KvLayer>>, spec: &AttentionSpec) -> Result<Tensor> {
+    let (new, kv_heads, h) = k.dims3()?;
+    check_width(past.map(Arc::as_ref), kv_heads * h)?;
+    if v.dims() != k.dims() {
+        bail!("attention: keys {:?}, values {:?}", k.shape(), v.shape());
+    }
+    check(spec, q, (kv_heads, h), new + past.map_or(0, |past| past.num_tokens()))?;
+    let op = Attention { spec: spec.clone(), past: past.cloned() };
+    q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
+}
+
+/// As [`attention`], with every key in the cache and no gradient.
+///
+/// # Shapes
+/// `q: [T, N, H]`, cache `[S, K, H]` -> `[T, N, H]`.
+///
+/// # Errors
+/// When shapes disagree or the mask reaches beyond the keys.
+pub fn attention_cached(q: &Tensor, cache: &KvLayer, kv_heads: usize, spec: &AttentionSpec) -> Result<Tensor> {
+    let (_, heads, h) = q.dims3()?;
+    check_width(Some(cache), kv_heads * h)?;
+    check(spec, q, (kv_heads, h), cache.num_tokens())?;
+    let keys = Keys { past: None, new_keys: cache.keys(), new_values: cache.values(), num_past: 0, kv_heads, head_dim: h };
+    tensor(with_values(q, |q| spec.forward(q, heads, &keys))?, q.shape())
+}
+
+impl Attention {
+    fn keys<'a>(&'a self, k: &'a [f32], v: &'a [f32], kv_heads: usize, head_dim: usize) -> Keys<'a> {
+        let past = self.past.as_deref();
+        let num_past = past.map_or(0, KvLayer::num_tokens);
+        Keys { past, new_keys: k, new_values: v, num_past, kv_heads, head_dim }
+    }
+}
+
+impl CustomOp3 for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (q, k, v) = (slice(s1, l1, "attention")?, slice(s2, l2, "attention")?, slice(s3, l3, "attention")?);
+        let keys = self.keys(k, v, l2.dims()[1], l2.dims()[2]);
+        Ok(output(self.spec.forward(q, l1.dims()[1], &keys), l1.shape()))
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let ((t, heads, h), (new, kv_heads, _)) = (q.dims3()?, k.dims3()?);
+        let group = heads / kv_heads;
+        let (q_values, dy) = (with_values(q, <[f32]>::to_vec)?, with_values(dy, <[f32]>::to_vec)?);
+        let by_head: Vec<[Vec<f32>; 3]> = with_values(k, |k_values| {
+            with_values(v, |v_values| {
+                let keys = self.keys(k_values, v_values, kv_heads, h);
+                (0..kv_heads).into_par_iter().map(|head| self.spec.backward_head(&q_values, &dy, heads, &keys, head)).collect()
+            })
+        })??;
+        let interleave = |which: usize, tokens: usize, width: usize| {
+            let mut all = Vec::with_capacity(tokens * kv_heads * width);
+            for token in 0..tokens {
+                for head in &by_head {
+                    all.extend_from_slice(&head[which][token * width..(token + 1) * width]);
+                }
+            }
+            all
+        };
+        Ok((
+            wanted(q, || interleave(0, t, group * h))?,
+            wanted(k, || interleave(1, new, h))?,
+            wanted(v, || interleave(2, new, h))?,
+        ))
+    }
+}

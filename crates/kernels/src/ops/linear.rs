@@ -1,0 +1,218 @@
+//! Linear maps: a frozen or trained weight, a bias, and a low-rank update (LoRA, arXiv 2106.09685) gated per token.
+
+use crate::cpu::{self, gemm, output, rows_of, slice, tensor, transposed, wanted, with_values};
+use crate::matrix::Matrix;
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use std::sync::Arc;
+
+/// The weight of a linear map, `[out, in]`.
+#[derive(Debug, Clone)]
+pub enum Weight {
+    /// Never trained; stays in its storage format.
+    Frozen(Arc<Matrix>),
+    /// A tensor that may be a trained variable.
+    Dense(Tensor),
+}
+
+impl Weight {
+    /// `[out, in]`.
+    ///
+    /// # Errors
+    /// When a dense weight is not of rank 2.
+    pub fn dims(&self) -> Result<(usize, usize)> {
+        match self {
+            Self::Frozen(m) => Ok((m.rows(), m.cols())),
+            Self::Dense(w) => w.dims2(),
+        }
+    }
+}
+
+/// `y[rows] += scale * (x[rows] A^T) B^T`: an update of rank r at the adapted tokens only.
+#[derive(Debug, Clone)]
+pub struct LowRank {
+    /// `[r, in]`.
+    pub a: Tensor,
+    /// `[out, r]`.
+    pub b: Tensor,
+    /// `lora_alpha / r`.
+    pub scale: f32,
+    /// Adapted tokens, ascending. Without any, the result is that of the plain map, bit for bit.
+    pub rows: Arc<Vec<u32>>,
+}
+
+/// `y = x W^T + bias`, plus the low-rank update at its tokens.
+///
+/// # Shapes
+/// `x: [T, in]` -> `[T, out]`.
+///
+/// # Errors
+/// When shapes disagree or a row of the update is outside T.
+pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, update: Option<&LowRank>) -> Result<Tensor> {
+    let (out, input) = weight.dims()?;
+    let (t, width) = x.dims2()?;
+    if width != input {
+        bail!("linear: expected rows of {input}, found {:?}", x.shape());
+    }
+    if let Some(bias) = bias
+        && bias.dims() != [out]
+    {
+        bail!("linear: expected a bias of [{out}], found {:?}", bias.shape());
+    }
+    let x = x.contiguous()?;
+    let update = update.filter(|u| !u.rows.is_empty());
+    if let Some(u) = update {
+        let rank = u.a.dim(0)?;
+        if u.a.dims() != [rank, input] || u.b.dims() != [out, rank] || u.rows.iter().any(|r| *r as usize >= t) {
+            bail!("linear: update A {:?}, B {:?} on a map [{out}, {input}] of {t} tokens", u.a.shape(), u.b.shape());
+        }
+    }
+    let y = match (weight, update) {
+        (Weight::Frozen(w), None) => x.apply_op1(Frozen(Arc::clone(w)))?,
+        (Weight::Frozen(w), Some(u)) => {
+            let op = Adapted { weight: Arc::clone(w), scale: u.scale, rows: Arc::clone(&u.rows) };
+            x.apply_op3(&u.a.contiguous()?, &u.b.contiguous()?, op)?
+        }
+        (Weight::Dense(w), None) => x.apply_op2(&w.contiguous()?, Dense)?,
+        (Weight::Dense(_), Some(_)) => bail!("linear: a low-rank update needs a frozen weight"),
+    };
+    match bias {
+        Some(bias) => y.broadcast_add(bias),
+        None => Ok(y),
+    }
+}
+
+struct Frozen(Arc<Matrix>);
+
+impl CustomOp1 for Frozen {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let t = layout.dims()[0];
+        Ok(output(self.0.forward(slice(storage, layout, "linear")?, t), (t, self.0.rows())))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let t = x.dims()[0];
+        Ok(Some(tensor(with_values(dy, |dy| self.0.backward(dy, t))?, x.shape())?))
+    }
+}
+
+struct Dense;
+
+impl CustomOp2 for Dense {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (x, w) = (slice(s1, l1, "linear")?, slice(s2, l2, "linear")?);
+        let (t, input, out) = (l1.dims()[0], l1.dims()[1], l2.dims()[0]);
+        let mut y = vec![0f32; t * out];
+        gemm(&mut y, out, (t, out, input), rows_of(x, input), transposed(w, input), false);
+        Ok(output(y, (t, out)))
+    }
+
+    fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let ((t, input), out) = (x.dims2()?, w.dim(0)?);
+        let dx = if x.track_op() {
+            let mut dx = vec![0f32; t * input];
+            with_values(dy, |dy| {
+                with_values(w, |w| gemm(&mut dx, input, (t, input, out), rows_of(dy, out), rows_of(w, input), false))
+            })??;
+            Some(tensor(dx, x.shape())?)
+        } else {
+            None
+        };
+        let dw = if w.track_op() {
+            let mut dw = vec![0f32; out * input];
+            with_values(dy, |dy| {
+                with_values(x, |x| gemm(&mut dw, input, (out, input, t), transposed(dy, out), rows_of(x, input), false))
+            })??;
+            Some(tensor(dw, w.shape())?)
+        } else {
+            None
+        };
+        Ok((dx, dw))
+    }
+}
+
+struct Adapted {
+    weight: Arc<Matrix>,
+    scale: f32,
+    rows: Arc<Vec<u32>>,
+}
+
+/// The rows `rows` of `x [_, width]`, one after the other.
+fn gather(x: &[f32], width: usize, rows: &[u32]) -> Vec<f32> {
+    rows.iter().flat_map(|r| &x[*r as usize * width..(*r as usize + 1) * width]).copied().collect()
+}
+
+/// `x[rows] += scale * values`.
+fn scatter_add(x: &mut [f32], width: usize, rows: &[u32], scale: f32, values: &[f32]) {
+    for (row, values) in rows.iter().zip(values.chunks(width)) {
+        cpu::axpy(scale, values, &mut x[*row as usize * width..(*row as usize + 1) * width]);
+    }
+}
+
+impl CustomOp3 for Adapted {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (x, a, b) = (slice(s1, l1, "linear")?, slice(s2, l2, "linear")?, slice(s3, l3, "linear")?);
+        let (t, input, rank, out) = (l1.dims()[0], l1.dims()[1], l2.dims()[0], l3.dims()[0]);
+        let mut y = self.weight.forward(x, t);
+        let x_rows = gather(x, input, &self.rows);
+        let n = self.rows.len();
+        let mut down = vec![0f32; n * rank]; // [n, r]
+        gemm(&mut down, rank, (n, rank, input), rows_of(&x_rows, input), transposed(a, input), false);
+        let mut up = vec![0f32; n * out]; // [n, out]
+        gemm(&mut up, out, (n, out, rank), rows_of(&down, rank), transposed(b, rank), false);
+        scatter_add(&mut y, out, &self.rows, self.scale, &up);
+        Ok(output(y, (t, out)))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        a: &Tensor,
+        b: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let ((t, input), (out, rank), n) = (x.dims2()?, b.dims2()?, self.rows.len());
+        let x_rows = with_values(x, |x| gather(x, input, &self.rows))?;
+        let mut dy_rows = with_values(dy, |dy| gather(dy, out, &self.rows))?;
+        dy_rows.iter_mut().for_each(|g| *g *= self.scale);
+        let (a_values, b_values) = (with_values(a, <[f32]>::to_vec)?, with_values(b, <[f32]>::to_vec)?);
+        let mut down = vec![0f32; n * rank]; // x A^T
+        gemm(&mut down, rank, (n, rank, input), rows_of(&x_rows, input), transposed(&a_values, input), false);
+        let mut d_down = vec![0f32; n * rank]; // dy B
+        gemm(&mut d_down, rank, (n, rank, out), rows_of(&dy_rows, out), rows_of(&b_values, rank), false);
+        let mut db = vec![0f32; out * rank];
+        gemm(&mut db, rank, (out, rank, n), transposed(&dy_rows, out), rows_of(&down, rank), false);
+        let mut da = vec![0f32; rank * input];
+        gemm(&mut da, input, (rank, input, n), transposed(&d_down, rank), rows_of(&x_rows, input), false);
+        let dx = if x.track_op() {
+            let mut dx = with_values(dy, |dy| self.weight.backward(dy, t))?;
+            let mut through = vec![0f32; n * input];
+            gemm(&mut through, input, (n, input, rank), rows_of(&d_down, rank), rows_of(&a_values, input), false);
+            scatter_add(&mut dx, input, &self.rows, 1.0, &through);
+            Some(tensor(dx, x.shape())?)
+        } else {
+            None
+        };
+        Ok((dx, wanted(a, || da)?, wanted(b, || db)?))
+    }
+}

@@ -1,0 +1,22 @@
+//! The decoder's operations. Tensors are f32 and row-major; every op that training reaches has a backward.
+
+mod attention;
+mod cross_entropy;
+mod dropout;
+mod embed_inputs;
+mod linear;
+mod pool;
+pub mod reference;
+mod rms_norm;
+mod rope;
+mod swiglu;
+
+pub use attention::{AttentionMask, AttentionSpec, attention, attention_cached};
+pub use cross_entropy::{Head, cross_entropy, logits};
+pub use dropout::dropout;
+pub use embed_inputs::{embed_inputs, embed_tokens};
+pub use linear::{LowRank, Weight, linear};
+pub use pool::pool;
+pub use rms_norm::rms_norm;
+pub use rope::{RopeTable, rope};
+pub use swiglu::{Activation, gated};

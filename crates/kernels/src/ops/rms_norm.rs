@@ -1,0 +1,88 @@
+//! Root-mean-square layer norm (arXiv 1910.07467), in f32.
+
+use crate::cpu::{dot, output, slice, tensor, with_values};
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+struct RmsNorm {
+    eps: f32,
+    offset: f32,
+}
+
+/// `y = x / sqrt(mean(x^2) + eps) * (w + offset)` over the last axis.
+///
+/// # Shapes
+/// `x: [.., D]`, `w: [D]` -> `[.., D]`.
+///
+/// # Errors
+/// When the last axis of `x` is not the length of `w`.
+pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f32, offset: f32) -> Result<Tensor> {
+    if x.dims().last() != Some(&w.elem_count()) {
+        bail!("rms_norm: expected rows of {}, found {:?}", w.elem_count(), x.shape());
+    }
+    x.contiguous()?.apply_op2(&w.contiguous()?, RmsNorm { eps, offset })
+}
+
+impl RmsNorm {
+    fn inverse_rms(&self, x: &[f32]) -> f32 {
+        1.0 / (dot(x, x) / x.len() as f32 + self.eps).sqrt()
+    }
+}
+
+impl CustomOp2 for RmsNorm {
+    fn name(&self) -> &'static str {
+        "rms_norm"
+    }
+
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (x, w) = (slice(s1, l1, "rms_norm")?, slice(s2, l2, "rms_norm")?);
+        let mut y = vec![0f32; x.len()];
+        y.par_chunks_mut(w.len()).zip(x.par_chunks(w.len())).with_min_len(32).for_each(|(y, x)| {
+            let scale = self.inverse_rms(x);
+            for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+                *y = x * scale * (w + self.offset);
+            }
+        });
+        Ok(output(y, l1.shape()))
+    }
+
+    fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (x_values, w_values) = (with_values(x, <[f32]>::to_vec)?, with_values(w, <[f32]>::to_vec)?);
+        let dy = with_values(dy, <[f32]>::to_vec)?;
+        let width = w_values.len();
+        let dx = if x.track_op() {
+            let mut dx = vec![0f32; x_values.len()];
+            dx.par_chunks_mut(width).zip(x_values.par_chunks(width)).zip(dy.par_chunks(width)).with_min_len(32).for_each(
+                |((dx, x), dy)| {
+                    // With g = dy * (w + offset) and r = 1 / rms: dx = r * g - x * r^3 * mean(g * x).
+                    let r = self.inverse_rms(x);
+                    let mut g_dot_x = 0f32;
+                    for (((dx, dy), w), x) in dx.iter_mut().zip(dy).zip(&w_values).zip(x) {
+                        *dx = dy * (w + self.offset);
+                        g_dot_x += *dx * x;
+                    }
+                    let back = r * r * r * g_dot_x / width as f32;
+                    for (dx, x) in dx.iter_mut().zip(x) {
+                        *dx = *dx * r - x * back;
+                    }
+                },
+            );
+            Some(tensor(dx, x.shape())?)
+        } else {
+            None
+        };
+        let dw = if w.track_op() {
+            let mut dw = vec![0f32; width];
+            for (x, dy) in x_values.chunks(width).zip(dy.chunks(width)) {
+                let r = self.inverse_rms(x);
+                for ((dw, x), dy) in dw.iter_mut().zip(x).zip(dy) {
+                    *dw += dy * x * r;
+                }
+            }
+            Some(tensor(dw, w.shape())?)
+        } else {
+            None
+        };
+        Ok((dx, dw))
+    }
+}

@@ -1,0 +1,91 @@
+//! The gated unit of the feed-forward network (arXiv 2002.05202): `act(gate) * up`.
+
+use crate::cpu::{output, slice, wanted, with_values};
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+/// The non-linearity of the gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)`.
+    Silu,
+    /// `x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`.
+    GeluTanh,
+}
+
+const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+const CUBIC: f32 = 0.044_715;
+
+impl Activation {
+    /// Value and derivative.
+    fn evaluate(self, x: f32) -> (f32, f32) {
+        match self {
+            Self::Silu => {
+                let s = 1.0 / (1.0 + (-x).exp());
+                (x * s, s * (1.0 + x * (1.0 - s)))
+            }
+            Self::GeluTanh => {
+                let t = (SQRT_2_OVER_PI * (x + CUBIC * x * x * x)).tanh();
+                let inner = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x);
+                (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner)
+            }
+        }
+    }
+}
+
+struct Gated(Activation);
+
+/// `act(gate) * up`, elementwise.
+///
+/// # Shapes
+/// `gate`, `up`: `[T, F]` -> `[T, F]`.
+///
+/// # Errors
+/// When the shapes differ.
+pub fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
+    if gate.dims() != up.dims() {
+        bail!("gated: gate {:?}, up {:?}", gate.shape(), up.shape());
+    }
+    gate.contiguous()?.apply_op2(&up.contiguous()?, Gated(activation))
+}
+
+const CHUNK: usize = 4096;
+
+impl CustomOp2 for Gated {
+    fn name(&self) -> &'static str {
+        "gated"
+    }
+
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (gate, up) = (slice(s1, l1, "gated")?, slice(s2, l2, "gated")?);
+        let mut y = vec![0f32; gate.len()];
+        y.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK)).for_each(|((y, gate), up)| {
+            for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
+                *y = self.0.evaluate(*gate).0 * up;
+            }
+        });
+        Ok(output(y, l1.shape()))
+    }
+
+    fn bwd(&self, gate: &Tensor, up: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let mut d_gate = vec![0f32; gate.elem_count()];
+        let mut d_up = vec![0f32; up.elem_count()];
+        with_values(gate, |gate| {
+            with_values(up, |up| {
+                with_values(dy, |dy| {
+                    let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(dy.par_chunks(CHUNK));
+                    d_gate.par_chunks_mut(CHUNK).zip(d_up.par_chunks_mut(CHUNK)).zip(inputs).for_each(
+                        |((d_gate, d_up), ((gate, up), dy))| {
+                            for i in 0..gate.len() {
+                                let (value, slope) = self.0.evaluate(gate[i]);
+                                d_gate[i] = dy[i] * up[i] * slope;
+                                d_up[i] = dy[i] * value;
+                            }
+                        },
+                    );
+                })
+            })
+        })???;
+        Ok((wanted(gate, || d_gate)?, wanted(up, || d_up)?))
+    }
+}

@@ -1,0 +1,12 @@
+//! The operations against their definitions: values, gradients, errors and the edges of f32.
+#![expect(clippy::unwrap_used, reason = "a test that cannot set up its case fails there")]
+
+mod adamw;
+mod errors;
+mod forward;
+mod gradients;
+mod mask;
+mod matrix;
+mod numerics;
+mod rows;
+mod support;

@@ -1,0 +1,94 @@
+//! What a token's result may depend on: its own row, and nothing of the rows beside it.
+
+use crate::support::*;
+use kernels::ops::{self, AttentionMask, LowRank, Weight, reference};
+use kernels::{StorageType, Tensor};
+use std::sync::Arc;
+
+fn row(tensor: &Tensor, t: usize) -> Vec<u32> {
+    values(&tensor.narrow(0, t, 1).unwrap()).into_iter().map(f32::to_bits).collect()
+}
+
+#[test]
+fn an_update_changes_its_own_rows_alone() {
+    let mut rng = generator(21);
+    for storage_type in [StorageType::F32, StorageType::Q4_1] {
+        for t in [1, 4, 7] {
+            let weight = Weight::Frozen(Arc::new(matrix(&mut rng, storage_type, 21, 64)));
+            let x = tensor(&uniform(&mut rng, t * 64), [t, 64]);
+            let (a, b) = (tensor(&uniform(&mut rng, 128), [2, 64]), tensor(&uniform(&mut rng, 42), [21, 2]));
+            let plain = ops::linear(&x, &weight, None, None).unwrap();
+            for rows in [vec![], vec![0], vec![t as u32 - 1]] {
+                let update = LowRank { a: a.clone(), b: b.clone(), scale: 1.0, rows: Arc::new(rows.clone()) };
+                let updated = ops::linear(&x, &weight, None, Some(&update)).unwrap();
+                for i in 0..t {
+                    assert_eq!(
+                        row(&updated, i) != row(&plain, i),
+                        rows.contains(&(i as u32)),
+                        "{t} rows, row {i} of {rows:?}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Up to four rows take the path whose sums have one order: bit for bit. More rows take the blocked product, which
+/// chooses its blocks by the number of rows: twice the worst case of a sum of n terms, n roundings of their magnitudes.
+#[test]
+fn a_row_of_linear_does_not_depend_on_the_other_rows() {
+    let mut rng = generator(22);
+    for storage_type in STORAGE_TYPES {
+        for (out, input) in [(37, 256), (300, 768)] {
+            let matrix = Arc::new(matrix(&mut rng, storage_type, out, input));
+            let numbers = uniform(&mut rng, 70 * input);
+            let magnitudes = |values: &[f32]| values.iter().map(|x| f64::from(x.abs())).collect::<Vec<_>>();
+            let own = magnitudes(&numbers[2 * input..3 * input]);
+            let scale = reference::linear(&own, &magnitudes(&matrix.to_f32()), input, None, None);
+            let (x, weight) = (tensor(&numbers, [70, input]), Weight::Frozen(matrix));
+            let run = |from: usize, t: usize| ops::linear(&x.narrow(0, from, t).unwrap(), &weight, None, None).unwrap();
+            let alone = run(2, 1);
+            for t in [3, 4] {
+                assert_eq!(row(&run(0, t), 2), row(&alone, 0), "{storage_type:?}, {t} rows");
+            }
+            for t in [5, 8, 33, 70] {
+                let together = run(0, t).narrow(0, 2, 1).unwrap();
+                assert_close(&together, &wide(&values(&alone)), |i| 2.0 * input as f64 * ROUNDING * scale[i]);
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_of_a_segment_is_the_same_alone_and_packed() {
+    let mut rng = generator(23);
+    let (heads, kv_heads, h, lengths) = (4, 2, 10, [1usize, 7, 5]);
+    let total: usize = lengths.iter().sum();
+    let q = tensor(&uniform(&mut rng, total * heads * h), [total, heads, h]);
+    let k = tensor(&uniform(&mut rng, total * kv_heads * h), [total, kv_heads, h]);
+    let v = tensor(&uniform(&mut rng, total * kv_heads * h), [total, kv_heads, h]);
+    let mut packed = AttentionMask::new();
+    let mut first = 0;
+    for length in lengths {
+        (0..length).for_each(|i| packed.push([(first, first + i as u32 + 1)]).unwrap());
+        first += length as u32;
+    }
+    let together = ops::attention(&q, &k, &v, None, &spec(packed, h, Some(4.0))).unwrap();
+    let mut first = 0;
+    for length in lengths {
+        let part = |x: &Tensor| x.narrow(0, first, length).unwrap();
+        let alone = spec(causal_mask(&mut rng, 0, length, false), h, Some(4.0));
+        let segment = ops::attention(&part(&q), &part(&k), &part(&v), None, &alone).unwrap();
+        // One token more on a cache of those before it is the same sum again.
+        let before = |x: &Tensor| values(&x.narrow(0, first, length - 1).unwrap());
+        let cache = Arc::new(layer(&before(&k), &before(&v), [kv_heads, h]));
+        let last = |x: &Tensor| x.narrow(0, first + length - 1, 1).unwrap();
+        let step = spec(causal_mask(&mut rng, length - 1, 1, false), h, Some(4.0));
+        let step = ops::attention(&last(&q), &last(&k), &last(&v), Some(&cache), &step).unwrap();
+        for i in 0..length {
+            assert_eq!(row(&segment, i), row(&together, first + i));
+        }
+        assert_eq!(row(&step, 0), row(&segment, length - 1));
+        first += length;
+    }
+}

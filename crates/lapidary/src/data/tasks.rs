@@ -1,0 +1,153 @@
+//! Evaluation data in the column layout of the Hugging Face `mteb/*` and MMLU data sets.
+
+use std::path::{Path, PathBuf};
+
+use super::error::DataError;
+use super::row::Row;
+use super::source::{open_text, read_capped};
+use super::table::Table;
+
+/// Largest raw text file that is read whole.
+const MAX_TEXT_BYTES: u64 = 1 << 30;
+/// Extensions a split may be stored under, in order of preference.
+const SPLIT_EXTENSIONS: [&str; 5] = ["jsonl.gz", "jsonl", "parquet", "csv.gz", "csv"];
+
+/// A text with its class.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LabelledText {
+    /// The text.
+    pub text: String,
+    /// The class.
+    pub label: i64,
+    /// The name of the class, where the file has a column `label_text`.
+    pub label_text: Option<String>,
+}
+
+/// A question with its possible answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MultipleChoice {
+    /// The subject.
+    pub subject: String,
+    /// The question.
+    pub question: String,
+    /// The possible answers, at least two.
+    pub choices: Vec<String>,
+    /// Index of the right answer in `choices`.
+    pub answer: usize,
+}
+
+/// The file that holds `split` of the task in `dir`, e.g. `test.jsonl.gz`.
+///
+/// # Errors
+/// No such file under any of the extensions.
+pub fn split_file(dir: &Path, split: &str) -> Result<PathBuf, DataError> {
+    SPLIT_EXTENSIONS
+        .iter()
+        .map(|extension| dir.join(format!("{split}.{extension}")))
+        .find(|path| path.is_file())
+        .ok_or_else(|| DataError::NoSplit {
+            dir: dir.to_owned(),
+            split: split.to_owned(),
+        })
+}
+
+/// Reads `text`, `label` and, where there is one, `label_text`.
+///
+/// # Errors
+/// Unreadable files; a missing or ill-typed field, with its row; no rows.
+pub fn load_classification(path: &Path) -> Result<Vec<LabelledText>, DataError> {
+    load_rows(path, &["text", "label"], &["label_text"], |row| {
+        let label_text = if row.has("label_text") {
+            row.optional_text("label_text")?.map(str::to_owned)
+        } else {
+            None
+        };
+        Ok(LabelledText {
+            text: row.text("text")?.to_owned(),
+            label: row.integer("label")?,
+            label_text,
+        })
+    })
+}
+
+/// Reads `subject`, `question`, `choices` and `answer` (the index of the right choice).
+///
+/// # Errors
+/// Unreadable files; a missing or ill-typed field or an answer that is no choice, with its row; no
+/// rows.
+pub fn load_multiple_choice(path: &Path) -> Result<Vec<MultipleChoice>, DataError> {
+    let columns = ["subject", "question", "choices", "answer"];
+    load_rows(path, &columns, &[], |row| {
+        let choices = row.texts("choices")?;
+        if choices.len() < 2 {
+            return Err(row.wrong("choices", "at least two choices"));
+        }
+        let answer = usize::try_from(row.integer("answer")?)
+            .ok()
+            .filter(|&answer| answer < choices.len())
+            .ok_or_else(|| row.wrong("answer", "the index of a choice, counted from 0"))?;
+        Ok(MultipleChoice {
+            subject: row.text("subject")?.to_owned(),
+            question: row.text("question")?.to_owned(),
+            choices,
+            answer,
+        })
+    })
+}
+
+/// Reads a whole text file (WikiText's `wiki.test.raw`), plain or compressed (.gz, .zst).
+///
+/// # Errors
+/// Unreadable, binary or empty files, invalid UTF-8 (with its line), more than 1 GiB.
+pub fn load_text(path: &Path) -> Result<String, DataError> {
+    let bytes = read_capped(path, open_text(path)?, MAX_TEXT_BYTES)?;
+    if bytes.is_empty() {
+        return Err(empty(path));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let offset = error.utf8_error().valid_up_to();
+        let before = &error.as_bytes()[..offset];
+        let line_start = before.iter().rposition(|&byte| byte == b'\n');
+        let num_newlines = before.iter().filter(|&&byte| byte == b'\n').count();
+        DataError::Utf8 {
+            at: super::RowRef {
+                file: path.into(),
+                row: num_newlines as u64 + 1,
+            },
+            offset: offset - line_start.map_or(0, |start| start + 1),
+        }
+    })
+}
+
+/// Reads all rows of one file: the `required` columns and those of the `optional` it has.
+pub(super) fn load_rows<T>(
+    path: &Path,
+    required: &[&str],
+    optional: &[&str],
+    convert: impl Fn(&Row) -> Result<T, DataError>,
+) -> Result<Vec<T>, DataError> {
+    let mut table = Table::open(path)?;
+    let found = table.columns(false).unwrap_or_default();
+    let mut names = required.to_vec();
+    names.extend(
+        optional
+            .iter()
+            .filter(|name| found.iter().any(|f| f == *name)),
+    );
+    table.select(&names)?;
+    let mut rows = Vec::new();
+    while let Some(row) = table.next_row()? {
+        rows.push(convert(&row)?);
+    }
+    if rows.is_empty() {
+        return Err(empty(path));
+    }
+    Ok(rows)
+}
+
+fn empty(path: &Path) -> DataError {
+    DataError::Empty {
+        paths: path.display().to_string(),
+        num_blank: 0,
+    }
+}

@@ -1,0 +1,149 @@
+//! Texts to vectors: encode, lay out, pack without padding, run, pool, standardise, normalise.
+
+use crate::Error;
+use crate::eval::standardise::{Moments, Standardisation};
+use crate::model::{AdapterView, Decoder, ForwardOptions, Kv, Segment};
+use crate::text::Tokenizer;
+use kernels::ops;
+use layout::{Layout, Method, TokenId, pack};
+
+/// What happens to pooled vectors, and how many tokens run at once.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EmbedOptions {
+    /// Longer texts are cut to this many tokens, and counted; 0: the model's limit.
+    pub max_tokens: usize,
+    /// Tokens of one forward pass.
+    pub batch_tokens: usize,
+    /// Apply the stored standardisation, if there is one.
+    pub standardise: bool,
+    /// Scale to unit length.
+    pub normalise: bool,
+}
+
+impl Default for EmbedOptions {
+    fn default() -> Self {
+        Self { max_tokens: 0, batch_tokens: 2048, standardise: true, normalise: true }
+    }
+}
+
+/// Vectors and what it took to make them.
+#[derive(Debug, Clone, Default)]
+pub struct Embeddings {
+    /// One vector per text, in the order of the texts, `[D]` each.
+    pub vectors: Vec<Vec<f32>>,
+    /// Texts that were cut.
+    pub num_truncated: usize,
+    /// Positions run, templates and special tokens included.
+    pub num_tokens: usize,
+}
+
+/// A model, a method, and what was trained for it.
+#[derive(Clone, Copy)]
+pub struct Embedder<'a> {
+    /// Runs the rows; outside any graph.
+    pub decoder: &'a Decoder,
+    /// Text to ids.
+    pub tokenizer: &'a Tokenizer,
+    /// Ids to rows.
+    pub method: &'a (dyn Method + Send + Sync),
+    /// Adapter and special rows, for methods that have them.
+    pub adapter: Option<&'a AdapterView>,
+    /// Mean and deviation of each dimension over unlabelled text.
+    pub standardisation: Option<&'a Standardisation>,
+}
+
+impl Embedder<'_> {
+    /// Embeds texts; `progress` is told the number of texts finished so far.
+    ///
+    /// # Errors
+    /// When a text has no tokens or cannot be encoded, or a vector comes out not finite; the message has its number.
+    pub fn embed(&self, texts: &[impl AsRef<str>], options: &EmbedOptions, progress: &mut dyn FnMut(usize)) -> Result<Embeddings, Error> {
+        let mut ids = texts.iter().map(|text| Ok(self.tokenizer.encode(text.as_ref())?)).collect::<Result<Vec<_>, Error>>()?;
+        let limit = self.limit(options)?;
+        let mut num_truncated = 0;
+        for ids in &mut ids {
+            if ids.len() > limit {
+                ids.truncate(limit);
+                num_truncated += 1;
+            }
+        }
+        let embeddings = self.embed_ids(&ids, options, progress)?;
+        Ok(Embeddings { num_truncated, ..embeddings })
+    }
+
+    /// Text tokens that fit: the asked limit, or what the model's longest row leaves beside the method's own tokens.
+    fn limit(&self, options: &EmbedOptions) -> Result<usize, Error> {
+        let longest = self.decoder.config().max_position_embeddings;
+        // Methods may repeat the text: room is found from how a row grows with its text.
+        let grown = |n: usize| -> Result<usize, Error> { Ok(self.method.embed_plan(&vec![0; n])?.rows[0].num_tokens()) };
+        let (one, two) = (grown(1)?, grown(2)?);
+        let room = (longest.saturating_sub(one) / (two - one).max(1) + 1).max(1);
+        Ok(if options.max_tokens == 0 { room } else { options.max_tokens.min(room) })
+    }
+
+    /// Embeds encoded texts.
+    ///
+    /// # Errors
+    /// As [`Embedder::embed`].
+    pub fn embed_ids(&self, ids: &[Vec<TokenId>], options: &EmbedOptions, progress: &mut dyn FnMut(usize)) -> Result<Embeddings, Error> {
+        let rows = ids
+            .iter()
+            .map(|ids| self.method.embed_plan(ids).map(|mut plan| plan.rows.swap_remove(0)))
+            .collect::<Result<Vec<Layout>, _>>()?;
+        let lengths: Vec<usize> = rows.iter().map(Layout::num_tokens).collect();
+        let mut embeddings = Embeddings { vectors: vec![Vec::new(); rows.len()], num_truncated: 0, num_tokens: lengths.iter().sum() };
+        let mut done = 0;
+        for batch in pack(&lengths, options.batch_tokens) {
+            let vectors = self.run(batch.iter().map(|i| &rows[*i]).collect::<Vec<_>>().as_slice())?;
+            for (i, mut vector) in batch.iter().zip(vectors) {
+                self.finish(&mut vector, options).map_err(|e| Error::Internal(format!("text {}: {e}", i + 1)))?;
+                embeddings.vectors[*i] = vector;
+            }
+            done += batch.len();
+            progress(done);
+        }
+        Ok(embeddings)
+    }
+
+    /// The raw pooled vectors of rows that each pool one vector.
+    fn run(&self, rows: &[&Layout]) -> Result<Vec<Vec<f32>>, Error> {
+        let segment = Segment::whole(rows.iter().copied());
+        let options = ForwardOptions { adapter: self.adapter, ..ForwardOptions::default() };
+        let hidden = self.decoder.forward(&segment, Kv::None, options)?;
+        let mut first = 0;
+        let mut pooled = Vec::with_capacity(rows.len());
+        for row in rows {
+            let weights = row.pooled().first().map_or(&[][..], |pooled| &pooled.weights);
+            pooled.push(weights.iter().map(|(at, weight)| (at + first, *weight)).collect());
+            first += row.num_tokens() as u32;
+        }
+        Ok(ops::pool(&hidden, pooled)?.to_vec2()?)
+    }
+
+    fn finish(&self, vector: &mut [f32], options: &EmbedOptions) -> Result<(), Error> {
+        if let Some(standardisation) = self.standardisation.filter(|_| options.standardise) {
+            standardisation.apply(vector)?;
+        }
+        let norm = vector.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt();
+        if !norm.is_finite() {
+            return Err(Error::Internal("its vector is not finite".into()));
+        }
+        if options.normalise && norm > 0.0 {
+            vector.iter_mut().for_each(|x| *x = (f64::from(*x) / norm) as f32);
+        }
+        Ok(())
+    }
+
+    /// Mean and deviation of each dimension over unlabelled texts.
+    ///
+    /// # Errors
+    /// As [`Embedder::embed`]; or with fewer than two texts.
+    pub fn fit_standardisation(&self, ids: &[Vec<TokenId>], progress: &mut dyn FnMut(usize)) -> Result<Standardisation, Error> {
+        let options = EmbedOptions { standardise: false, normalise: false, ..EmbedOptions::default() };
+        let mut moments = Moments::new(self.decoder.config().hidden_size);
+        for vector in self.embed_ids(ids, &options, progress)?.vectors {
+            moments.push(&vector)?;
+        }
+        Ok(moments.finish()?)
+    }
+}

@@ -1,0 +1,24 @@
+//! Cut any decoder-only LLM into a GEM (arXiv 2506.04344): one set of weights that chats, embeds text and reads
+//! compressed documents.
+//!
+//! A method turns text into rows of plain integers (crate `layout`); one decoder runs any row; losses and pooling
+//! read the result. [`Lapidary`] is the short way in; [`train::Trainer`] cuts a model.
+
+#![forbid(unsafe_code)]
+
+pub mod data;
+pub mod embed;
+mod error;
+pub mod eval;
+mod gem;
+pub mod generate;
+pub mod model;
+pub mod output;
+pub mod report;
+pub mod text;
+pub mod train;
+
+pub use error::Error;
+pub use gem::Lapidary;
+pub use layout;
+pub use model::ModelFiles;

@@ -1,0 +1,27 @@
+//! Models: configuration, weights, the decoder, its cache and its adapter.
+
+mod adapter;
+mod base;
+pub mod config;
+mod decoder;
+pub(crate) mod gem_dir;
+mod generation_config;
+pub mod gguf;
+pub mod gguf_weights;
+pub mod hf;
+mod kv_cache;
+mod safetensors_dir;
+mod segment;
+pub mod source;
+mod weights;
+
+pub use adapter::{Adapter, AdapterView, LoraConfig};
+pub use base::{BaseModel, ModelFiles};
+pub use config::{ConfigError, DecoderConfig};
+pub use decoder::{Decoder, ForwardOptions, HiddenDropout, Kv, LINEAR_MODULES, NamedVars, frequencies};
+pub use gem_dir::{GemConfig, GemDir};
+pub use generation_config::GenerationConfig;
+pub use kv_cache::KvCache;
+pub use safetensors_dir::{SafetensorsDir, SafetensorsError};
+pub use segment::Segment;
+pub use weights::WeightSource;

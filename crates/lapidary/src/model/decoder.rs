@@ -1,0 +1,473 @@
+//! The decoder: one forward pass for every family, driven by [`DecoderConfig`].
+
+use super::adapter::AdapterView;
+use super::config::{Activation, DecoderConfig, LayerConfig, RopeScaling};
+use super::kv_cache::KvCache;
+use super::segment::Segment;
+use super::weights::WeightSource;
+use crate::Error;
+use kernels::ops::{self, AttentionSpec, Head, LowRank, RopeTable, Weight};
+use kernels::{Device, Matrix, Tensor, Var};
+use layout::{Input, Rng};
+use rand::Rng as _;
+use std::sync::Arc;
+
+/// The linear maps of a layer, as Hugging Face names them, in the order in which [`Decoder`] keeps them.
+pub const LINEAR_MODULES: [&str; 7] = [
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+];
+const Q: usize = 0;
+const K: usize = 1;
+const V: usize = 2;
+const O: usize = 3;
+const GATE: usize = 4;
+const UP: usize = 5;
+const DOWN: usize = 6;
+
+#[derive(Debug, Clone)]
+struct Linear {
+    weight: Weight,
+    bias: Option<Tensor>,
+}
+
+#[derive(Debug, Clone)]
+struct Layer {
+    config: LayerConfig,
+    linears: [Linear; 7],
+    input_norm: Tensor,
+    feed_forward_norm: Tensor,
+    /// After attention and after feed-forward, before each residual sum.
+    post_norms: Option<[Tensor; 2]>,
+    /// Over each head of q and of k.
+    qk_norms: Option<[Tensor; 2]>,
+}
+
+/// Keys and values of a forward pass.
+pub enum Kv<'a> {
+    /// The segment holds whole rows; nothing is kept.
+    None,
+    /// Continue the rows of this cache and add to it. No gradient flows through it.
+    Append(&'a mut KvCache),
+    /// Continue the rows of this cache and leave it as it is; gradients flow within the segment alone.
+    Past(&'a KvCache),
+}
+
+/// Dropout of the outputs of attention and feed-forward.
+pub struct HiddenDropout<'a> {
+    /// Share of numbers set to zero.
+    pub ratio: f32,
+    /// Source of the noise.
+    pub rng: &'a mut Rng,
+}
+
+/// What a forward pass runs with, beside the tokens.
+#[derive(Default)]
+pub struct ForwardOptions<'a> {
+    /// Low-rank updates and special rows; without it no special token may occur.
+    pub adapter: Option<&'a AdapterView>,
+    /// Noise on hidden states.
+    pub dropout: Option<HiddenDropout<'a>>,
+    /// Called with (i, hidden states): 0 after the embedding, i after layer i.
+    pub observe: Option<&'a mut dyn FnMut(usize, &Tensor)>,
+}
+
+/// A decoder-only transformer with its weights.
+#[derive(Debug, Clone)]
+pub struct Decoder {
+    config: DecoderConfig,
+    embedding: Weight,
+    layers: Vec<Layer>,
+    norm: Tensor,
+    head: Head,
+    frequencies: Vec<Vec<f64>>,
+}
+
+/// Named trainable variables.
+pub type NamedVars = Vec<(String, Var)>;
+
+fn vector(values: Vec<f32>) -> Result<Tensor, Error> {
+    let len = values.len();
+    Ok(Tensor::from_vec(values, len, &Device::Cpu)?)
+}
+
+impl Layer {
+    fn load(config: &DecoderConfig, index: usize, source: &dyn WeightSource) -> Result<Self, Error> {
+        let name = |part: &str| format!("model.layers.{index}.{part}");
+        let norm = |part: &str, len| vector(source.vector(&name(&format!("{part}.weight")), len)?);
+        let (d, f, h) = (config.hidden_size, config.intermediate_size, config.head_dim);
+        let (q, kv) = (config.num_attention_heads * h, config.num_key_value_heads * h);
+        let shapes = [(q, d), (kv, d), (kv, d), (d, q), (f, d), (f, d), (d, f)];
+        let biased = [config.qkv_bias, config.qkv_bias, config.qkv_bias, config.o_bias, config.mlp_bias, config.mlp_bias, config.mlp_bias];
+        let linear = |i: usize| -> Result<Linear, Error> {
+            let (rows, cols) = shapes[i];
+            let module = name(LINEAR_MODULES[i]);
+            let weight = Weight::Frozen(Arc::new(source.matrix(&format!("{module}.weight"), rows, cols)?));
+            let bias = if biased[i] { Some(vector(source.vector(&format!("{module}.bias"), rows)?)?) } else { None };
+            Ok(Linear { weight, bias })
+        };
+        let (feed_forward, post) = if config.post_norms {
+            let post = [norm("post_attention_layernorm", d)?, norm("post_feedforward_layernorm", d)?];
+            ("pre_feedforward_layernorm", Some(post))
+        } else {
+            ("post_attention_layernorm", None)
+        };
+        Ok(Self {
+            config: config.layers[index],
+            linears: [linear(0)?, linear(1)?, linear(2)?, linear(3)?, linear(4)?, linear(5)?, linear(6)?],
+            input_norm: norm("input_layernorm", d)?,
+            feed_forward_norm: norm(feed_forward, d)?,
+            post_norms: post,
+            qk_norms: if config.qk_norm { Some([norm("self_attn.q_norm", h)?, norm("self_attn.k_norm", h)?]) } else { None },
+        })
+    }
+
+    /// Every tensor of the layer with its Hugging Face name within the layer.
+    fn tensors(&mut self) -> Vec<(String, &mut Tensor)> {
+        let mut all: Vec<(String, &mut Tensor)> = Vec::new();
+        for (linear, module) in self.linears.iter_mut().zip(LINEAR_MODULES) {
+            if let Weight::Dense(weight) = &mut linear.weight {
+                all.push((format!("{module}.weight"), weight));
+            }
+            if let Some(bias) = &mut linear.bias {
+                all.push((format!("{module}.bias"), bias));
+            }
+        }
+        all.push(("input_layernorm.weight".into(), &mut self.input_norm));
+        let feed_forward = if self.post_norms.is_some() { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
+        all.push((format!("{feed_forward}.weight"), &mut self.feed_forward_norm));
+        if let Some([attention, feed_forward]) = &mut self.post_norms {
+            all.push(("post_attention_layernorm.weight".into(), attention));
+            all.push(("post_feedforward_layernorm.weight".into(), feed_forward));
+        }
+        if let Some([q, k]) = &mut self.qk_norms {
+            all.push(("self_attn.q_norm.weight".into(), q));
+            all.push(("self_attn.k_norm.weight".into(), k));
+        }
+        all
+    }
+}
+
+/// One pass in progress: what every layer of it shares.
+struct Run<'a> {
+    config: &'a DecoderConfig,
+    tables: Vec<Arc<RopeTable>>,
+    windows: Vec<Option<usize>>,
+    specs: Vec<AttentionSpec>,
+    adapter: Option<&'a AdapterView>,
+    adapted: Arc<Vec<u32>>,
+    dropout: Option<HiddenDropout<'a>>,
+}
+
+impl Run<'_> {
+    fn linear(&self, layer: &Layer, index: usize, module: usize, x: &Tensor) -> Result<Tensor, Error> {
+        let Linear { weight, bias } = &layer.linears[module];
+        let update = self.adapter.and_then(|adapter| adapter.update(index, module)).map(|(a, b, scale)| LowRank {
+            a: a.clone(),
+            b: b.clone(),
+            scale,
+            rows: Arc::clone(&self.adapted),
+        });
+        Ok(ops::linear(x, weight, bias.as_ref(), update.as_ref())?)
+    }
+
+    fn norm(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor, Error> {
+        Ok(ops::rms_norm(x, weight, self.config.rms_norm_eps, self.config.norm_offset)?)
+    }
+
+    fn drop(&mut self, x: Tensor) -> Result<Tensor, Error> {
+        let Some(dropout) = &mut self.dropout else { return Ok(x) };
+        let keep = 1.0 / (1.0 - dropout.ratio);
+        let factors = (0..x.elem_count()).map(|_| if dropout.rng.random::<f32>() < dropout.ratio { 0.0 } else { keep });
+        Ok(ops::dropout(&x, Arc::new(factors.collect()))?)
+    }
+
+    /// Heads of q or k, normed where the family does so, rotated where the layer has positions.
+    fn heads(&self, layer: &Layer, x: &Tensor, norm: Option<&Tensor>) -> Result<Tensor, Error> {
+        let h = self.config.head_dim;
+        let x = x.reshape((x.dim(0)?, (), h))?; // [T, heads, H]
+        let x = match norm {
+            Some(norm) => self.norm(&x, norm)?,
+            None => x,
+        };
+        match layer.config.rope {
+            Some(rope) => Ok(ops::rope(&x, &self.tables[rope])?),
+            None => Ok(x),
+        }
+    }
+
+    fn attention(&self, layer: &Layer, index: usize, x: &Tensor, kv: &mut Kv<'_>) -> Result<Tensor, Error> {
+        let (t, kv_heads) = (x.dim(0)?, self.config.num_key_value_heads);
+        let norms = layer.qk_norms.as_ref();
+        let q = self.heads(layer, &self.linear(layer, index, Q, x)?, norms.map(|n| &n[0]))?;
+        let k = self.heads(layer, &self.linear(layer, index, K, x)?, norms.map(|n| &n[1]))?;
+        let v = self.linear(layer, index, V, x)?.reshape((t, kv_heads, self.config.head_dim))?;
+        let window = self.windows.iter().position(|w| *w == layer.config.sliding_window);
+        let spec = &self.specs[window.expect("the windows of all layers are listed")];
+        let y = match kv {
+            Kv::None => ops::attention(&q, &k, &v, None, spec)?,
+            Kv::Past(cache) => ops::attention(&q, &k, &v, Some(&cache.layers[index]), spec)?,
+            Kv::Append(cache) => {
+                let layer = Arc::make_mut(&mut cache.layers[index]);
+                layer.append(&k, &v)?;
+                ops::attention_cached(&q, layer, kv_heads, spec)?
+            }
+        };
+        self.linear(layer, index, O, &y.reshape((t, ()))?)
+    }
+
+    fn feed_forward(&self, layer: &Layer, index: usize, x: &Tensor) -> Result<Tensor, Error> {
+        let activation = match self.config.hidden_act {
+            Activation::Silu => ops::Activation::Silu,
+            Activation::GeluTanh => ops::Activation::GeluTanh,
+        };
+        let gate = self.linear(layer, index, GATE, x)?;
+        let up = self.linear(layer, index, UP, x)?;
+        self.linear(layer, index, DOWN, &ops::gated(&gate, &up, activation)?)
+    }
+
+    fn layer(&mut self, layer: &Layer, index: usize, x: &Tensor, kv: &mut Kv<'_>) -> Result<Tensor, Error> {
+        let mut y = self.attention(layer, index, &self.norm(x, &layer.input_norm)?, kv)?;
+        if let Some([post, _]) = &layer.post_norms {
+            y = self.norm(&y, post)?;
+        }
+        let x = (x + self.drop(y)?)?;
+        let mut y = self.feed_forward(layer, index, &self.norm(&x, &layer.feed_forward_norm)?)?;
+        if let Some([_, post]) = &layer.post_norms {
+            y = self.norm(&y, post)?;
+        }
+        Ok((x + self.drop(y)?)?)
+    }
+}
+
+impl Decoder {
+    /// Loads the weights that `config` names; each stays in its storage format.
+    ///
+    /// # Errors
+    /// When the config is invalid, or a tensor is missing or of another shape.
+    pub fn load(config: DecoderConfig, source: &dyn WeightSource) -> Result<Self, Error> {
+        config.validate()?;
+        let (v, d) = (config.vocab_size, config.hidden_size);
+        let embedding = Weight::Frozen(Arc::new(source.matrix("model.embed_tokens.weight", v, d)?));
+        let head = if config.tie_word_embeddings {
+            embedding.clone()
+        } else {
+            Weight::Frozen(Arc::new(source.matrix("lm_head.weight", v, d)?))
+        };
+        let layers = (0..config.layers.len()).map(|i| Layer::load(&config, i, source)).collect::<Result<_, _>>()?;
+        let norm = vector(source.vector("model.norm.weight", d)?)?;
+        let frequencies = config.ropes.iter().map(|rope| frequencies(config.head_dim, rope.theta, &rope.scaling)).collect();
+        let head = Head { weight: head, softcap: config.final_logit_softcapping };
+        Ok(Self { config, embedding, layers, norm, head, frequencies })
+    }
+
+    /// The shape of the model.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// An empty cache for this model.
+    pub fn new_cache(&self) -> KvCache {
+        KvCache::new(self.layers.len(), self.config.num_key_value_heads * self.config.head_dim)
+    }
+
+    /// Hidden states after the last norm.
+    ///
+    /// # Shapes
+    /// A segment of T positions -> `[T, D]`.
+    ///
+    /// # Errors
+    /// When a token is outside the vocabulary, a special token outside the adapter's, or the row longer than
+    /// the model allows.
+    pub fn forward(&self, segment: &Segment, mut kv: Kv<'_>, options: ForwardOptions<'_>) -> Result<Tensor, Error> {
+        let ForwardOptions { adapter, dropout, mut observe } = options;
+        if let Some(position) = segment.positions.iter().find(|p| **p as usize >= self.config.max_position_embeddings) {
+            return Err(Error::TooLong { found: *position as usize + 1, limit: self.config.max_position_embeddings });
+        }
+        let mut windows: Vec<Option<usize>> = self.layers.iter().map(|l| l.config.sliding_window).collect();
+        windows.sort_unstable();
+        windows.dedup();
+        let masks = match &mut kv {
+            Kv::None => self.new_cache().masks(segment, &windows)?,
+            Kv::Append(cache) => cache.append_masks(segment, &windows)?,
+            Kv::Past(cache) => cache.masks(segment, &windows)?,
+        };
+        let spec = |mask| AttentionSpec { mask, scale: self.config.query_scale, softcap: self.config.attn_logit_softcapping };
+        let table = |f: &Vec<f64>| Arc::new(RopeTable::new(&segment.positions, f));
+        let mut run = Run {
+            config: &self.config,
+            tables: self.frequencies.iter().map(table).collect(),
+            windows,
+            specs: masks.into_iter().map(spec).collect(),
+            adapter,
+            adapted: Arc::clone(&segment.adapted),
+            dropout,
+        };
+        let mut x = self.embed(segment, adapter)?;
+        if let Some(observe) = &mut observe {
+            observe(0, &x);
+        }
+        for (index, layer) in self.layers.iter().enumerate() {
+            x = run.layer(layer, index, &x, &mut kv)?;
+            if let Some(observe) = &mut observe {
+                observe(index + 1, &x);
+            }
+        }
+        run.norm(&x, &self.norm)
+    }
+
+    /// Input embeddings `[T, D]`.
+    fn embed(&self, segment: &Segment, adapter: Option<&AdapterView>) -> Result<Tensor, Error> {
+        let mut places = Vec::new();
+        let ids: Vec<u32> = (segment.inputs.iter().enumerate())
+            .map(|(t, input)| match input {
+                Input::Token(id) => *id,
+                Input::Special(j) => {
+                    places.push((t as u32, *j));
+                    0
+                }
+            })
+            .collect();
+        let mut x = ops::embed_tokens(&self.embedding, &ids)?;
+        if !places.is_empty() {
+            let special = adapter.and_then(AdapterView::special);
+            let special = special.ok_or_else(|| Error::Internal("a special token without an adapter".into()))?;
+            x = ops::embed_inputs(&x, special, places)?;
+        }
+        if self.config.embedding_scale == 1.0 { Ok(x) } else { Ok((x * f64::from(self.config.embedding_scale))?) }
+    }
+
+    /// Logits of hidden states.
+    ///
+    /// # Shapes
+    /// `[M, D]` -> `[M, V]`.
+    ///
+    /// # Errors
+    /// When the width is not the model's.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor, Error> {
+        Ok(ops::logits(hidden, &self.head)?)
+    }
+
+    /// Negative log-likelihood of each label, without logits held whole.
+    ///
+    /// # Shapes
+    /// `[M, D]`, M labels -> `[M]`, nats.
+    ///
+    /// # Errors
+    /// When a label is outside the vocabulary.
+    pub fn cross_entropy(&self, hidden: &Tensor, labels: &[u32]) -> Result<Tensor, Error> {
+        Ok(ops::cross_entropy(hidden, &self.head, labels)?)
+    }
+
+    /// The token-embedding row of `id`, `[D]`.
+    ///
+    /// # Errors
+    /// When the id is outside the vocabulary.
+    pub fn token_embedding(&self, id: u32) -> Result<Vec<f32>, Error> {
+        Ok(ops::embed_tokens(&self.embedding, &[id])?.flatten_all()?.to_vec1()?)
+    }
+
+    /// The mean of all token-embedding rows, `[D]`.
+    pub fn mean_token_embedding(&self) -> Result<Vec<f32>, Error> {
+        let (v, d) = self.embedding.dims()?;
+        let mut sum = vec![0f64; d];
+        for first in (0..v as u32).step_by(4096) {
+            let ids: Vec<u32> = (first..(first + 4096).min(v as u32)).collect();
+            for row in ops::embed_tokens(&self.embedding, &ids)?.to_vec2::<f32>()? {
+                sum.iter_mut().zip(row).for_each(|(s, x)| *s += f64::from(x));
+            }
+        }
+        Ok(sum.into_iter().map(|s| (s / v as f64) as f32).collect())
+    }
+
+    /// Turns every weight into a trained f32 variable; returns them with their Hugging Face names.
+    ///
+    /// # Errors
+    /// When memory for the f32 copies cannot be had.
+    pub fn make_trainable(&mut self) -> Result<NamedVars, Error> {
+        let mut vars: NamedVars = Vec::new();
+        let mut dense = |weight: &mut Weight| -> Result<(), Error> {
+            if let Weight::Frozen(matrix) = weight {
+                *weight = Weight::Dense(Tensor::from_vec(matrix.to_f32(), weight.dims()?, &Device::Cpu)?);
+            }
+            Ok(())
+        };
+        dense(&mut self.embedding)?;
+        dense(&mut self.head.weight)?;
+        self.layers.iter_mut().flat_map(|l| &mut l.linears).try_for_each(|l| dense(&mut l.weight))?;
+        let mut train = |name: String, tensor: &mut Tensor| -> Result<(), Error> {
+            let var = Var::from_tensor(tensor)?;
+            *tensor = var.as_tensor().clone();
+            vars.push((name, var));
+            Ok(())
+        };
+        if let Weight::Dense(embedding) = &mut self.embedding {
+            train("model.embed_tokens.weight".into(), embedding)?;
+        }
+        if self.config.tie_word_embeddings {
+            self.head.weight = self.embedding.clone();
+        } else if let Weight::Dense(head) = &mut self.head.weight {
+            train("lm_head.weight".into(), head)?;
+        }
+        for (i, layer) in self.layers.iter_mut().enumerate() {
+            for (name, tensor) in layer.tensors() {
+                train(format!("model.layers.{i}.{name}"), tensor)?;
+            }
+        }
+        train("model.norm.weight".into(), &mut self.norm)?;
+        Ok(vars)
+    }
+
+    /// The same weights outside any graph: what runs with it keeps no activations.
+    pub fn detached(&self) -> Self {
+        let mut copy = self.clone();
+        let detach = |weight: &mut Weight| {
+            if let Weight::Dense(tensor) = weight {
+                *tensor = tensor.detach();
+            }
+        };
+        detach(&mut copy.embedding);
+        detach(&mut copy.head.weight);
+        copy.norm = copy.norm.detach();
+        for layer in &mut copy.layers {
+            for (_, tensor) in layer.tensors() {
+                *tensor = tensor.detach();
+            }
+        }
+        copy
+    }
+
+    /// Feature counts (out, in) of a linear module of any layer.
+    pub fn linear_dims(&self, module: usize) -> Result<(usize, usize), Error> {
+        Ok(self.layers[0].linears[module].weight.dims()?)
+    }
+}
+
+/// Radians per position of each pair of a head, `[H / 2]`.
+///
+/// `theta^(-2i/H)`, changed by the scaling as `transformers`' `modeling_rope_utils` does.
+pub fn frequencies(head_dim: usize, theta: f64, scaling: &RopeScaling) -> Vec<f64> {
+    let plain = (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64));
+    match *scaling {
+        RopeScaling::Default => plain.collect(),
+        RopeScaling::Linear { factor } => plain.map(|f| f / factor).collect(),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => plain
+            .map(|f| {
+                let turns = original_max_position_embeddings as f64 * f / std::f64::consts::TAU;
+                if turns < low_freq_factor {
+                    f / factor
+                } else if turns > high_freq_factor {
+                    f
+                } else {
+                    let kept = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                    (1.0 - kept) * f / factor + kept * f
+                }
+            })
+            .collect(),
+    }
+}

@@ -1,0 +1,126 @@
+//! Keys and values of the positions that have run, and where each row's lie.
+
+use super::segment::{Segment, Stretch};
+use crate::Error;
+use kernels::KvLayer;
+use kernels::ops::AttentionMask;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// A stretch of one row's positions that lie together on the key axis.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Piece {
+    local: Range<u32>,
+    at: u32,
+}
+
+/// The cache of one batch: all layers, all rows, in the order in which tokens were run.
+#[derive(Debug, Clone, Default)]
+pub struct KvCache {
+    pub(crate) layers: Vec<Arc<KvLayer>>,
+    rows: Vec<Vec<Piece>>,
+    positions: Vec<u32>,
+}
+
+impl KvCache {
+    /// An empty cache for `num_layers` layers of `width = num_key_value_heads * head_dim` numbers a token.
+    pub fn new(num_layers: usize, width: usize) -> Self {
+        Self { layers: vec![Arc::new(KvLayer::new(width)); num_layers], rows: Vec::new(), positions: Vec::new() }
+    }
+
+    /// Number of tokens held, all rows together.
+    pub fn num_tokens(&self) -> usize {
+        self.positions.len()
+    }
+
+    /// Memory of keys and values, bytes.
+    pub fn num_bytes(&self) -> usize {
+        self.layers.iter().map(|layer| layer.num_bytes()).sum()
+    }
+
+    /// Only the positions `local` of row `row`, as row 0 of a new cache, numbered from 0.
+    ///
+    /// # Errors
+    /// When the row does not hold these positions in one piece.
+    pub fn extract(&self, row: usize, local: Range<u32>) -> Result<Self, Error> {
+        let pieces = self.rows.get(row).map_or(&[][..], Vec::as_slice);
+        let piece = pieces.iter().find(|p| p.local.start <= local.start && local.end <= p.local.end);
+        let Some(piece) = piece else {
+            return Err(Error::Internal(format!("kv_cache: row {row} does not hold positions {local:?} together")));
+        };
+        let at = (piece.at + local.start - piece.local.start) as usize;
+        let range = at..at + local.len();
+        Ok(Self {
+            layers: self.layers.iter().map(|layer| Arc::new(layer.slice(range.clone()))).collect(),
+            rows: vec![vec![Piece { local: 0..local.len() as u32, at: 0 }]],
+            positions: self.positions[range].to_vec(),
+        })
+    }
+
+    /// Notes that the tokens of `segment` come next on the key axis.
+    fn grow(&mut self, segment: &Segment) {
+        let mut at = self.positions.len() as u32;
+        for Stretch { row, start, len } in &segment.stretches {
+            if self.rows.len() <= *row {
+                self.rows.resize(row + 1, Vec::new());
+            }
+            match self.rows[*row].last_mut() {
+                Some(last) if last.local.end == *start && last.at + last.local.len() as u32 == at => last.local.end += len,
+                _ => self.rows[*row].push(Piece { local: *start..start + len, at }),
+            }
+            at += len;
+        }
+        self.positions.extend(&segment.positions);
+    }
+
+    /// The mask of `segment` over the key axis `[this cache | segment]`, for each window; a window hides keys
+    /// `window` or more positions back.
+    pub(crate) fn masks(&self, segment: &Segment, windows: &[Option<usize>]) -> Result<Vec<Arc<AttentionMask>>, Error> {
+        let mut axis = Self { layers: Vec::new(), rows: self.rows.clone(), positions: self.positions.clone() };
+        axis.append_masks(segment, windows)
+    }
+
+    /// As [`KvCache::masks`]; the tokens of `segment` are noted as held from now on.
+    pub(crate) fn append_masks(&mut self, segment: &Segment, windows: &[Option<usize>]) -> Result<Vec<Arc<AttentionMask>>, Error> {
+        self.grow(segment);
+        windows.iter().map(|window| self.mask(segment, *window).map(Arc::new)).collect()
+    }
+
+    fn mask(&self, segment: &Segment, window: Option<usize>) -> Result<AttentionMask, Error> {
+        let mut mask = AttentionMask::new();
+        let mut query = 0;
+        for stretch in &segment.stretches {
+            let pieces = &self.rows[stretch.row];
+            for _ in 0..stretch.len {
+                let mut intervals: Vec<(u32, u32)> = Vec::new();
+                for allowed in &segment.allowed[query] {
+                    for piece in pieces {
+                        let (from, to) = (allowed.start.max(piece.local.start), allowed.end.min(piece.local.end));
+                        if from < to {
+                            intervals.push((piece.at + from - piece.local.start, piece.at + to - piece.local.start));
+                        }
+                    }
+                }
+                intervals.sort_unstable();
+                if let Some(window) = window {
+                    intervals = self.inside_window(&intervals, segment.positions[query], window);
+                }
+                mask.push(intervals)?;
+                query += 1;
+            }
+        }
+        Ok(mask)
+    }
+
+    fn inside_window(&self, intervals: &[(u32, u32)], position: u32, window: usize) -> Vec<(u32, u32)> {
+        let near = |key: &u32| (position as usize) < self.positions[*key as usize] as usize + window;
+        let mut kept: Vec<(u32, u32)> = Vec::new();
+        for key in intervals.iter().flat_map(|(from, to)| *from..*to).filter(near) {
+            match kept.last_mut() {
+                Some(last) if last.1 == key => last.1 += 1,
+                _ => kept.push((key, key + 1)),
+            }
+        }
+        kept
+    }
+}

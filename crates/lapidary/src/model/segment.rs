@@ -1,0 +1,69 @@
+//! The positions that run in one forward pass: stretches of one or more rows, packed end to end.
+
+use layout::{Input, Layout, TokenId};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// One stretch of one row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stretch {
+    /// Number of the row in the batch and in the KV cache.
+    pub(crate) row: usize,
+    /// Place of the first position within its row.
+    pub(crate) start: u32,
+    /// Number of positions.
+    pub(crate) len: u32,
+}
+
+/// Positions ready to run: inputs, RoPE positions, adapter gate, and the keys (of their own row) that each may see.
+#[derive(Debug, Clone, Default)]
+pub struct Segment {
+    pub(crate) inputs: Vec<Input>,
+    pub(crate) positions: Vec<u32>,
+    pub(crate) adapted: Arc<Vec<u32>>,
+    pub(crate) stretches: Vec<Stretch>,
+    pub(crate) allowed: Vec<Vec<Range<u32>>>,
+}
+
+impl Segment {
+    /// The given part of each row; row i of the batch is item i, and parts may be empty.
+    pub fn of_rows<'a>(rows: impl IntoIterator<Item = (&'a Layout, Range<usize>)>) -> Self {
+        let mut segment = Self::default();
+        let mut adapted = Vec::new();
+        for (row, (layout, part)) in rows.into_iter().enumerate() {
+            let first = segment.num_tokens();
+            segment.inputs.extend(&layout.inputs()[part.clone()]);
+            segment.positions.extend(&layout.positions()[part.clone()]);
+            adapted.extend(part.clone().filter(|t| layout.adapted()[*t]).map(|t| (first + t - part.start) as u32));
+            let len = layout.num_tokens() as u32;
+            segment.allowed.extend(part.clone().map(|t| layout.visibility().allowed_keys(t as u32, len)));
+            if !part.is_empty() {
+                segment.stretches.push(Stretch { row, start: part.start as u32, len: part.len() as u32 });
+            }
+        }
+        segment.adapted = Arc::new(adapted);
+        segment
+    }
+
+    /// All positions of each row.
+    pub fn whole<'a>(rows: impl IntoIterator<Item = &'a Layout>) -> Self {
+        Self::of_rows(rows.into_iter().map(|row| (row, 0..row.num_tokens())))
+    }
+
+    /// The next tokens of one plain causal row, which sees all of its past; `past` positions of it have run.
+    pub fn next_tokens(row: usize, tokens: &[TokenId], past: u32, first_position: u32) -> Self {
+        let len = tokens.len() as u32;
+        Self {
+            inputs: tokens.iter().map(|t| Input::Token(*t)).collect(),
+            positions: (first_position..first_position + len).collect(),
+            adapted: Arc::default(),
+            stretches: vec![Stretch { row, start: past, len }],
+            allowed: (0..len).map(|t| std::iter::once(0..past + t + 1).collect()).collect(),
+        }
+    }
+
+    /// Number of positions, T.
+    pub fn num_tokens(&self) -> usize {
+        self.inputs.len()
+    }
+}

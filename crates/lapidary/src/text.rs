@@ -1,0 +1,8 @@
+//! Text to token ids and back, and conversations to text.
+
+pub mod chat_template;
+mod guard;
+pub mod tokenizer;
+
+pub use chat_template::{ChatTemplate, Message, TemplateError};
+pub use tokenizer::{Tokenizer, TokenizerError};

@@ -1,0 +1,161 @@
+//! InfoNCE (arXiv 1807.03748) over cosine similarities, with its gradient in closed form.
+//!
+//! A closed form lets the loss be taken over the vectors of many micro-batches before any of them is run with a
+//! graph (GradCache, arXiv 2101.06983): the vectors' gradients are then fed back one micro-batch at a time.
+
+use rayon::prelude::*;
+
+/// Pooled vectors of a global batch, row-major `[_, D]`.
+#[derive(Debug, Clone, Default)]
+pub struct Vectors {
+    /// Queries, `[B, D]`.
+    pub query: Vec<f32>,
+    /// The positive of each query, `[B, D]`; every other positive is its in-batch negative.
+    pub positive: Vec<f32>,
+    /// Hard negatives, shared by all queries, `[M, D]`.
+    pub negative: Vec<f32>,
+}
+
+/// The loss and its gradients.
+#[derive(Debug, Clone)]
+pub struct InfoNce {
+    /// Mean cross-entropy of each query's positive among all candidates, nats.
+    pub loss: f64,
+    /// d loss / d vectors.
+    pub gradient: Vectors,
+    /// d loss / d log(1 / temperature).
+    pub log_scale_gradient: f64,
+    /// Mean cosine of different queries: near 1 when the embedding has collapsed.
+    pub mean_pairwise_cosine: f64,
+}
+
+struct Unit {
+    values: Vec<f32>,
+    norms: Vec<f32>,
+}
+
+fn unit(vectors: &[f32], d: usize) -> Unit {
+    /// Keeps a zero vector finite, as `torch.nn.functional.normalize` does.
+    const FLOOR: f32 = 1e-12;
+    let norms: Vec<f32> = vectors.chunks(d).map(|v| v.iter().map(|x| x * x).sum::<f32>().sqrt().max(FLOOR)).collect();
+    let values = vectors.chunks(d).zip(&norms).flat_map(|(v, n)| v.iter().map(move |x| x / n)).collect();
+    Unit { values, norms }
+}
+
+/// Turns the gradient by unit vectors into the gradient by the vectors: the part along the vector is lost.
+fn through_norm(gradient: &mut [f32], unit: &Unit, d: usize) {
+    for ((g, u), norm) in gradient.chunks_mut(d).zip(unit.values.chunks(d)).zip(&unit.norms) {
+        let along: f32 = g.iter().zip(u).map(|(g, u)| g * u).sum();
+        g.iter_mut().zip(u).for_each(|(g, u)| *g = (*g - along * u) / norm);
+    }
+}
+
+/// `loss = -1/B sum_i log softmax_j(scale * cos(query_i, candidate_j))[i]`, candidates = positives then negatives;
+/// `scale = 1 / temperature`.
+///
+/// # Panics
+/// When the buffers are no whole rows of `d`, or there is no query.
+pub fn info_nce(vectors: &Vectors, d: usize, scale: f32) -> InfoNce {
+    let b = vectors.query.len() / d;
+    assert!(b > 0 && vectors.query.len() == b * d && vectors.positive.len() == b * d && vectors.negative.len() % d == 0);
+    let query = unit(&vectors.query, d);
+    let candidates = unit(&[vectors.positive.as_slice(), &vectors.negative].concat(), d);
+    let m = candidates.norms.len();
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+    // Per query: loss, d loss / d similarity of each candidate, d loss / d log scale.
+    let rows: Vec<(f64, Vec<f32>, f64)> = (query.values.par_chunks(d).enumerate())
+        .map(|(i, q)| {
+            let similarity: Vec<f32> = candidates.values.chunks(d).map(|c| dot(q, c)).collect();
+            let max = similarity.iter().copied().fold(f32::NEG_INFINITY, f32::max) * scale;
+            let exp: Vec<f64> = similarity.iter().map(|s| f64::from(s * scale - max).exp()).collect();
+            let sum: f64 = exp.iter().sum();
+            let loss = sum.ln() - f64::from(similarity[i] * scale - max);
+            let slope = |j: usize| (exp[j] / sum - f64::from(u8::from(i == j))) / b as f64;
+            let log_scale: f64 = (0..m).map(|j| slope(j) * f64::from(similarity[j] * scale)).sum();
+            let gradient = (0..m).map(|j| (slope(j) * f64::from(scale)) as f32).collect();
+            (loss, gradient, log_scale)
+        })
+        .collect();
+    let mut d_query = vec![0f32; b * d];
+    d_query.par_chunks_mut(d).zip(&rows).for_each(|(dq, (_, slopes, _))| {
+        for (slope, c) in slopes.iter().zip(candidates.values.chunks(d)) {
+            dq.iter_mut().zip(c).for_each(|(dq, c)| *dq += slope * c);
+        }
+    });
+    let mut d_candidates = vec![0f32; m * d];
+    d_candidates.par_chunks_mut(d).enumerate().for_each(|(j, dc)| {
+        for ((_, slopes, _), q) in rows.iter().zip(query.values.chunks(d)) {
+            dc.iter_mut().zip(q).for_each(|(dc, q)| *dc += slopes[j] * q);
+        }
+    });
+    through_norm(&mut d_query, &query, d);
+    through_norm(&mut d_candidates, &candidates, d);
+    let negative = d_candidates.split_off(b * d);
+    InfoNce {
+        loss: rows.iter().map(|r| r.0).sum::<f64>() / b as f64,
+        gradient: Vectors { query: d_query, positive: d_candidates, negative },
+        log_scale_gradient: rows.iter().map(|r| r.2).sum(),
+        mean_pairwise_cosine: mean_pairwise_cosine(&query.values, d),
+    }
+}
+
+/// Mean cosine of all pairs of different unit vectors, from the norm of their sum.
+fn mean_pairwise_cosine(unit: &[f32], d: usize) -> f64 {
+    let n = (unit.len() / d) as f64;
+    let mut sum = vec![0f64; d];
+    for v in unit.chunks(d) {
+        sum.iter_mut().zip(v).for_each(|(s, x)| *s += f64::from(*x));
+    }
+    if n < 2.0 { 0.0 } else { (sum.iter().map(|s| s * s).sum::<f64>() - n) / (n * (n - 1.0)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(count: usize, salt: f32) -> Vec<f32> {
+        (0..count).map(|i| (i as f32 * 0.7 + salt).sin() + 0.1 * (i as f32 * salt).cos()).collect()
+    }
+
+    #[test]
+    fn gradient_equals_finite_differences() {
+        let (d, scale) = (5, 20.0);
+        let vectors = Vectors { query: numbers(15, 0.3), positive: numbers(15, 0.45), negative: numbers(10, 1.1) };
+        let got = info_nce(&vectors, d, scale);
+        let h = 1e-3f32;
+        let at = |change: &dyn Fn(&mut Vectors, f32)| {
+            let loss = |sign: f32| {
+                let mut moved = vectors.clone();
+                change(&mut moved, sign * h);
+                info_nce(&moved, d, scale).loss
+            };
+            (loss(1.0) - loss(-1.0)) / f64::from(2.0 * h)
+        };
+        let close = |got: f32, want: f64, what: &str| {
+            // Central differences of an f32 loss of order 1: error near 1e-7 / 2h plus h^2 times the curvature.
+            assert!((f64::from(got) - want).abs() < 2e-3 * (1.0 + want.abs()), "{what}: {got} against {want}");
+        };
+        for i in 0..15 {
+            close(got.gradient.query[i], at(&|v, h| v.query[i] += h), "query");
+            close(got.gradient.positive[i], at(&|v, h| v.positive[i] += h), "positive");
+        }
+        for i in 0..10 {
+            close(got.gradient.negative[i], at(&|v, h| v.negative[i] += h), "negative");
+        }
+        let by_log_scale = (info_nce(&vectors, d, scale * h.exp()).loss - info_nce(&vectors, d, scale * (-h).exp()).loss) / f64::from(2.0 * h);
+        close(got.log_scale_gradient as f32, by_log_scale, "log scale");
+    }
+
+    #[test]
+    fn equal_vectors_have_the_loss_of_chance_and_cosine_one() {
+        let got = info_nce(&Vectors { query: vec![1.0; 12], positive: vec![2.0; 12], negative: vec![] }, 3, 20.0);
+        assert!((got.loss - 4f64.ln()).abs() < 1e-6);
+        assert!((got.mean_pairwise_cosine - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_zero_vector_stays_finite() {
+        let got = info_nce(&Vectors { query: vec![0.0; 4], positive: vec![1.0; 4], negative: vec![] }, 2, 20.0);
+        assert!(got.loss.is_finite() && got.gradient.query.iter().all(|g| g.is_finite()));
+    }
+}

@@ -1,0 +1,150 @@
+//! Evaluation against values written by scipy, numpy, scikit-learn and the templates of
+//! lm-evaluation-harness (`scripts/eval_golden.py`).
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::path::Path;
+use std::time::Instant;
+
+use lapidary::eval::classification::{Protocol, draw_samples};
+use lapidary::eval::logistic_regression::{LogisticRegression, LogisticRegressionConfig};
+use lapidary::eval::metrics::{accuracy, spearman};
+use lapidary::eval::multiple_choice::{Question, prompts};
+use serde::de::DeserializeOwned;
+
+fn golden<T: DeserializeOwned>(name: &str) -> T {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/eval/{name}.json"));
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+#[test]
+fn spearman_equals_scipy() {
+    #[derive(serde::Deserialize)]
+    struct Case {
+        x: Vec<f64>,
+        y: Vec<f64>,
+        spearman: f64,
+    }
+    for case in golden::<Vec<Case>>("spearman") {
+        let found = spearman(&case.x, &case.y).unwrap();
+        // Both sum at most 400 products of ranks in f64.
+        assert!((found - case.spearman).abs() < 1e-12, "{found} {}", case.spearman);
+    }
+}
+
+#[test]
+fn draws_equal_mteb_with_numpy() {
+    #[derive(serde::Deserialize)]
+    struct Case {
+        labels: Vec<usize>,
+        experiments: Vec<Vec<usize>>,
+    }
+    let case: Case = golden("draws");
+    let draws = draw_samples(&case.labels, &Protocol::default()).unwrap();
+    for (sample, expected) in draws.experiments.iter().zip(&case.experiments) {
+        let rows: Vec<usize> = sample.iter().map(|&index| draws.rows[index]).collect();
+        assert_eq!(rows, *expected);
+    }
+    assert_eq!(draws.experiments.len(), case.experiments.len());
+}
+
+#[derive(serde::Deserialize)]
+struct RegressionCase {
+    num_classes: usize,
+    vectors: Vec<Vec<f32>>,
+    labels: Vec<usize>,
+    test_vectors: Vec<Vec<f32>>,
+    coef: Vec<Vec<f64>>,
+    intercept: Vec<f64>,
+    exact_predictions: Vec<usize>,
+    usual_accuracy: f64,
+    test_labels: Vec<usize>,
+}
+
+#[test]
+fn logistic_regression_equals_scikit_learn() {
+    for case in golden::<Vec<RegressionCase>>("logistic_regression") {
+        let exact = LogisticRegressionConfig { tol: 1e-10, max_iter: 10_000, ..Default::default() };
+        let fitted = LogisticRegression::fit(&case.vectors, &case.labels, case.num_classes, &exact).unwrap();
+        assert_eq!(fitted.predict(&case.test_vectors).unwrap(), case.exact_predictions);
+        for dimension in 0..=case.vectors[0].len() {
+            let of_class = |class: usize| fitted.weight(class, dimension);
+            let expected = |class: usize| match case.coef[class].get(dimension) {
+                Some(&weight) => weight,
+                None => case.intercept[class],
+            };
+            // Only differences between classes count: the mean over the classes is free for the
+            // intercepts, and the binary model stores the difference alone.
+            for class in 1..case.num_classes {
+                let found = of_class(class) - of_class(0);
+                let expected = if case.num_classes == 2 { expected(0) } else { expected(class) - expected(0) };
+                // Gradients below 1e-10 over curvatures above 1e-3.
+                assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+            }
+        }
+
+        let usual = LogisticRegressionConfig::default();
+        let fitted = LogisticRegression::fit(&case.vectors, &case.labels, case.num_classes, &usual).unwrap();
+        let predicted = fitted.predict(&case.test_vectors).unwrap();
+        let found = accuracy(&predicted, &case.test_labels).unwrap();
+        assert!((found - case.usual_accuracy).abs() < 1e-12, "{found}");
+    }
+}
+
+/// Not a golden value: the size of Banking77 with the vectors of a small model.
+#[test]
+fn logistic_regression_of_77_classes_is_quick() {
+    let (num_classes, width) = (77, 576);
+    // A rotation by an irrational angle spreads the entries; each class has its own offset.
+    let vectors: Vec<Vec<f32>> = (0..616)
+        .map(|row| {
+            let entry = |d: usize| {
+                let centre = (((row % num_classes) * 97 + d * 31) as f32 * 0.618).sin();
+                let noise = ((row * 7919 + d * 104_729) as f32 * 0.414).sin();
+                (centre + noise) / (width as f32).sqrt()
+            };
+            (0..width).map(entry).collect()
+        })
+        .collect();
+    let labels: Vec<usize> = (0..616).map(|row| row % num_classes).collect();
+    let config = LogisticRegressionConfig::default();
+    let start = Instant::now();
+    let fitted = LogisticRegression::fit(&vectors, &labels, num_classes, &config).unwrap();
+    let predicted = fitted.predict(&vectors).unwrap();
+    println!("fit and prediction took {:?}", start.elapsed());
+    assert!(accuracy(&predicted, &labels).unwrap() > 0.99);
+}
+
+#[test]
+fn prompts_equal_the_harness() {
+    #[derive(serde::Deserialize)]
+    struct Document {
+        subject: String,
+        question: String,
+        choices: [String; 4],
+        answer: u8,
+    }
+    impl From<Document> for Question {
+        fn from(document: Document) -> Self {
+            Self {
+                subject: document.subject,
+                question: document.question,
+                choices: document.choices,
+                answer: document.answer,
+            }
+        }
+    }
+    #[derive(serde::Deserialize)]
+    struct Case {
+        dev: Vec<Document>,
+        question: Document,
+        prompt: String,
+    }
+    let (mut dev, mut questions, mut expected) = (Vec::new(), Vec::new(), Vec::new());
+    for case in golden::<Vec<Case>>("mmlu") {
+        dev.extend(case.dev.into_iter().map(Question::from));
+        questions.push(case.question.into());
+        expected.push(case.prompt);
+    }
+    assert_eq!(prompts(&questions, &dev, 5).unwrap(), expected);
+}

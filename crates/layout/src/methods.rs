@@ -1,0 +1,58 @@
+//! The methods, one file each, and what the training-free ones share.
+
+pub(crate) mod echo;
+pub(crate) mod gem;
+pub(crate) mod last;
+pub(crate) mod mean;
+pub(crate) mod prompt_eol;
+pub(crate) mod weighted_mean;
+
+use std::ops::Range;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::{Input, Layout, LayoutError, LayoutParts, MethodError, Plan, Pooled, Role, TokenId, Visibility};
+
+/// The settings of a method that has none.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoSettings {}
+
+/// Refuses any setting.
+fn no_settings(method: &'static str, settings: Value) -> Result<(), MethodError> {
+    let parsed = serde_json::from_value::<NoSettings>(settings);
+    parsed.map(|_| ()).map_err(|source| MethodError::Settings { method, source })
+}
+
+fn check_text(method: &'static str, part: &'static str, text: &[TokenId]) -> Result<(), MethodError> {
+    if text.is_empty() { Err(MethodError::EmptyText { method, part }) } else { Ok(()) }
+}
+
+/// The number of tokens as a position index.
+fn num_positions(num_tokens: usize) -> Result<u32, LayoutError> {
+    u32::try_from(num_tokens).map_err(|_| LayoutError::TooLong { num_tokens })
+}
+
+/// One causal row of ordinary tokens, the pieces end to end; `pool` is given the span of the piece
+/// whose index is `pooled_piece`.
+fn plain_plan(
+    pieces: &[&[TokenId]],
+    pooled_piece: usize,
+    pool: impl Fn(Range<u32>) -> Pooled,
+) -> Result<Plan, MethodError> {
+    let num_tokens = num_positions(pieces.iter().map(|piece| piece.len()).sum())?;
+    let start: usize = pieces[..pooled_piece].iter().map(|piece| piece.len()).sum();
+    let span = start as u32..(start + pieces[pooled_piece].len()) as u32;
+    let inputs: Vec<Input> = pieces.iter().copied().flatten().map(|&id| Input::Token(id)).collect();
+    let row = Layout::new(LayoutParts {
+        roles: vec![Role::Plain; inputs.len()],
+        positions: (0..num_tokens).collect(),
+        labels: vec![None; inputs.len()],
+        adapted: vec![false; inputs.len()],
+        visibility: Visibility::default(),
+        pooled: vec![pool(span)],
+        inputs,
+    })?;
+    Ok(Plan { rows: vec![row] })
+}

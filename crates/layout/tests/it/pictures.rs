@@ -1,0 +1,114 @@
+//! Every method's rows as text: the diff of a snapshot is the review.
+
+use layout::{Example, Plan, TokenId};
+use serde_json::{Value, json};
+
+use crate::{method, seeded};
+
+const BOS: TokenId = 1;
+const TEXT: [TokenId; 4] = [11, 12, 13, 14];
+
+fn drawn(plan: &Plan) -> String {
+    let rows: Vec<String> = plan.rows.iter().map(layout::Layout::draw).collect();
+    rows.join("\n")
+}
+
+fn embedded(name: &str, settings: Value) -> String {
+    drawn(&method(name, settings, Some(BOS)).embed_plan(&TEXT).expect("a plan"))
+}
+
+fn trained_on(example: &Example, settings: Value) -> String {
+    let plan = method("gem", settings, Some(BOS)).train_plan(example, &mut seeded(3));
+    drawn(&plan.expect("a plan"))
+}
+
+fn trained(settings: Value) -> String {
+    trained_on(&Example { text: TEXT.to_vec(), ..Example::default() }, settings)
+}
+
+#[test]
+fn training_free_methods() {
+    for name in layout::names().iter().filter(|name| **name != "gem") {
+        insta::assert_snapshot!(*name, embedded(name, Value::Null));
+    }
+}
+
+#[test]
+fn gem_embedding_rows() {
+    insta::assert_snapshot!("gem_embed_default", embedded("gem", Value::Null));
+    insta::assert_snapshot!("gem_embed_k1", embedded("gem", json!({"num_special_tokens": 1})));
+    insta::assert_snapshot!(
+        "gem_embed_k3_causal_last_scope_embed",
+        embedded(
+            "gem",
+            json!({
+                "num_special_tokens": 3, "special_visibility": "causal", "pooling": "last",
+                "scope": "embed",
+            })
+        )
+    );
+}
+
+#[test]
+fn gem_training_rows() {
+    for (name, settings) in [
+        ("k1", json!({"num_special_tokens": 1})),
+        ("k3_isolated", json!({"num_special_tokens": 3})),
+        ("k3_causal", json!({"num_special_tokens": 3, "special_visibility": "causal"})),
+        ("delete", json!({"num_special_tokens": 2, "token_dropout": {"form": "delete", "ratio": 0.5}})),
+        ("none", json!({"num_special_tokens": 1, "token_dropout": {"form": "none"}})),
+        ("scope_embed", json!({"num_special_tokens": 2, "scope": "embed"})),
+        ("scope_all", json!({"num_special_tokens": 2, "scope": "all"})),
+        ("scope_all_plain", json!({"num_special_tokens": 2, "scope": "all", "plain_ratio": 1.0})),
+        ("continuation", json!({"num_special_tokens": 2, "continuation_ratio": 1.0})),
+        ("no_bottleneck", json!({"num_special_tokens": 2, "bottleneck_ratio": 0.0})),
+    ] {
+        insta::assert_snapshot!(format!("gem_train_{name}"), trained(settings));
+    }
+}
+
+#[test]
+fn gem_pair_with_a_hard_negative() {
+    let example = Example { text: TEXT.to_vec(), positive: Some(vec![21, 22]), negatives: vec![vec![31]] };
+    insta::assert_snapshot!("gem_train_pair", trained_on(&example, json!({"num_special_tokens": 1})));
+}
+
+#[test]
+fn token_text_is_escaped() {
+    let plan = method("last", Value::Null, None).embed_plan(&[7, 8]).expect("a plan");
+    insta::assert_snapshot!(plan.rows[0].draw_with(&|id| format!("<{id}>\n")));
+}
+
+/// The mask in a method's documentation is the mask the method makes.
+#[test]
+fn documented_masks_are_drawn_masks() {
+    let documented = |source: &str, plan: &Plan| {
+        let row = &plan.rows[0];
+        let mask = row.visibility().draw(row.num_tokens() as u32);
+        let comment: Vec<String> = mask.lines().map(|line| format!("//! {line}")).collect();
+        assert!(source.contains(&comment.join("\n")), "{source}\nshould draw\n{mask}");
+    };
+    // One token for each piece of a prompt, so that every one of these rows has four positions.
+    let context = layout::MethodContext { encode: &|_| vec![100], bos: None };
+    for (name, text, source) in [
+        ("mean", &TEXT[..], include_str!("../../src/methods/mean.rs")),
+        ("weighted-mean", &TEXT[..], include_str!("../../src/methods/weighted_mean.rs")),
+        ("last", &TEXT[..], include_str!("../../src/methods/last.rs")),
+        ("prompt-eol", &TEXT[..2], include_str!("../../src/methods/prompt_eol.rs")),
+        ("echo", &TEXT[..1], include_str!("../../src/methods/echo.rs")),
+    ] {
+        let method = layout::build(name, Value::Null, &context).expect("valid settings");
+        documented(source, &method.embed_plan(text).expect("a plan"));
+    }
+    let gem = method("gem", json!({"num_special_tokens": 2}), None);
+    let example = Example { text: TEXT[..3].to_vec(), ..Example::default() };
+    let second_is_hidden = |plan: &Plan| {
+        let sees = |key| plan.rows[0].visibility().allows(5, key);
+        [sees(0), sees(1), sees(2)] == [true, false, true]
+    };
+    let plan = (0..1000)
+        .map(|seed| gem.train_plan(&example, &mut seeded(seed)).expect("a plan"))
+        .find(second_is_hidden)
+        .expect("some seed hides it");
+    documented(include_str!("../../src/methods/gem.rs"), &plan);
+}
