@@ -1,4 +1,6 @@
 //! scratch
+#[global_allocator]
+static G: mimalloc::MiMalloc = mimalloc::MiMalloc;
 use lapidary::model::*;
 use lapidary::*;
 use std::sync::atomic::AtomicBool;

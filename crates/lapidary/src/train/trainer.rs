@@ -23,6 +23,8 @@ use std::time::Instant;
 
 /// Rows over which the standardisation is fitted.
 const STANDARDISATION_ROWS: usize = 1024;
+/// Rows over which it is fitted for a validation.
+const VALIDATION_ROWS: usize = 256;
 /// Mean pairwise cosine of queries at and above which vectors have collapsed.
 const COLLAPSED: f64 = 0.9995;
 /// Steps in a row that the collapse guard waits.
@@ -294,7 +296,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn validate(&self, pairs: &StsPairs, sample: &[Vec<u32>], state: &mut State, watch: &mut dyn FnMut(Event<'_>) -> Result<(), Error>) -> Result<(), Error> {
-        let standardisation = self.fit(sample)?;
+        let standardisation = self.fit(&sample[..sample.len().min(VALIDATION_ROWS)])?;
         let (decoder, view) = (self.base.decoder.detached(), self.adapter.view(false));
         let embedder = Embedder {
             decoder: &decoder,
