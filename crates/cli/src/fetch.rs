@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use lapidary::model::source::{ModelFiles, ModelSource};
+use lapidary::model::ModelFiles;
+use lapidary::model::source::ModelSource;
 
 mod built_in;
 mod hub;
@@ -58,6 +59,11 @@ impl Fetcher {
                 .map(|words| words.iter().map(|&word| word.to_owned()).collect())
                 .into(),
         })
+    }
+
+    /// The same fetcher with another directory for built-in models.
+    pub(crate) fn with_cache_dir(self, cache_dir: PathBuf) -> Self {
+        Self { cache_dir, ..self }
     }
 
     /// The files of `source`, fetched if they are not on this machine.

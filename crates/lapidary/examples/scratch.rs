@@ -1,6 +1,4 @@
 //! scratch
-#[global_allocator]
-static G: mimalloc::MiMalloc = mimalloc::MiMalloc;
 use lapidary::model::*;
 use lapidary::*;
 use std::sync::atomic::AtomicBool;
@@ -13,7 +11,7 @@ fn main() {
         let mut base = BaseModel::load(&files).unwrap();
         let mut t = Trainer::new(recipe, &mut base, RunOptions { out: a[3].clone().into(), checkpoint_every_steps: 100, keep_checkpoints: 1, stop_after_steps: 0 }).unwrap();
         let stop = AtomicBool::new(false);
-        t.run(&stop, &mut |e| { match e { Event::Step(m) => { if m.step % 8 == 0 || m.step < 4 { println!("{}", serde_json::to_string(m).unwrap()) } }, e => println!("{e:?}") }; Ok(()) }).unwrap();
+        t.run(&stop, &mut |e| { match e { Event::Step(m) => { if m.step % 8 == 0 || m.step < 6 { println!("{}", serde_json::to_string(m).unwrap()) } }, e => println!("{e:?}") }; Ok(()) }).unwrap();
         return;
     }
     let t0 = std::time::Instant::now();

@@ -23,15 +23,6 @@ pub enum ModelSource {
     },
 }
 
-/// A model's files on this machine.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ModelFiles {
-    /// One GGUF file.
-    Gguf(PathBuf),
-    /// A directory with `config.json`, `tokenizer.json` and safetensors files.
-    Directory(PathBuf),
-}
-
 /// A model that can be fetched by name, its content known beforehand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BuiltInModel {

@@ -144,7 +144,7 @@ pub struct ValidationRecipe {
     pub sts: Option<String>,
     /// Steps between validations; 0: at the end alone.
     pub every_steps: u64,
-    /// Use the first pairs alone; 0: all.
+    /// Use this many pairs alone, evenly spaced over the file; 0: all.
     pub pairs: usize,
 }
 

@@ -283,8 +283,15 @@ impl<'a> Trainer<'a> {
     fn validation_pairs(&self) -> Result<Option<StsPairs>, Error> {
         let Some(path) = &self.recipe.validation.sts else { return Ok(None) };
         let mut pairs = StsPairs::load(Path::new(path))?;
-        if self.recipe.validation.pairs > 0 {
-            pairs.pairs.truncate(self.recipe.validation.pairs);
+        let (wanted, all) = (self.recipe.validation.pairs, pairs.pairs.len());
+        if wanted > 0 && wanted < all {
+            // Evenly spaced: such files hold one source of sentences after the other.
+            let mut kept = (0..wanted).map(|i| i * all / wanted).peekable();
+            let mut at = 0;
+            pairs.pairs.retain(|_| {
+                at += 1;
+                kept.next_if_eq(&(at - 1)).is_some()
+            });
         }
         Ok(Some(pairs))
     }

@@ -1,0 +1,68 @@
+//! Arguments that several commands share.
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use serde_json::{Map, Value};
+
+/// Which model to use.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct ModelArgs {
+    /// A GEM directory, or a base model: a GGUF file, a model directory, a hub id, or a built-in name (smollm2-135m,
+    /// gemma3-270m). Without it: the GEM that comes with this program, else smollm2-135m
+    #[arg(long, short, value_name = "MODEL", help_heading = "Model")]
+    pub(crate) model: Option<String>,
+    /// The base model of a GEM, where it lies elsewhere than its gem.json says
+    #[arg(long, value_name = "MODEL", help_heading = "Model")]
+    pub(crate) base: Option<String>,
+}
+
+/// Which model and method turn texts into vectors.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct EmbedModelArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// How a base model embeds, without training; a GEM brings its own method [default: prompt-eol]
+    #[arg(long, value_name = "METHOD", help_heading = "Model")]
+    pub(crate) method: Option<String>,
+    /// A setting of the method, such as num_special_tokens=4; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE", help_heading = "Model", requires = "method")]
+    pub(crate) settings: Vec<String>,
+}
+
+/// Settings of a method from `key.path=value` items; a value is read as JSON, or as text where it is no JSON.
+///
+/// # Errors
+/// When an item has no `=`, or goes through something that is no table.
+pub(crate) fn method_settings(items: &[String]) -> Result<Value> {
+    let mut settings = Map::new();
+    for item in items {
+        let (path, value) = item.split_once('=').with_context(|| format!("--set {item}: expected KEY=VALUE"))?;
+        let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()));
+        let mut keys: Vec<&str> = path.trim().split('.').collect();
+        let last = keys.pop().filter(|key| !key.is_empty()).with_context(|| format!("--set {item}: expected KEY=VALUE"))?;
+        let mut table = &mut settings;
+        for key in keys {
+            let entry = table.entry(key).or_insert_with(|| Value::Object(Map::new()));
+            let Value::Object(inner) = entry else { bail!("--set {item}: {key} is no table") };
+            table = inner;
+        }
+        table.insert(last.to_owned(), value);
+    }
+    Ok(Value::Object(settings))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn settings_are_json_or_text_at_a_path() {
+        let set = |items: &[&str]| method_settings(&items.iter().map(|&item| item.to_owned()).collect::<Vec<_>>());
+        let found = set(&["k=3", "scope=all", "token_dropout.ratio=0.5", "token_dropout.form=none"]).unwrap();
+        assert_eq!(found, json!({"k": 3, "scope": "all", "token_dropout": {"ratio": 0.5, "form": "none"}}));
+        for wrong in [&["k"][..], &["=1"], &["k=1", "k.l=2"], &["a.=1"]] {
+            set(wrong).unwrap_err();
+        }
+    }
+}

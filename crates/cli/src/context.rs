@@ -1,0 +1,119 @@
+//! What every command needs: where models come from, and how much to say.
+
+use crate::args::{EmbedModelArgs, ModelArgs, method_settings};
+use crate::fetch::{FetchOptions, Fetcher};
+use anyhow::{Context as _, Result, bail};
+use lapidary::model::source::{BUILT_IN_MODELS, ModelSource};
+use lapidary::model::{GemConfig, ModelFiles};
+use lapidary::{Error, Lapidary};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// The GEM that comes with the program, looked for below the current directory and below those above the program.
+const SHIPPED_GEM: &str = "models/smollm2-135m-gem";
+/// How a base model embeds when nothing else is asked for: the best of the methods that need no training.
+const DEFAULT_METHOD: &str = "prompt-eol";
+
+/// What the global flags say.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Context {
+    /// Directory of fetched models; none: as the environment says.
+    pub(crate) cache: Option<PathBuf>,
+    /// Use only what is on this machine.
+    pub(crate) offline: bool,
+    /// No progress and no notes.
+    pub(crate) quiet: bool,
+}
+
+impl Context {
+    /// The files of a base model, fetched if they are not on this machine.
+    ///
+    /// # Errors
+    /// When the name leads nowhere or fetching fails.
+    pub(crate) fn files(&self, model: &str) -> Result<ModelFiles> {
+        self.fetch(model, false)
+    }
+
+    /// As [`Context::files`]; with `verify` a built-in model is hashed again.
+    ///
+    /// # Errors
+    /// As [`Context::files`], or when the hash differs.
+    pub(crate) fn fetch(&self, model: &str, verify: bool) -> Result<ModelFiles> {
+        let source = ModelSource::resolve(model)?;
+        let fetcher = Fetcher::from_env(FetchOptions { offline: self.offline, verify })?;
+        let fetcher = match &self.cache {
+            Some(cache) => fetcher.with_cache_dir(cache.clone()),
+            None => fetcher,
+        };
+        fetcher.fetch(&source)
+    }
+
+    /// A GEM directory with its base model, or a base model with the default method.
+    ///
+    /// # Errors
+    /// When a file is missing or damaged, or the GEM was trained on another base model.
+    pub(crate) fn load(&self, model: &str) -> Result<Lapidary> {
+        self.load_model(&ModelArgs { model: Some(model.to_owned()), base: None })
+    }
+
+    /// As [`Context::load`], for a command's arguments.
+    ///
+    /// # Errors
+    /// As [`Context::load`].
+    pub(crate) fn load_model(&self, args: &ModelArgs) -> Result<Lapidary> {
+        self.load_to_embed(&EmbedModelArgs { model: args.clone(), ..EmbedModelArgs::default() })
+    }
+
+    /// As [`Context::load`], for the arguments of a command that embeds.
+    ///
+    /// # Errors
+    /// As [`Context::load`]; or when a GEM is asked to embed by another method.
+    pub(crate) fn load_to_embed(&self, args: &EmbedModelArgs) -> Result<Lapidary> {
+        let settings = method_settings(&args.settings)?;
+        // Where a method is asked for, the shipped GEM, which has its own, cannot be meant.
+        let model = match &args.model.model {
+            Some(model) => model.clone(),
+            None if args.method.is_some() => BUILT_IN_MODELS[0].name.to_owned(),
+            None => default_model(),
+        };
+        let dir = Path::new(&model);
+        if !GemConfig::is_gem(dir) {
+            if args.model.base.is_some() {
+                bail!("--base: expected --model to be a GEM directory, found {model}");
+            }
+            let method = args.method.as_deref().unwrap_or(DEFAULT_METHOD);
+            return Lapidary::untrained(&self.files(&model)?, method, settings).with_context(|| model.clone());
+        }
+        let config = GemConfig::load(dir)?;
+        if let Some(method) = args.method.as_ref().filter(|method| **method != config.method) {
+            bail!("--method {method}: {model} brings its own, {}; name its base model ({}) instead", config.method, config.base_model);
+        }
+        if settings != Value::Object(serde_json::Map::new()) {
+            bail!("--set: the settings of {model} were fixed when it was trained");
+        }
+        let base = args.model.base.as_ref().unwrap_or(&config.base_model);
+        let files = self.files(base).with_context(|| format!("base model of {model}"))?;
+        match Lapidary::load(dir, &files) {
+            // These name the GEM or the file at fault already.
+            Err(error @ (Error::Fingerprint { .. } | Error::File { .. })) => Err(error.into()),
+            loaded => loaded.with_context(|| model.clone()),
+        }
+    }
+
+    /// Tells the user something that is not the result.
+    pub(crate) fn note(&self, text: &str) {
+        if !self.quiet {
+            eprintln!("{text}");
+        }
+    }
+}
+
+/// The shipped GEM if it is found, else the first built-in model.
+fn default_model() -> String {
+    let program = std::env::current_exe().unwrap_or_default();
+    std::iter::once(Path::new(""))
+        .chain(program.ancestors().skip(1))
+        .map(|dir| dir.join(SHIPPED_GEM))
+        .find(|dir| GemConfig::is_gem(dir))
+        .map_or_else(|| BUILT_IN_MODELS[0].name.to_owned(), |dir| dir.display().to_string())
+}
