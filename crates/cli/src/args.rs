@@ -2,7 +2,13 @@
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
+use lapidary::model::GemConfig;
+use lapidary::model::source::BUILT_IN_MODELS;
 use serde_json::{Map, Value};
+use std::path::Path;
+
+/// The GEM that comes with the program, looked for below the current directory and below those above the program.
+const SHIPPED_GEM: &str = "models/smollm2-135m-gem";
 
 /// Which model to use.
 #[derive(Debug, Clone, Default, Args)]
@@ -14,6 +20,18 @@ pub(crate) struct ModelArgs {
     /// The base model of a GEM, where it lies elsewhere than its gem.json says
     #[arg(long, value_name = "MODEL", help_heading = "Model")]
     pub(crate) base: Option<String>,
+}
+
+impl ModelArgs {
+    /// The model asked for, else the shipped GEM if it is found, else the first built-in model.
+    pub(crate) fn name(&self) -> String {
+        let program = std::env::current_exe().unwrap_or_default();
+        let shipped = || {
+            let dirs = std::iter::once(Path::new("")).chain(program.ancestors().skip(1));
+            dirs.map(|dir| dir.join(SHIPPED_GEM)).find(|dir| GemConfig::is_gem(dir)).map(|dir| dir.display().to_string())
+        };
+        self.model.clone().or_else(shipped).unwrap_or_else(|| BUILT_IN_MODELS[0].name.to_owned())
+    }
 }
 
 /// Which model and method turn texts into vectors.

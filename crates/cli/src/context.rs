@@ -9,8 +9,6 @@ use lapidary::{Error, Lapidary};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-/// The GEM that comes with the program, looked for below the current directory and below those above the program.
-const SHIPPED_GEM: &str = "models/smollm2-135m-gem";
 /// How a base model embeds when nothing else is asked for: the best of the methods that need no training.
 const DEFAULT_METHOD: &str = "prompt-eol";
 
@@ -70,11 +68,10 @@ impl Context {
     /// As [`Context::load`]; or when a GEM is asked to embed by another method.
     pub(crate) fn load_to_embed(&self, args: &EmbedModelArgs) -> Result<Lapidary> {
         let settings = method_settings(&args.settings)?;
-        // Where a method is asked for, the shipped GEM, which has its own, cannot be meant.
-        let model = match &args.model.model {
-            Some(model) => model.clone(),
-            None if args.method.is_some() => BUILT_IN_MODELS[0].name.to_owned(),
-            None => default_model(),
+        let model = match &args.method {
+            // Where a method is asked for, the shipped GEM, which has its own, cannot be meant.
+            Some(_) if args.model.model.is_none() => BUILT_IN_MODELS[0].name.to_owned(),
+            _ => args.model.name(),
         };
         let dir = Path::new(&model);
         if !GemConfig::is_gem(dir) {
@@ -106,14 +103,4 @@ impl Context {
             eprintln!("{text}");
         }
     }
-}
-
-/// The shipped GEM if it is found, else the first built-in model.
-fn default_model() -> String {
-    let program = std::env::current_exe().unwrap_or_default();
-    std::iter::once(Path::new(""))
-        .chain(program.ancestors().skip(1))
-        .map(|dir| dir.join(SHIPPED_GEM))
-        .find(|dir| GemConfig::is_gem(dir))
-        .map_or_else(|| BUILT_IN_MODELS[0].name.to_owned(), |dir| dir.display().to_string())
 }

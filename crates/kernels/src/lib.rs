@@ -30,3 +30,21 @@ pub fn map_file(file: &std::fs::File) -> std::io::Result<Mmap> {
     // caller above, and a file that shrinks ends the process by a signal, not by wrong numbers.
     unsafe { Mmap::map(file) }
 }
+
+/// Prepares the process for training and embedding: call it first in `main`, before any thread is started.
+///
+/// The C allocator keeps freed memory for the next step (the same large buffers are taken again and again, and pages
+/// that go back to the system must be cleared anew each time), and candle's own thread pool is switched off: its
+/// workers spin at a barrier against the threads of the products.
+pub fn prepare_process() {
+    // SAFETY: no other thread runs yet, which is asked of the caller above, so that none reads the environment.
+    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: `mallopt` takes plain numbers and changes settings of the allocator, none of them about memory in use;
+    // a refused setting leaves things as they were.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_MAX, 0);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}

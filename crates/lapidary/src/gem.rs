@@ -3,7 +3,7 @@
 use crate::Error;
 use crate::embed::{EmbedOptions, Embedder, Embeddings};
 use crate::eval::standardise::Standardisation;
-use crate::model::gem_dir::load_parts;
+use crate::model::gem_dir::{PARTS, load_parts};
 use crate::model::{Adapter, AdapterView, BaseModel, GemConfig, ModelFiles};
 use crate::train::{build_method, special_rows};
 use layout::{Method, TokenId};
@@ -47,7 +47,7 @@ impl Lapidary {
         let method = build_method(&base, &config.method, config.settings.clone())?;
         let (adapter, standardisation) = load_parts(gem, &base.decoder)?;
         let mut hasher = blake3::Hasher::new();
-        for file in ["gem.json", "adapter_model.safetensors", "special_tokens.safetensors", "standardisation.safetensors"] {
+        for file in PARTS {
             hasher.update(&std::fs::read(gem.join(file)).unwrap_or_default());
         }
         let fingerprint = hasher.update(base.fingerprint.as_bytes()).finalize().to_hex().to_string();

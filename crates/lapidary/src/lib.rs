@@ -15,6 +15,9 @@ pub mod generate;
 pub mod model;
 pub mod output;
 pub mod report;
+#[cfg(test)]
+#[path = "../tests/it/models.rs"]
+mod test_models;
 pub mod text;
 pub mod train;
 

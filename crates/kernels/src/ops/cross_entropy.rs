@@ -77,7 +77,8 @@ pub fn cross_entropy(x: &Tensor, head: &Head, labels: &[u32]) -> Result<Tensor> 
 /// Running softmax statistics of M rows of logits.
 struct Softmax {
     max: Vec<f32>,
-    sum: Vec<f32>,
+    /// f64: tens of thousands of small terms added to a large f32 sum would be lost one by one.
+    sum: Vec<f64>,
     label_logit: Vec<f32>,
 }
 
@@ -102,18 +103,17 @@ impl Softmax {
             }
             let new_max = logits.iter().copied().fold(*max, f32::max);
             let rescale = (*max - new_max).exp();
-            *sum *= rescale;
             carried.iter_mut().for_each(|c| *c *= rescale);
             *max = new_max;
-            for l in logits {
-                *l = (*l - new_max).exp();
-                *sum += *l;
-            }
+            logits.iter_mut().for_each(|l| *l = (*l - new_max).exp());
+            let block: f64 = logits.chunks(64).map(|part| f64::from(part.iter().sum::<f32>())).sum();
+            *sum = *sum * f64::from(rescale) + block;
         });
     }
 
     fn nll(&self) -> Vec<f32> {
-        self.max.iter().zip(&self.sum).zip(&self.label_logit).map(|((max, sum), label)| max + sum.ln() - label).collect()
+        let rows = self.max.iter().zip(&self.sum).zip(&self.label_logit);
+        rows.map(|((max, sum), label)| (f64::from(*max) + sum.ln() - f64::from(*label)) as f32).collect()
     }
 }
 
@@ -150,7 +150,7 @@ impl FrozenHead {
         for (i, mean) in mean.chunks_mut(d).enumerate() {
             self.weight.dequantise_row(self.labels[i] as usize, &mut row);
             let slope = self.head.slope(softmax.label_logit[i]);
-            mean.iter_mut().zip(&row).for_each(|(g, w)| *g = *g / softmax.sum[i] - slope * w);
+            mean.iter_mut().zip(&row).for_each(|(g, w)| *g = *g / softmax.sum[i] as f32 - slope * w);
         }
         (softmax.nll(), mean)
     }
@@ -231,7 +231,7 @@ impl CustomOp2 for DenseHead {
             for (i, logits) in logits.chunks_mut(n).enumerate() {
                 let label = self.labels[i] as usize;
                 for (j, l) in logits.iter_mut().enumerate() {
-                    let p = (*l - softmax.max[i]).exp() / softmax.sum[i] - f32::from(u8::from(first + j == label));
+                    let p = (*l - softmax.max[i]).exp() / softmax.sum[i] as f32 - f32::from(u8::from(first + j == label));
                     *l = d_nll[i] * p * self.head.slope(*l);
                 }
             }

@@ -81,3 +81,21 @@ fn cross_entropy_with_huge_logits_is_finite() {
         assert_eq!(values(grads.get(&x).unwrap()), [0.0, 0.0]);
     }
 }
+
+/// 200,000 logits of 0 beside one of 10: each adds 5e-5 to a sum that starts at 1.
+#[test]
+fn small_terms_of_a_large_vocabulary_are_not_lost() {
+    const REST: usize = 200_000;
+    let mut weights = vec![0f32; REST + 1];
+    weights[0] = 10.0;
+    let bytes: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
+    let frozen = Weight::Frozen(Arc::new(Matrix::new(kernels::StorageType::F32, REST + 1, 1, &bytes).unwrap()));
+    let sum = 10f64.exp() + REST as f64;
+    for weight in [frozen, Weight::Dense(tensor(&weights, [REST + 1, 1]))] {
+        let x = var(&[1.0], [1, 1]);
+        let nll = ops::cross_entropy(&x, &Head { weight, softcap: None }, &[0]).unwrap();
+        assert!((f64::from(values(&nll)[0]) - (sum.ln() - 10.0)).abs() < 1e-6);
+        let gradient = values(nll.sum_all().unwrap().backward().unwrap().get(&x).unwrap())[0];
+        assert!((f64::from(gradient) + 10.0 * REST as f64 / sum).abs() < 1e-5, "{gradient}");
+    }
+}

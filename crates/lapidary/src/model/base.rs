@@ -50,8 +50,7 @@ impl BaseModel {
 
     /// Puts the weights of a full fine-tune in the place of the base model's own.
     pub(crate) fn replace_weights(&mut self, gem: &Path) -> Result<(), Error> {
-        let source = DirectoryWeights { dir: SafetensorsDir::open(gem)? };
-        self.decoder = Decoder::load(self.decoder.config().clone(), &source)?;
+        self.decoder = Decoder::load(self.decoder.config().clone(), &SafetensorsDir::open(gem)?)?;
         Ok(())
     }
 
@@ -150,7 +149,7 @@ fn load_directory(dir: &Path) -> Result<BaseModel, Error> {
     weights.shard_bytes().for_each(|bytes| {
         hasher.update_rayon(bytes);
     });
-    let decoder = Decoder::load(config, &DirectoryWeights { dir: weights })?;
+    let decoder = Decoder::load(config, &weights)?;
     let fingerprint = hasher.finalize().to_hex().to_string();
     Ok(BaseModel { decoder, tokenizer, chat_template, generation, fingerprint })
 }
@@ -162,19 +161,15 @@ fn expect_shape(name: &str, found: &[usize], expected: &[usize]) -> Result<(), E
     Err(Error::Tensor { name: name.into(), expected: format!("shape {expected:?}"), found: format!("{found:?}") })
 }
 
-struct DirectoryWeights {
-    dir: SafetensorsDir,
-}
-
-impl WeightSource for DirectoryWeights {
+impl WeightSource for SafetensorsDir {
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix, Error> {
-        let tensor = self.dir.tensor(name)?;
+        let tensor = self.tensor(name)?;
         expect_shape(name, &tensor.shape, &[rows, cols])?;
         Ok(Matrix::new(tensor.storage, rows, cols, tensor.bytes)?)
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, Error> {
-        let tensor = self.dir.tensor(name)?;
+        let tensor = self.tensor(name)?;
         expect_shape(name, &tensor.shape, &[len])?;
         Ok(Matrix::new(tensor.storage, 1, len, tensor.bytes)?.to_f32())
     }

@@ -41,6 +41,8 @@ const SPECIAL_FILE: &str = "special_tokens.safetensors";
 const STANDARDISATION_FILE: &str = "standardisation.safetensors";
 /// All weights of a full fine-tune, Hugging Face names.
 pub(crate) const WEIGHTS_FILE: &str = "model.safetensors";
+/// The files that decide what a GEM computes; which of them are there depends on what was trained.
+pub(crate) const PARTS: [&str; 6] = [GEM_FILE, ADAPTER_CONFIG_FILE, ADAPTER_FILE, SPECIAL_FILE, STANDARDISATION_FILE, WEIGHTS_FILE];
 
 /// `adapter_config.json` as PEFT writes and reads it.
 #[derive(Serialize, Deserialize)]

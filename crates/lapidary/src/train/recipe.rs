@@ -120,7 +120,8 @@ pub struct BudgetRecipe {
     pub rows: u64,
     /// Rows of a step: every other row of it is an in-batch negative.
     pub batch_rows: usize,
-    /// Positions run with a graph at a time; bounds memory and does not change the result.
+    /// Positions run with a graph at a time; bounds memory and does not change the result (but for which numbers
+    /// hidden dropout draws).
     pub micro_batch_tokens: usize,
     /// Longer rows are cut, and counted.
     pub max_tokens: usize,

@@ -39,7 +39,7 @@ const MAX_LOG_SCALE: f32 = 4.605_170_2;
 pub struct RunOptions {
     /// Directory of the run: checkpoints, best, model, metrics.
     pub out: PathBuf,
-    /// Steps between checkpoints.
+    /// Steps between checkpoints; 0: at the end alone.
     pub checkpoint_every_steps: u64,
     /// Checkpoints kept.
     pub keep_checkpoints: usize,
@@ -210,24 +210,27 @@ impl<'a> Trainer<'a> {
         let pairs = self.validation_pairs()?;
         let sample = first_rows(&self.recipe.data, &self.base.tokenizer, &self.recipe.budget, STANDARDISATION_ROWS)?;
         let steps = self.recipe.steps();
-        let first_step = state.step;
+        let last_step = match self.options.stop_after_steps {
+            0 => u64::MAX,
+            count => state.step.saturating_add(count),
+        };
         while state.step < steps {
-            let wanted = self.options.stop_after_steps > 0 && state.step - first_step >= self.options.stop_after_steps;
-            if wanted || stop.load(Ordering::Relaxed) {
+            if state.step == last_step || stop.load(Ordering::Relaxed) {
                 let path = checkpoint::save(&self.checkpoints(), &state, &self.params, self.options.keep_checkpoints)?;
                 watch(Event::Checkpoint(&path))?;
                 return Ok(Outcome { finished: false, state, model: None });
             }
             // The stream borrows the tokenizer for as long as no validation or checkpoint needs the model.
-            let until = self.next_stop(state.step, steps);
+            let until = self.next_stop(state.step, steps).min(last_step);
             self.steps_until(until, &mut state, stop, watch)?;
-            let due = self.recipe.validation.every_steps > 0 && state.step % self.recipe.validation.every_steps == 0;
+            let step = state.step;
+            let due = |every: u64| step == steps || every > 0 && step % every == 0;
             if let Some(pairs) = &pairs
-                && (due || state.step == steps)
+                && due(self.recipe.validation.every_steps)
             {
                 self.validate(pairs, &sample, &mut state, watch)?;
             }
-            if state.step % self.options.checkpoint_every_steps == 0 || state.step == steps {
+            if due(self.options.checkpoint_every_steps) {
                 let path = checkpoint::save(&self.checkpoints(), &state, &self.params, self.options.keep_checkpoints)?;
                 watch(Event::Checkpoint(&path))?;
             }
@@ -249,15 +252,10 @@ impl<'a> Trainer<'a> {
 
     fn steps_until(&mut self, until: u64, state: &mut State, stop: &AtomicBool, watch: &mut dyn FnMut(Event<'_>) -> Result<(), Error>) -> Result<(), Error> {
         let seed = self.recipe.seed;
-        let started = (state.step, Instant::now());
         let mut stream = RowStream::open(&self.recipe.data, &self.base.tokenizer, &self.recipe.budget, seed, state.position)?;
         let mut prepared = Vec::new();
         // Reading ahead for the whole stretch would hold it in memory: one batch at a time.
         while state.step < until && !stop.load(Ordering::Relaxed) {
-            let limit = self.options.stop_after_steps;
-            if limit > 0 && state.step - started.0 >= limit {
-                break;
-            }
             prepared.clear();
             for _ in 0..self.recipe.budget.batch_rows {
                 prepared.push(stream.next_example()?);

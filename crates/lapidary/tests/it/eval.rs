@@ -1,8 +1,6 @@
 //! Evaluation against values written by scipy, numpy, scikit-learn and the templates of
 //! lm-evaluation-harness (`scripts/eval_golden.py`).
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use std::path::Path;
 use std::time::Instant;
 

@@ -1,12 +1,10 @@
 //! Model directories with whole, sharded and broken safetensors files.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use std::collections::HashMap;
 use std::path::Path;
 
 use kernels::StorageType;
-use lapidary::model::safetensors_dir::SafetensorsDir;
+use lapidary::model::SafetensorsDir;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 
 fn file(tensors: &[(&str, Dtype, &[usize], &[u8])]) -> Vec<u8> {

@@ -1,12 +1,10 @@
 //! Descriptions of real models, read into decoder configurations; and descriptions that lie.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use std::collections::HashMap;
 
 use lapidary::model::config::{Activation, ConfigError, DecoderConfig, RopeConfig, RopeScaling};
-use lapidary::model::hf::config_json::config_from_json;
-use lapidary::model::hf::gguf_metadata::{GgufMetadata, config_from_gguf};
+use lapidary::model::hf::config_from_json;
+use lapidary::model::hf::{GgufMetadata, config_from_gguf};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

@@ -1,7 +1,5 @@
 //! Plots decode to the size they should have; pages escape all text; bad input is an error.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use lapidary::report::ReportError;
 use lapidary::report::bars::{Series, bar_comparison};
 use lapidary::report::curves::{LossPoint, Reference, loss_curves, validation_curve};

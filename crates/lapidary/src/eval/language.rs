@@ -1,0 +1,93 @@
+//! What a model knows as a language model: likelihoods of texts and of answers, through the chat path.
+
+use super::multiple_choice::{self, LETTERS, MultipleChoiceScore, Question};
+use super::perplexity::{self, windows};
+use crate::Error;
+use crate::model::{AdapterView, BaseModel, ForwardOptions, KvCache, Kv, Segment};
+use kernels::Tensor;
+use kernels::ops;
+use layout::TokenId;
+
+/// Rows whose logits or likelihoods are computed at a time.
+const PREFILL_TOKENS: usize = 512;
+
+/// A base model, and what a GEM adds to it; plain rows must not feel it unless its scope says so.
+#[derive(Clone, Copy)]
+pub struct LanguageModel<'a> {
+    /// Decoder and tokenizer.
+    pub base: &'a BaseModel,
+    /// Adapter and special rows of a GEM.
+    pub adapter: Option<&'a AdapterView>,
+}
+
+impl LanguageModel<'_> {
+    /// Hidden states `[T, D]` of a plain causal row.
+    ///
+    /// # Errors
+    /// When a token is outside the vocabulary or the row too long.
+    pub fn hidden(&self, ids: &[TokenId]) -> Result<Tensor, Error> {
+        let mut cache: KvCache = self.base.decoder.new_cache();
+        let mut parts = Vec::new();
+        for (i, part) in ids.chunks(PREFILL_TOKENS).enumerate() {
+            let past = (i * PREFILL_TOKENS) as u32;
+            let segment = Segment::next_tokens(0, part, past, past);
+            let options = ForwardOptions { adapter: self.adapter, ..ForwardOptions::default() };
+            parts.push(self.base.decoder.forward(&segment, Kv::Append(&mut cache), options)?);
+        }
+        Ok(Tensor::cat(&parts, 0)?)
+    }
+
+    /// Logits `[V]` of the token after a row.
+    ///
+    /// # Errors
+    /// As [`LanguageModel::hidden`].
+    pub fn next_logits(&self, ids: &[TokenId]) -> Result<Vec<f32>, Error> {
+        let hidden = self.hidden(ids)?;
+        let last = ops::pool(&hidden, vec![vec![(ids.len() as u32 - 1, 1.0)]])?;
+        Ok(self.base.decoder.logits(&last)?.flatten_all()?.to_vec1()?)
+    }
+
+    /// Sliding-window perplexity of a token sequence.
+    ///
+    /// # Errors
+    /// As [`LanguageModel::hidden`], or with fewer than two tokens.
+    pub fn perplexity(&self, ids: &[TokenId], (window_tokens, stride): (usize, usize), progress: &mut dyn FnMut(usize)) -> Result<f64, Error> {
+        let windows = windows(ids.len(), window_tokens, stride)?;
+        let mut sums = Vec::with_capacity(windows.len());
+        for window in &windows {
+            let row = &ids[window.tokens.clone()];
+            let places = window.scored.clone().map(|at| vec![((at - 1 - window.tokens.start) as u32, 1.0)]).collect();
+            let states = ops::pool(&self.hidden(row)?, places)?;
+            let nll = self.base.decoder.cross_entropy(&states, &ids[window.scored.clone()])?.to_vec1::<f32>()?;
+            sums.push(nll.iter().map(|x| f64::from(*x)).sum());
+            progress(window.tokens.end);
+        }
+        Ok(perplexity::perplexity(&windows, &sums)?)
+    }
+
+    /// Multiple choice by the likelihood of the letter after each prompt (the MMLU protocol).
+    ///
+    /// # Errors
+    /// When a prompt cannot be encoded, or a letter is more than one token.
+    pub fn multiple_choice(&self, questions: &[Question], dev: &[Question], num_fewshot: usize, progress: &mut dyn FnMut(usize)) -> Result<MultipleChoiceScore, Error> {
+        let letters = LETTERS.map(|letter| self.base.tokenizer.encode(&format!(" {letter}")));
+        let mut tokens = [0; 4];
+        for (token, encoded) in tokens.iter_mut().zip(letters) {
+            let encoded = encoded?;
+            let [only] = encoded.as_slice() else {
+                return Err(Error::Internal(format!("an answer letter is {} tokens of this tokenizer, expected 1", encoded.len())));
+            };
+            *token = *only as usize;
+        }
+        let mut scores = Vec::with_capacity(questions.len());
+        for (i, prompt) in multiple_choice::prompts(questions, dev, num_fewshot)?.iter().enumerate() {
+            let mut ids: Vec<TokenId> = self.base.bos().into_iter().collect();
+            ids.extend(self.base.tokenizer.encode(prompt)?);
+            let logits = self.next_logits(&ids)?;
+            // The softmax's sum is the same for the four letters: logits order them as likelihoods do.
+            scores.push(tokens.map(|token| f64::from(logits[token])));
+            progress(i + 1);
+        }
+        Ok(multiple_choice::score(questions, &scores)?)
+    }
+}

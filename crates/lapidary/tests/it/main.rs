@@ -1,0 +1,14 @@
+//! Tests of the library as its users see it, in one binary so that it is linked once.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+mod eval;
+mod golden_families;
+mod golden_reference;
+mod hf_config;
+mod invariance;
+mod models;
+mod report;
+mod safetensors_dir;
+mod training;
