@@ -4,7 +4,9 @@ use super::Problem;
 use super::imports::is_test_file;
 use super::repository::Repository;
 use super::source::{Kind, Word};
-use super::tables::{Allowed, EVERYDAY_METHODS, FAMILIES, FAMILY_PLACES, METHOD_PLACES, REGISTRIES, TENSOR_LIBRARY};
+use super::tables::{
+    Allowed, COMMAND_ONLY_PLACES, EVERYDAY_METHODS, FAMILIES, FAMILY_PLACES, METHOD_PLACES, REGISTRIES, TENSOR_LIBRARY,
+};
 
 pub(super) fn check(repository: &Repository) -> Vec<Problem> {
     let mut methods = repository.methods();
@@ -74,7 +76,11 @@ fn registries(file: &str, text: &str) -> Vec<Problem> {
 
 /// Exceptions for files that are no more.
 pub(super) fn unused_places(repository: &Repository) -> Vec<Problem> {
-    let places = FAMILY_PLACES.iter().chain(METHOD_PLACES).filter(|place| place.path.ends_with(".rs"));
+    let places = FAMILY_PLACES
+        .iter()
+        .chain(METHOD_PLACES)
+        .chain(COMMAND_ONLY_PLACES)
+        .filter(|place| place.path.ends_with(".rs"));
     let gone = places.filter(|place| !repository.sources.contains_key(place.path));
     let message = |place: &Allowed| format!("no such file, but an exception for it ({}) in xtask", place.reason);
     gone.map(|place| Problem::new(place.path, 1, message(place))).collect()
@@ -130,7 +136,12 @@ mod tests {
 
     #[test]
     fn an_exception_for_a_file_that_is_gone_is_reported() {
-        let places = FAMILY_PLACES.iter().chain(METHOD_PLACES).filter(|place| place.path.ends_with(".rs")).count();
+        let places = FAMILY_PLACES
+            .iter()
+            .chain(METHOD_PLACES)
+            .chain(COMMAND_ONLY_PLACES)
+            .filter(|place| place.path.ends_with(".rs"))
+            .count();
         assert_eq!(unused_places(&Repository::of(&[])).len(), places);
     }
 }
