@@ -142,7 +142,8 @@ pub(crate) fn random_ids(count: usize, seed: u64) -> Vec<TokenId> {
 pub(crate) fn adapter(decoder: &Decoder, lora: bool, num_special: usize) -> Adapter {
     let mut rng = Rng::seed_from_u64(3);
     let d = decoder.config().hidden_size;
-    let special: Vec<Vec<f32>> = (0..num_special).map(|_| (0..d).map(|_| rng.random_range(-0.5..0.5)).collect()).collect();
+    let special: Vec<Vec<f32>> =
+        (0..num_special).map(|_| (0..d).map(|_| rng.random_range(-0.5..0.5)).collect()).collect();
     let config = lora.then(|| LoraConfig { r: 4, lora_alpha: 8.0, ..LoraConfig::default() });
     let adapter = Adapter::new(decoder, config, &special, &mut rng).unwrap();
     for (name, var) in adapter.lora_vars().iter().filter(|(name, _)| name.ends_with("lora_B.weight")) {
@@ -167,10 +168,17 @@ pub(crate) fn hidden(decoder: &Decoder, rows: &[&Layout], adapter: Option<&Adapt
 }
 
 /// A step over plans with the variables `vars`.
-pub(crate) fn run_step(decoder: &Decoder, adapter: &Adapter, vars: &[(String, Var)], plans: &[Plan], (weights, options): (LossWeights, StepOptions)) -> StepResult {
+pub(crate) fn run_step(
+    decoder: &Decoder,
+    adapter: &Adapter,
+    vars: &[(String, Var)],
+    plans: &[Plan],
+    (weights, options): (LossWeights, StepOptions),
+) -> StepResult {
     let vars: Vec<Var> = vars.iter().map(|(_, var)| var.clone()).collect();
     step(&StepModel { decoder, adapter, vars: &vars }, plans, &weights, &options).unwrap()
 }
 
 /// Everything with a graph, in one go.
-pub(crate) const WHOLE: StepOptions = StepOptions { micro_batch_tokens: usize::MAX, split_frozen: false, hidden_dropout: 0.0, dropout_seed: 0 };
+pub(crate) const WHOLE: StepOptions =
+    StepOptions { micro_batch_tokens: usize::MAX, split_frozen: false, hidden_dropout: 0.0, dropout_seed: 0 };

@@ -8,7 +8,9 @@ use lapidary::train::step::LossWeights;
 use layout::{Layout, Plan, Rng};
 use rand::SeedableRng as _;
 
-use crate::common::{Golden, WHOLE, close, close_to_largest, decoder, golden, plain_row, run_step, scalar_close, values};
+use crate::common::{
+    Golden, WHOLE, close, close_to_largest, decoder, golden, plain_row, run_step, scalar_close, values,
+};
 
 /// Both sides compute in f32 with sums in another order; numbers are of order 1 to 10.
 const TOLERANCE: f64 = 3e-5;
@@ -71,7 +73,8 @@ impl Family {
         let adapter = Adapter::new(decoder, None, &[], &mut Rng::seed_from_u64(0)).unwrap();
         let plans = self.rows.each_ref().map(|row| Plan { rows: vec![row.clone()] });
         let weights = LossWeights { next_token: 1.0, contrastive: 0.0, scale: 20.0 };
-        let mut params: Vec<Param> = vars.iter().map(|(name, var)| Param::new(name.clone(), Group::Weights, var.clone())).collect();
+        let mut params: Vec<Param> =
+            vars.iter().map(|(name, var)| Param::new(name.clone(), Group::Weights, var.clone())).collect();
         let adamw = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 };
         for (number, loss) in self.golden.get("losses.adamw").iter().enumerate() {
             let result = run_step(decoder, &adapter, &vars, &plans, (weights, WHOLE));
@@ -82,7 +85,12 @@ impl Family {
                 assert_eq!(expected, vars.len(), "number of trained weights");
                 for ((name, _), gradient) in vars.iter().zip(&result.gradients) {
                     let gradient = gradient.as_ref().unwrap_or_else(|| panic!("{name} has no gradient"));
-                    close_to_largest(&values(gradient), self.golden.get(&format!("grad.{name}")), GRADIENT_TOLERANCE, name);
+                    close_to_largest(
+                        &values(gradient),
+                        self.golden.get(&format!("grad.{name}")),
+                        GRADIENT_TOLERANCE,
+                        name,
+                    );
                 }
             }
             let step = (number as u64 + 1, 0.0, f64::INFINITY);

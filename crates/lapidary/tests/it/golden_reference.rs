@@ -15,7 +15,8 @@ use rand::SeedableRng as _;
 use serde_json::Value;
 
 use crate::common::{
-    Golden, WHOLE, adapter_vars, close, close_to_largest, decoder, golden, hidden, norm, real_model, run_step, scalar_close, values,
+    Golden, WHOLE, adapter_vars, close, close_to_largest, decoder, golden, hidden, norm, real_model, run_step,
+    scalar_close, values,
 };
 
 const CASES: [&str; 5] = ["raw", "gem_k1", "gem_k5", "emb_k3", "gem_k3_ecausal"];
@@ -52,7 +53,8 @@ impl Reference {
     fn special(&self, decoder: &Decoder) -> Vec<Vec<f32>> {
         let mean = decoder.mean_token_embedding().unwrap();
         let row = |j: usize| (0..mean.len()).map(move |i| 0.01 * (0.1 * ((i + 1) * (j + 1)) as f32).sin());
-        let special: Vec<Vec<f32>> = (0..5).map(|j| row(j).zip(&mean).map(|(wave, mean)| mean + wave).collect()).collect();
+        let special: Vec<Vec<f32>> =
+            (0..5).map(|j| row(j).zip(&mean).map(|(wave, mean)| mean + wave).collect()).collect();
         close(&special.concat(), self.tensors.get("E"), 1e-6, "E");
         let d = mean.len();
         self.tensors.get("E").chunks(d).map(|row| row.iter().map(|x| *x as f32).collect()).collect()
@@ -78,8 +80,19 @@ impl Row<'_> {
         let n = self.prefix.len() as u32;
         let len = n + self.k + self.suffix.len() as u32;
         let token = |id: &TokenId| Input::Token(*id);
-        let inputs: Vec<Input> = (self.prefix.iter().map(token)).chain((0..self.k).map(Input::Special)).chain(self.suffix.iter().map(token)).collect();
-        let role = |t: u32| if t < n { Role::Prefix } else if t < n + self.k { Role::Special } else { Role::Suffix };
+        let inputs: Vec<Input> = (self.prefix.iter().map(token))
+            .chain((0..self.k).map(Input::Special))
+            .chain(self.suffix.iter().map(token))
+            .collect();
+        let role = |t: u32| {
+            if t < n {
+                Role::Prefix
+            } else if t < n + self.k {
+                Role::Special
+            } else {
+                Role::Suffix
+            }
+        };
         let label = |next: Option<&Input>| match next {
             Some(Input::Token(id)) if self.labels => Some(*id),
             _ => None,
@@ -113,7 +126,14 @@ fn case_row(tensors: &Golden, name: &str) -> Layout {
     };
     let k = get("seg").iter().filter(|s| **s == 1.0).count() as u32;
     let (prefix, suffix) = (of_segment(0.0), of_segment(2.0));
-    let row = Row { prefix: &prefix, k, suffix: &suffix, special_sees_special: name.ends_with("ecausal"), view: (k > 0).then_some(View::Query), labels: true };
+    let row = Row {
+        prefix: &prefix,
+        k,
+        suffix: &suffix,
+        special_sees_special: name.ends_with("ecausal"),
+        view: (k > 0).then_some(View::Query),
+        labels: true,
+    };
     let layout = row.layout();
     let n = layout.num_tokens() as u32;
     let input = |input: &Input| match input {
@@ -124,7 +144,8 @@ fn case_row(tensors: &Golden, name: &str) -> Layout {
     assert_eq!(layout.positions().iter().map(|p| f64::from(*p)).collect::<Vec<_>>(), get("pos"));
     assert_eq!(layout.labels().iter().map(|l| l.map_or(-100.0, f64::from)).collect::<Vec<_>>(), get("tgt"));
     let allowed = (0..n).flat_map(|query| (0..n).map(move |key| (query, key)));
-    let mask: Vec<f64> = allowed.map(|(query, key)| f64::from(u8::from(layout.visibility().allows(query, key)))).collect();
+    let mask: Vec<f64> =
+        allowed.map(|(query, key)| f64::from(u8::from(layout.visibility().allows(query, key)))).collect();
     assert_eq!(mask, get("mask"), "{name}: mask");
     layout
 }
@@ -136,7 +157,9 @@ fn forward_cases(decoder: &Decoder, reference: &Reference) {
     for name in CASES {
         let tensors = &reference.tensors;
         let get = |part: &str| tensors.get(&format!("{name}.{part}"));
-        let check = |found: &[f32], part: &str| close_to_largest(found, get(part), reference.forward, &format!("{name}.{part}"));
+        let check = |found: &[f32], part: &str| {
+            close_to_largest(found, get(part), reference.forward, &format!("{name}.{part}"))
+        };
         let row = case_row(tensors, name);
         let states = hidden(decoder, &[&row], Some(&adapter));
         let rows: Vec<&[f32]> = states.chunks(d).collect();
@@ -150,14 +173,26 @@ fn forward_cases(decoder: &Decoder, reference: &Reference) {
         check(&logits.iter().map(logsumexp).collect::<Vec<_>>(), "logsumexp");
         let labelled: Vec<usize> = (0..rows.len()).filter(|t| row.labels()[*t].is_some()).collect();
         let labels: Vec<TokenId> = row.labels().iter().flatten().copied().collect();
-        let chosen = Tensor::from_vec(labelled.iter().flat_map(|t| rows[*t].to_vec()).collect::<Vec<_>>(), (labels.len(), d), &Device::Cpu).unwrap();
+        let chosen = Tensor::from_vec(
+            labelled.iter().flat_map(|t| rows[*t].to_vec()).collect::<Vec<_>>(),
+            (labels.len(), d),
+            &Device::Cpu,
+        )
+        .unwrap();
         let nll = values(&decoder.cross_entropy(&chosen, &labels).unwrap());
         check(&nll, "token_nll");
-        scalar_close(nll.iter().map(|x| f64::from(*x)).sum::<f64>() / nll.len() as f64, get("ntp")[0], reference.forward, &format!("{name}.ntp"));
+        scalar_close(
+            nll.iter().map(|x| f64::from(*x)).sum::<f64>() / nll.len() as f64,
+            get("ntp")[0],
+            reference.forward,
+            &format!("{name}.ntp"),
+        );
         if !row.pooled().is_empty() {
-            let special: Vec<&[f32]> = (0..rows.len()).filter(|t| row.roles()[*t] == Role::Special).map(|t| rows[t]).collect();
+            let special: Vec<&[f32]> =
+                (0..rows.len()).filter(|t| row.roles()[*t] == Role::Special).map(|t| rows[t]).collect();
             check(&special.concat(), "E_hidden");
-            let mean: Vec<f32> = (0..d).map(|i| special.iter().map(|row| row[i]).sum::<f32>() / special.len() as f32).collect();
+            let mean: Vec<f32> =
+                (0..d).map(|i| special.iter().map(|row| row[i]).sum::<f32>() / special.len() as f32).collect();
             check(&mean, "embedding");
         }
     }
@@ -193,7 +228,11 @@ fn gradient(result: &StepResult, vars: &[(String, Var)], name: &str) -> Vec<f32>
 fn check_losses(result: &StepResult, [next_token, contrastive, loss]: [f64; 3], reference: &Reference) {
     scalar_close(result.next_token, next_token, reference.forward, "ntp");
     // Similarities near 1 are multiplied by 20: an error of theirs is that much larger in the loss.
-    assert!((result.contrastive - contrastive).abs() < 20.0 * reference.forward, "cl: {} against {contrastive}", result.contrastive);
+    assert!(
+        (result.contrastive - contrastive).abs() < 20.0 * reference.forward,
+        "cl: {} against {contrastive}",
+        result.contrastive
+    );
     let found = 0.7 * result.next_token + 0.3 * result.contrastive;
     assert!((found - loss).abs() < 6.0 * reference.forward * (1.0 + loss), "loss: {found} against {loss}");
 }
@@ -214,7 +253,8 @@ fn special_rows_step(decoder: &Decoder, reference: &Reference) {
     let (za, zp) = (vectors(0), vectors(1));
     close_to_largest(&za, get("step.za"), reference.forward, "za");
     close_to_largest(&zp, get("step.zp"), reference.forward, "zp");
-    let cosine = |a: &[f32], b: &[f32]| (a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>() / norm(a) / norm(b)) as f32;
+    let cosine =
+        |a: &[f32], b: &[f32]| (a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>() / norm(a) / norm(b)) as f32;
     let similarities: Vec<f32> = za.chunks(d).flat_map(|a| zp.chunks(d).map(move |p| cosine(a, p))).collect();
     close(&similarities, get("step.sim"), reference.forward, "sim");
     for (alpha, name) in [(0.0, "step.grad_E.ntp_only"), (1.0, "step.grad_E.cl_only"), (0.3, "step.grad_E")] {
@@ -228,7 +268,10 @@ fn special_rows_step(decoder: &Decoder, reference: &Reference) {
             optimizer::step(&mut params, &result.gradients, (1, 0.0, f64::INFINITY), |_| (adamw, 1e-3)).unwrap();
             // The first step moves a number by the rate times g / (|g| + eps): up to 2e-3 apart where g is near 0.
             let (want, moved) = (get("step.E_after_adamw"), values(&vars[0].1));
-            let large = |i: &usize| get(name)[*i].abs() > 1e-3 * found.iter().fold(0.0, |a: f64, b| a.max(f64::from(b.abs()))) || get(name)[*i] == 0.0;
+            let large = |i: &usize| {
+                get(name)[*i].abs() > 1e-3 * found.iter().fold(0.0, |a: f64, b| a.max(f64::from(b.abs())))
+                    || get(name)[*i] == 0.0
+            };
             let at: Vec<usize> = (0..want.len()).filter(large).collect();
             assert!(at.len() * 10 > want.len() * 9, "{} of {} numbers are compared", at.len(), want.len());
             let pick = |values: &[f32]| at.iter().map(|i| values[*i]).collect::<Vec<_>>();
@@ -244,9 +287,16 @@ fn lora_step(decoder: &Decoder, reference: &Reference, probes: &[usize]) {
         let (rows, cols) = (var.dims()[0], var.dims()[1]);
         let number = |i: usize| {
             let (row, col) = ((i / cols) as f32, (i % cols) as f32);
-            if name.ends_with("lora_A.weight") { 0.02 * (row + 1.0 + 0.37 * col).sin() } else { 0.01 * (0.11 * row + col).cos() }
+            if name.ends_with("lora_A.weight") {
+                0.02 * (row + 1.0 + 0.37 * col).sin()
+            } else {
+                0.01 * (0.11 * row + col).cos()
+            }
         };
-        var.set(&Tensor::from_vec((0..rows * cols).map(number).collect::<Vec<f32>>(), (rows, cols), &Device::Cpu).unwrap()).unwrap();
+        var.set(
+            &Tensor::from_vec((0..rows * cols).map(number).collect::<Vec<f32>>(), (rows, cols), &Device::Cpu).unwrap(),
+        )
+        .unwrap();
     }
     let (plans, vars) = (step_plans(reference), adapter_vars(&adapter));
     let result = run_step(decoder, &adapter, &vars, &plans, (weights(0.3), WHOLE));
@@ -256,17 +306,31 @@ fn lora_step(decoder: &Decoder, reference: &Reference, probes: &[usize]) {
         let states = hidden(decoder, &[&plan.rows[0]], Some(&adapter));
         (0..d).map(|i| states.chunks(d).rev().take(3).map(|row| row[i]).sum::<f32>() / 3.0).collect::<Vec<f32>>()
     };
-    close_to_largest(&plans[3..].iter().flat_map(vector).collect::<Vec<_>>(), reference.tensors.get("lora.za"), reference.forward, "lora.za");
+    close_to_largest(
+        &plans[3..].iter().flat_map(vector).collect::<Vec<_>>(),
+        reference.tensors.get("lora.za"),
+        reference.forward,
+        "lora.za",
+    );
     for layer in probes {
         for (short, module) in MODULES {
             for part in ["A", "B"] {
-                let found = norm(&gradient(&result, &vars, &format!("base_model.model.model.layers.{layer}.{module}.lora_{part}.weight")));
+                let found = norm(&gradient(
+                    &result,
+                    &vars,
+                    &format!("base_model.model.model.layers.{layer}.{module}.lora_{part}.weight"),
+                ));
                 let want = reference.norm(&format!("/lora/grad_norms/{layer}.{short}.{part}"));
                 scalar_close(found, want, reference.gradient, &format!("LoRA {layer}.{short}.{part}"));
             }
         }
     }
-    scalar_close(norm(&gradient(&result, &vars, "special_tokens")), reference.norm("/lora/grad_norms/E"), reference.gradient, "LoRA E");
+    scalar_close(
+        norm(&gradient(&result, &vars, "special_tokens")),
+        reference.norm("/lora/grad_norms/E"),
+        reference.gradient,
+        "LoRA E",
+    );
 }
 
 fn full_step(decoder: &mut Decoder, reference: &Reference, probes: &[usize]) {
@@ -299,7 +363,12 @@ fn full_step(decoder: &mut Decoder, reference: &Reference, probes: &[usize]) {
         }
     }
     let global = optimizer::global_norm(&result.gradients).unwrap();
-    scalar_close(global, reference.meta["step.grad_norms"]["global"].as_f64().unwrap(), reference.gradient, "global norm");
+    scalar_close(
+        global,
+        reference.meta["step.grad_norms"]["global"].as_f64().unwrap(),
+        reference.gradient,
+        "global norm",
+    );
 }
 
 /// f32 on both sides, two layers.

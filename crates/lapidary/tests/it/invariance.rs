@@ -11,8 +11,8 @@ use rand::SeedableRng as _;
 use serde_json::json;
 
 use crate::common::{
-    WHOLE, adapter, adapter_vars, bits, close, close_to_each_other, decoder, gem, golden, hidden, norm, plain_row, random_ids, real_model, run_step,
-    scalar_close, tiny, values, widened,
+    WHOLE, adapter, adapter_vars, bits, close, close_to_each_other, decoder, gem, golden, hidden, norm, plain_row,
+    random_ids, real_model, run_step, scalar_close, tiny, values, widened,
 };
 
 /// A matrix product's order of summation depends on its number of rows: f32 rounding, as a share of the largest number.
@@ -79,7 +79,11 @@ fn reached(row: &Layout, from: u32, layers: usize) -> Vec<bool> {
     let n = row.num_tokens() as u32;
     let mut felt: Vec<bool> = (0..n).map(|t| t == from).collect();
     for _ in 0..layers {
-        felt = (0..n).map(|query| felt[query as usize] || (0..n).any(|key| felt[key as usize] && row.visibility().allows(query, key))).collect();
+        felt = (0..n)
+            .map(|query| {
+                felt[query as usize] || (0..n).any(|key| felt[key as usize] && row.visibility().allows(query, key))
+            })
+            .collect();
     }
     felt
 }
@@ -89,7 +93,9 @@ fn a_token_without_a_path_changes_no_bit() {
     let decoder = tiny();
     let adapter = adapter(&decoder, true, 3);
     let d = decoder.config().hidden_size;
-    for changes in [json!({}), json!({ "scope": "all", "special_visibility": "causal" }), json!({ "bottleneck_ratio": 0.0 })] {
+    for changes in
+        [json!({}), json!({ "scope": "all", "special_visibility": "causal" }), json!({ "bottleneck_ratio": 0.0 })]
+    {
         let plans = plans(changes, &[9, 6]);
         let [row, other] = [&plans[0].rows[0], &plans[1].rows[0]];
         let before = hidden(&decoder, &[row, other], Some(&adapter));
@@ -133,8 +139,11 @@ fn cached_decoding_equals_the_whole_row() {
         }
         close_to_each_other(&found.concat(), &want, ROUNDING, family);
         let mut alone = cache.extract(1, 0..5).unwrap();
-        let ids: Vec<TokenId> = short.inputs()[5..].iter().map(|i| if let Input::Token(id) = i { *id } else { 0 }).collect();
-        let rest = decoder.forward(&Segment::next_tokens(0, &ids, 5, 5), Kv::Append(&mut alone), ForwardOptions::default()).unwrap();
+        let ids: Vec<TokenId> =
+            short.inputs()[5..].iter().map(|i| if let Input::Token(id) = i { *id } else { 0 }).collect();
+        let rest = decoder
+            .forward(&Segment::next_tokens(0, &ids, 5, 5), Kv::Append(&mut alone), ForwardOptions::default())
+            .unwrap();
         close_to_each_other(&values(&rest), &want[want.len() - 4 * d..], ROUNDING, family);
     }
 }
@@ -146,7 +155,8 @@ fn a_frozen_prefix_changes_no_loss_and_no_gradient() {
         for form in ["visibility", "delete"] {
             let adapter = adapter(&decoder, true, 3);
             let vars = adapter_vars(&adapter);
-            let settings = json!({ "scope": scope, "token_dropout": { "form": form, "ratio": 0.3 }, "bottleneck_ratio": 0.7 });
+            let settings =
+                json!({ "scope": scope, "token_dropout": { "form": form, "ratio": 0.3 }, "bottleneck_ratio": 0.7 });
             let plans = plans(settings, &[9, 4, 12, 2, 7]);
             let frozen = plans.iter().flat_map(|p| &p.rows).map(Layout::frozen_len).sum::<usize>();
             assert_eq!(frozen > 0, scope == "special", "{scope}: {frozen} frozen positions");
@@ -162,7 +172,10 @@ fn a_frozen_prefix_changes_no_loss_and_no_gradient() {
 #[test]
 fn micro_batches_change_no_loss_and_no_gradient() {
     let mut decoder = tiny();
-    let plans = plans(json!({ "scope": "all", "token_dropout": { "form": "delete", "ratio": 0.3 } }), &[9, 4, 12, 2, 7, 5, 5, 8]);
+    let plans = plans(
+        json!({ "scope": "all", "token_dropout": { "form": "delete", "ratio": 0.3 } }),
+        &[9, 4, 12, 2, 7, 5, 5, 8],
+    );
     for full in [false, true] {
         let adapter = adapter(&decoder, !full, 3);
         let mut vars = adapter_vars(&adapter);
@@ -201,7 +214,8 @@ fn hidden_dropout_is_the_same_in_both_passes_of_a_micro_batch() {
         let result = run_step(&decoder, &adapter, &vars, &plans, (WEIGHTS, options));
         let again = run_step(&decoder, &adapter, &vars, &plans, (WEIGHTS, options));
         assert_eq!(result.contrastive.to_bits(), again.contrastive.to_bits());
-        let other = run_step(&decoder, &adapter, &vars, &plans, (WEIGHTS, StepOptions { dropout_seed: 6 << 20, ..options }));
+        let other =
+            run_step(&decoder, &adapter, &vars, &plans, (WEIGHTS, StepOptions { dropout_seed: 6 << 20, ..options }));
         assert_ne!(result.contrastive.to_bits(), other.contrastive.to_bits());
         let loss = || {
             let result = run_step(&decoder, &adapter, &vars, &plans, (WEIGHTS, options));
@@ -212,7 +226,8 @@ fn hidden_dropout_is_the_same_in_both_passes_of_a_micro_batch() {
             let slope = norm(&values(gradient)).powi(2);
             // The step changes the loss by about 0.02: large against f32 rounding, small against the curvature.
             let h = 0.01 / slope;
-            let found = (moved_loss(&vars[at].1, gradient, h, &loss) - moved_loss(&vars[at].1, gradient, -h, &loss)) / (2.0 * h);
+            let found = (moved_loss(&vars[at].1, gradient, h, &loss) - moved_loss(&vars[at].1, gradient, -h, &loss))
+                / (2.0 * h);
             scalar_close(found, slope, 0.02, name);
         }
     }
@@ -272,7 +287,10 @@ fn chat_is_the_base_models_bit_for_bit() {
     // The same special rows without any update.
     let special = with_lora.special_var().unwrap().to_vec2::<f32>().unwrap();
     let without = Adapter::new(decoder, None::<LoraConfig>, &special, &mut Rng::seed_from_u64(0)).unwrap();
-    let chat = base.tokenizer.encode_with_special("<|im_start|>user\nName a river.<|im_end|>\n<|im_start|>assistant\n").unwrap();
+    let chat = base
+        .tokenizer
+        .encode_with_special("<|im_start|>user\nName a river.<|im_end|>\n<|im_start|>assistant\n")
+        .unwrap();
     let chat = plain_row(&chat, false);
     let text = base.tokenizer.encode("A man plays a guitar on the stage.").unwrap();
     let d = decoder.config().hidden_size;
@@ -303,7 +321,13 @@ fn vectors_are_standardised_before_they_are_normalised() {
     let mean: Vec<f32> = (0..d).map(|i| 0.1 * (i as f32).sin()).collect();
     let std: Vec<f32> = (0..d).map(|i| 1.0 + 0.5 * (i as f32).cos()).collect();
     let standardisation = Standardisation::new(mean.clone(), std.clone()).unwrap();
-    let embedder = Embedder { decoder: &base.decoder, tokenizer: &base.tokenizer, method: method.as_ref(), adapter: None, standardisation: Some(&standardisation) };
+    let embedder = Embedder {
+        decoder: &base.decoder,
+        tokenizer: &base.tokenizer,
+        method: method.as_ref(),
+        adapter: None,
+        standardisation: Some(&standardisation),
+    };
     let texts = ["A man plays a guitar.", "Rivers run to the sea, and the sea is not full."];
     let embed = |standardise, normalise| {
         let options = EmbedOptions { standardise, normalise, ..EmbedOptions::default() };
@@ -311,7 +335,8 @@ fn vectors_are_standardised_before_they_are_normalised() {
     };
     let (raw, full, plain) = (embed(false, false), embed(true, true), embed(false, true));
     for ((raw, full), plain) in raw.iter().zip(&full).zip(&plain) {
-        let shifted: Vec<f64> = raw.iter().zip(mean.iter().zip(&std)).map(|(x, (m, s))| f64::from(x - m) / f64::from(*s)).collect();
+        let shifted: Vec<f64> =
+            raw.iter().zip(mean.iter().zip(&std)).map(|(x, (m, s))| f64::from(x - m) / f64::from(*s)).collect();
         let length = shifted.iter().map(|x| x * x).sum::<f64>().sqrt();
         close(full, &shifted.iter().map(|x| x / length).collect::<Vec<_>>(), 1e-6, "standardised");
         let length = norm(raw);

@@ -20,6 +20,10 @@ fn cached(name: &str, file_name: &str, what: &str) -> PathBuf {
         .or_else(|| Some(set("HOME")?.join(".cache/lapidary")))
         .expect("one of LAPIDARY_CACHE, XDG_CACHE_HOME and HOME");
     let path = cache.join("models").join(file_name);
-    assert!(path.is_file(), "the {what} model is missing: run `cargo run --release -- fetch {name}` ({})", path.display());
+    assert!(
+        path.is_file(),
+        "the {what} model is missing: run `cargo run --release -- fetch {name}` ({})",
+        path.display()
+    );
     path
 }

@@ -29,9 +29,11 @@ const TEXTS: [&str; 8] = [
 /// A byte-level tokenizer of 97 tokens: the visible ASCII characters, the space, the line end, one special token.
 fn tokenizer_json() -> String {
     let characters = ('!'..='~').chain(['Ġ', 'Ċ']);
-    let mut vocab: serde_json::Map<String, serde_json::Value> = characters.zip(0u64..).map(|(c, id)| (c.to_string(), id.into())).collect();
+    let mut vocab: serde_json::Map<String, serde_json::Value> =
+        characters.zip(0u64..).map(|(c, id)| (c.to_string(), id.into())).collect();
     vocab.insert("<|end|>".into(), 96.into());
-    let byte_level = serde_json::json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
+    let byte_level =
+        serde_json::json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
     serde_json::json!({
         "version": "1.0",
         "added_tokens": [{ "id": 96, "content": "<|end|>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true }],
@@ -119,7 +121,9 @@ fn train(recipe: &Recipe, base: &mut BaseModel, options: RunOptions) -> Told {
         }
         Ok(())
     });
-    let param = |p: &lapidary::train::optimizer::Param| (p.name.clone(), values(&p.var), p.moments.first.clone(), p.moments.second.clone());
+    let param = |p: &lapidary::train::optimizer::Param| {
+        (p.name.clone(), values(&p.var), p.moments.first.clone(), p.moments.second.clone())
+    };
     Told { metrics, resumed, result, params: trainer.params().iter().map(param).collect() }
 }
 
@@ -149,7 +153,9 @@ fn eight_texts_are_learned_by_heart() {
     let told = train(&recipe, &mut shop.base(), shop.options("run"));
     assert!(told.outcome().finished);
     let (first, last) = (&told.metrics[..5], &told.metrics[75..]);
-    for (name, of) in [("next-token", (|m| m.next_token) as fn(&StepMetrics) -> f64), ("contrastive", |m| m.contrastive)] {
+    for (name, of) in
+        [("next-token", (|m| m.next_token) as fn(&StepMetrics) -> f64), ("contrastive", |m| m.contrastive)]
+    {
         let (before, after) = (mean(first, of), mean(last, of));
         assert!(after < 0.7 * before, "{name}: {before} before, {after} after");
     }
@@ -176,12 +182,15 @@ fn a_stopped_run_goes_on_as_if_it_had_not_stopped() {
         let metrics: Vec<StepMetrics> = parts.iter().flat_map(|part| part.metrics.clone()).collect();
         assert_eq!(timeless(&metrics), timeless(&straight.metrics));
         assert_same_params(&parts[2], &straight);
-        let state = |told: &Told| State { train_secs: 0.0, tensors_hash: String::new(), ..told.outcome().state.clone() };
+        let state =
+            |told: &Told| State { train_secs: 0.0, tensors_hash: String::new(), ..told.outcome().state.clone() };
         assert_eq!(state(&parts[2]), state(&straight));
         assert!(straight.outcome().state.position.epoch >= 7 && straight.outcome().state.position.num_short > 0);
         assert!(straight.outcome().state.position.num_cut > 0);
         let texts = ["a man sleeps", "the sea"];
-        let embed = |run: &str| Lapidary::load(&shop.path(&name(run)).join("model"), &shop.model()).unwrap().embed(&texts).unwrap();
+        let embed = |run: &str| {
+            Lapidary::load(&shop.path(&name(run)).join("model"), &shop.model()).unwrap().embed(&texts).unwrap()
+        };
         assert_eq!(embed("parts"), embed("straight"));
     }
 }
@@ -210,7 +219,12 @@ fn a_damaged_checkpoint_falls_back_on_the_one_before() {
     let shop = Workshop::new(&TEXTS);
     let recipe = shop.recipe(&[]);
     let straight = train(&recipe, &mut shop.base(), shop.options("straight"));
-    for (run, file, keep) in [("a", "state.safetensors", 100), ("b", "state.json", 10), ("c", "state.safetensors", 0), ("d", "state.json", 0)] {
+    for (run, file, keep) in [
+        ("a", "state.safetensors", 100),
+        ("b", "state.json", 10),
+        ("c", "state.safetensors", 0),
+        ("d", "state.json", 0),
+    ] {
         train(&recipe, &mut shop.base(), RunOptions { stop_after_steps: 10, ..shop.options(run) });
         let newest = shop.path(run).join("checkpoints/step-00000010").join(file);
         let mut bytes = std::fs::read(&newest).unwrap();
@@ -239,7 +253,12 @@ fn when_every_checkpoint_is_damaged_nothing_is_started_over() {
 fn a_loss_that_is_not_finite_stops_the_run_and_names_its_rows() {
     let shop = Workshop::new(&TEXTS);
     for full in ["trained=lora", "trained=full"] {
-        let recipe = shop.recipe(&["optimizer.learning_rate=1e30", "optimizer.warmup_ratio=0", full, "method.settings.scope=all"]);
+        let recipe = shop.recipe(&[
+            "optimizer.learning_rate=1e30",
+            "optimizer.warmup_ratio=0",
+            full,
+            "method.settings.scope=all",
+        ]);
         let options = RunOptions { checkpoint_every_steps: 1, ..shop.options(full) };
         let told = train(&recipe, &mut shop.base(), options);
         let message = told.error();
@@ -257,7 +276,17 @@ fn a_loss_that_is_not_finite_stops_the_run_and_names_its_rows() {
 fn a_loss_that_never_moves_stops_the_run() {
     let shop = Workshop::new(&TEXTS[..4]);
     let still = ["optimizer.learning_rate=1e-60", "optimizer.special_learning_rate=1e-60", "budget.shuffle_buffer=1"];
-    let recipe = shop.recipe(&[&still[..], &["budget.rows=200", "method.settings.token_dropout.ratio=0.0", "method.settings.token_dropout.form=visibility"]].concat());
+    let recipe = shop.recipe(
+        &[
+            &still[..],
+            &[
+                "budget.rows=200",
+                "method.settings.token_dropout.ratio=0.0",
+                "method.settings.token_dropout.form=visibility",
+            ],
+        ]
+        .concat(),
+    );
     let told = train(&recipe, &mut shop.base(), shop.options("run"));
     assert!(told.error().starts_with("training stopped at step 20: the loss is "), "{}", told.error());
 }
@@ -275,13 +304,20 @@ fn vectors_of(base: &BaseModel, recipe: &Recipe, told: &Told, texts: &[&str]) ->
     let special = special_rows(base, method.as_ref()).unwrap();
     let lora = told.params.iter().any(|p| p.0.contains("lora_A")).then(|| recipe.lora.clone());
     let adapter = Adapter::new(&base.decoder, lora, &special, &mut Rng::seed_from_u64(0)).unwrap();
-    let vars = adapter.lora_vars().into_iter().chain([("special_tokens".to_owned(), adapter.special_var().unwrap().clone())]);
+    let vars =
+        adapter.lora_vars().into_iter().chain([("special_tokens".to_owned(), adapter.special_var().unwrap().clone())]);
     for (name, var) in vars {
         let trained = told.params.iter().find(|param| param.0 == name).unwrap();
         var.set(&Tensor::from_vec(trained.1.clone(), var.dims(), &Device::Cpu).unwrap()).unwrap();
     }
     let (decoder, view) = (base.decoder.detached(), adapter.view(false));
-    let embedder = Embedder { decoder: &decoder, tokenizer: &base.tokenizer, method: method.as_ref(), adapter: Some(&view), standardisation: None };
+    let embedder = Embedder {
+        decoder: &decoder,
+        tokenizer: &base.tokenizer,
+        method: method.as_ref(),
+        adapter: Some(&view),
+        standardisation: None,
+    };
     embedder.embed(texts, &raw(), &mut |_| {}).unwrap().vectors
 }
 
@@ -317,7 +353,9 @@ fn saved_and_loaded(trained: &str, tolerance: f64) {
 
 /// The fingerprint tells apart any two GEMs whose vectors may differ.
 fn every_file_counts(model: &Path, base: &ModelFiles, fingerprint: &str) {
-    for file in ["adapter_model.safetensors", "special_tokens.safetensors", "standardisation.safetensors", "model.safetensors"] {
+    for file in
+        ["adapter_model.safetensors", "special_tokens.safetensors", "standardisation.safetensors", "model.safetensors"]
+    {
         let path = model.join(file);
         let Ok(bytes) = std::fs::read(&path) else { continue };
         let mut changed = bytes.clone();
