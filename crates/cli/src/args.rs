@@ -28,7 +28,9 @@ impl ModelArgs {
         let program = std::env::current_exe().unwrap_or_default();
         let shipped = || {
             let dirs = std::iter::once(Path::new("")).chain(program.ancestors().skip(1));
-            dirs.map(|dir| dir.join(SHIPPED_GEM)).find(|dir| GemConfig::is_gem(dir)).map(|dir| dir.display().to_string())
+            dirs.map(|dir| dir.join(SHIPPED_GEM))
+                .find(|dir| GemConfig::is_gem(dir))
+                .map(|dir| dir.display().to_string())
         };
         self.model.clone().or_else(shipped).unwrap_or_else(|| BUILT_IN_MODELS[0].name.to_owned())
     }
@@ -57,7 +59,8 @@ pub(crate) fn method_settings(items: &[String]) -> Result<Value> {
         let (path, value) = item.split_once('=').with_context(|| format!("--set {item}: expected KEY=VALUE"))?;
         let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()));
         let mut keys: Vec<&str> = path.trim().split('.').collect();
-        let last = keys.pop().filter(|key| !key.is_empty()).with_context(|| format!("--set {item}: expected KEY=VALUE"))?;
+        let last =
+            keys.pop().filter(|key| !key.is_empty()).with_context(|| format!("--set {item}: expected KEY=VALUE"))?;
         let mut table = &mut settings;
         for key in keys {
             let entry = table.entry(key).or_insert_with(|| Value::Object(Map::new()));

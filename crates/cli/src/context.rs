@@ -50,22 +50,14 @@ impl Context {
     ///
     /// # Errors
     /// When a file is missing or damaged, or the GEM was trained on another base model.
-    pub(crate) fn load(&self, model: &str) -> Result<Lapidary> {
-        self.load_model(&ModelArgs { model: Some(model.to_owned()), base: None })
-    }
-
-    /// As [`Context::load`], for a command's arguments.
-    ///
-    /// # Errors
-    /// As [`Context::load`].
     pub(crate) fn load_model(&self, args: &ModelArgs) -> Result<Lapidary> {
         self.load_to_embed(&EmbedModelArgs { model: args.clone(), ..EmbedModelArgs::default() })
     }
 
-    /// As [`Context::load`], for the arguments of a command that embeds.
+    /// As [`Context::load_model`], for a command that embeds by a method of the user's choice.
     ///
     /// # Errors
-    /// As [`Context::load`]; or when a GEM is asked to embed by another method.
+    /// As [`Context::load_model`]; or when a GEM is asked to embed by another method.
     pub(crate) fn load_to_embed(&self, args: &EmbedModelArgs) -> Result<Lapidary> {
         let settings = method_settings(&args.settings)?;
         let model = match &args.method {
@@ -83,7 +75,11 @@ impl Context {
         }
         let config = GemConfig::load(dir)?;
         if let Some(method) = args.method.as_ref().filter(|method| **method != config.method) {
-            bail!("--method {method}: {model} brings its own, {}; name its base model ({}) instead", config.method, config.base_model);
+            bail!(
+                "--method {method}: {model} brings its own, {}; name its base model ({}) instead",
+                config.method,
+                config.base_model
+            );
         }
         if settings != Value::Object(serde_json::Map::new()) {
             bail!("--set: the settings of {model} were fixed when it was trained");

@@ -1,2 +1,95 @@
-//! x
-fn main() {}
+//! The lapidary command: cut a language model into a GEM, and chat, embed and measure with it.
+
+mod args;
+mod commands;
+mod context;
+mod failure;
+mod fetch;
+mod interrupt;
+mod progress;
+mod table;
+
+use clap::{Parser, Subcommand};
+use commands::{chat, embed, eval, fetch_model, generate, inspect, quickstart, reconstruct, similarity, train};
+use context::Context;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Cut any decoder-only language model into a GEM: one set of weights that chats, embeds and reads compressed
+/// documents.
+#[derive(Debug, Parser)]
+#[command(name = "lapidary", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Use only what is on this machine
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    offline: bool,
+    /// Print results and errors only
+    #[arg(long, short, global = true, help_heading = "Everywhere")]
+    quiet: bool,
+    /// Directory of fetched models [default: $LAPIDARY_CACHE, else lapidary in the user's cache directory]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Everywhere")]
+    cache: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Fetch a model, train it for some minutes, and report what has changed and what has not
+    Quickstart(quickstart::QuickstartArgs),
+    /// Train a model by a recipe
+    Train(train::TrainArgs),
+    /// Turn texts into vectors
+    Embed(embed::EmbedArgs),
+    /// Show how similar texts are
+    Similarity(similarity::SimilarityArgs),
+    /// Talk with a model
+    Chat(chat::ChatArgs),
+    /// Continue a text
+    Generate(generate::GenerateArgs),
+    /// Write a text again from its compressed form alone
+    Reconstruct(reconstruct::ReconstructArgs),
+    /// Look into a model, or at the rows that a method makes of a text
+    Inspect(inspect::InspectArgs),
+    /// Measure a model
+    Eval(eval::EvalArgs),
+    /// Bring a model's files to this machine
+    Fetch(fetch_model::FetchArgs),
+}
+
+fn main() -> ExitCode {
+    lapidary::prepare_process();
+    let cli = Cli::parse();
+    lapidary::on_worker(|| failure::exit_code_of(|| run(cli)))
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let context = Context { cache: cli.cache, offline: cli.offline, quiet: cli.quiet };
+    match &cli.command {
+        Command::Quickstart(args) => quickstart::run(args, &context),
+        Command::Train(args) => train::run(args, &context),
+        Command::Embed(args) => embed::run(args, &context),
+        Command::Similarity(args) => similarity::run(args, &context),
+        Command::Chat(args) => chat::run(args, &context),
+        Command::Generate(args) => generate::run(args, &context),
+        Command::Reconstruct(args) => reconstruct::run(args, &context),
+        Command::Inspect(args) => inspect::run(args, &context),
+        Command::Eval(args) => eval::run(args, &context),
+        Command::Fetch(args) => fetch_model::run(args, &context),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Cli;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound_and_every_command_has_examples() {
+        Cli::command().debug_assert();
+        for mut command in Cli::command().get_subcommands().cloned() {
+            let help = command.render_long_help().to_string();
+            assert!(help.contains("Examples:"), "{help}");
+        }
+    }
+}

@@ -39,7 +39,13 @@ impl AdamW {
     ///
     /// # Errors
     /// When the gradient or the moments differ from the variable in size, or `step` is 0.
-    pub fn step(&self, var: &Var, grad: &Tensor, moments: &mut Moments, (step, learning_rate, grad_scale): (u64, f32, f32)) -> Result<()> {
+    pub fn step(
+        &self,
+        var: &Var,
+        grad: &Tensor,
+        moments: &mut Moments,
+        (step, learning_rate, grad_scale): (u64, f32, f32),
+    ) -> Result<()> {
         let count = var.elem_count();
         if grad.elem_count() != count || moments.first.len() != count || moments.second.len() != count {
             bail!("adamw: variable {:?}, gradient {:?}, {} moments", var.shape(), grad.shape(), moments.first.len());

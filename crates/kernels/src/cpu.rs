@@ -107,7 +107,14 @@ fn fits(view: &View<'_>, rows: usize, cols: usize) -> bool {
 
 /// `c[i, j] = keep * c[i, j] + sum_k a[i, k] b[k, j]` for `[m, k] x [k, n]`; row i of `c` starts at
 /// `i * c_stride`. Each output is summed by one thread, so the thread count does not change results.
-pub(crate) fn gemm(c: &mut [f32], c_stride: usize, (m, n, k): (usize, usize, usize), a: View<'_>, b: View<'_>, keep: bool) {
+pub(crate) fn gemm(
+    c: &mut [f32],
+    c_stride: usize,
+    (m, n, k): (usize, usize, usize),
+    a: View<'_>,
+    b: View<'_>,
+    keep: bool,
+) {
     if m == 0 || n == 0 {
         return;
     }
@@ -118,11 +125,25 @@ pub(crate) fn gemm(c: &mut [f32], c_stride: usize, (m, n, k): (usize, usize, usi
     // so that it overlaps neither operand.
     unsafe {
         gemm::gemm(
-            m, n, k,
-            c.as_mut_ptr(), 1, c_stride as isize, keep,
-            a.values.as_ptr(), a.col_stride as isize, a.row_stride as isize,
-            b.values.as_ptr(), b.col_stride as isize, b.row_stride as isize,
-            1.0, 1.0, false, false, false, parallelism,
+            m,
+            n,
+            k,
+            c.as_mut_ptr(),
+            1,
+            c_stride as isize,
+            keep,
+            a.values.as_ptr(),
+            a.col_stride as isize,
+            a.row_stride as isize,
+            b.values.as_ptr(),
+            b.col_stride as isize,
+            b.row_stride as isize,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            parallelism,
         );
     }
 }

@@ -62,7 +62,10 @@ impl Matrix {
     /// When `cols` is no multiple of the format's block, or the byte count is not that of `[rows, cols]`.
     pub fn new(storage_type: StorageType, rows: usize, cols: usize, bytes: &[u8]) -> Result<Self> {
         if cols == 0 || rows == 0 || cols % storage_type.block_size() != 0 {
-            bail!("{storage_type:?} matrix [{rows}, {cols}]: rows of {} numbers are stored together", storage_type.block_size());
+            bail!(
+                "{storage_type:?} matrix [{rows}, {cols}]: rows of {} numbers are stored together",
+                storage_type.block_size()
+            );
         }
         let expected = (cols / storage_type.block_size())
             .checked_mul(storage_type.type_size())
@@ -194,7 +197,14 @@ impl Matrix {
         }
         self.for_blocks(|first, block| {
             let n = block.len() / self.cols;
-            cpu::gemm(&mut y[first..], self.rows, (t, n, self.cols), rows_of(x, self.cols), cpu::transposed(block, self.cols), false);
+            cpu::gemm(
+                &mut y[first..],
+                self.rows,
+                (t, n, self.cols),
+                rows_of(x, self.cols),
+                cpu::transposed(block, self.cols),
+                false,
+            );
         });
         y
     }

@@ -19,8 +19,10 @@ fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let base = BaseModel::load(&ModelFiles::Gguf(model.into()))?;
     let method = build_method(&base, "gem", serde_json::from_str(settings)?)?;
     let mut rng = Rng::seed_from_u64(0);
-    let adapter = Adapter::new(&base.decoder, Some(LoraConfig::default()), &special_rows(&base, method.as_ref())?, &mut rng)?;
-    let mut params: Vec<Param> = adapter.lora_vars().into_iter().map(|(name, var)| Param::new(name, Group::Weights, var)).collect();
+    let adapter =
+        Adapter::new(&base.decoder, Some(LoraConfig::default()), &special_rows(&base, method.as_ref())?, &mut rng)?;
+    let mut params: Vec<Param> =
+        adapter.lora_vars().into_iter().map(|(name, var)| Param::new(name, Group::Weights, var)).collect();
     params.extend(adapter.special_var().map(|var| Param::new("special_tokens".into(), Group::Special, var.clone())));
     let vars: Vec<_> = params.iter().map(|param| param.var.clone()).collect();
     let vocabulary = base.decoder.config().vocab_size as u32;
@@ -32,7 +34,8 @@ fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
             })
             .collect::<Result<Vec<_>, _>>()?;
         let weights = LossWeights { next_token: 0.0, contrastive: 1.0, scale: 20.0 };
-        let options = StepOptions { micro_batch_tokens: 4096, split_frozen: true, hidden_dropout: 0.0, dropout_seed: 0 };
+        let options =
+            StepOptions { micro_batch_tokens: 4096, split_frozen: true, hidden_dropout: 0.0, dropout_seed: 0 };
         let model = StepModel { decoder: &base.decoder, adapter: &adapter, vars: &vars };
         let result = step(&model, &plans, &weights, &options)?;
         let norm = global_norm(&result.gradients)?;

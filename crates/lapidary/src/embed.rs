@@ -69,7 +69,12 @@ impl Embedder<'_> {
     ///
     /// # Errors
     /// When a text has no tokens or cannot be encoded, or a vector comes out not finite; the message has its number.
-    pub fn embed(&self, texts: &[impl AsRef<str>], options: &EmbedOptions, progress: &mut dyn FnMut(usize)) -> Result<Embeddings, Error> {
+    pub fn embed(
+        &self,
+        texts: &[impl AsRef<str>],
+        options: &EmbedOptions,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Embeddings, Error> {
         let limit = self.limit(options)?;
         let mut num_truncated = 0;
         let mut ids = Vec::with_capacity(texts.len());
@@ -78,7 +83,11 @@ impl Embedder<'_> {
             let head = head(text, limit);
             let mut encoded = self.tokenizer.encode(head)?;
             if encoded.is_empty() {
-                return Err(Error::Setting { field: format!("text {}", i + 1), expected: "at least one token".into(), found: "none".into() });
+                return Err(Error::Setting {
+                    field: format!("text {}", i + 1),
+                    expected: "at least one token".into(),
+                    found: "none".into(),
+                });
             }
             num_truncated += usize::from(encoded.len() > limit || head.len() < text.len());
             encoded.truncate(limit);
@@ -92,7 +101,8 @@ impl Embedder<'_> {
     fn limit(&self, options: &EmbedOptions) -> Result<usize, Error> {
         let longest = self.decoder.config().max_position_embeddings;
         // Methods may repeat the text: room is found from how a row grows with its text.
-        let grown = |n: usize| -> Result<usize, Error> { Ok(self.method.embed_plan(&vec![0; n])?.rows[0].num_tokens()) };
+        let grown =
+            |n: usize| -> Result<usize, Error> { Ok(self.method.embed_plan(&vec![0; n])?.rows[0].num_tokens()) };
         let (one, two) = (grown(1)?, grown(2)?);
         let room = (longest.saturating_sub(one) / (two - one).max(1) + 1).max(1);
         Ok(if options.max_tokens == 0 { room } else { options.max_tokens.min(room) })
@@ -102,13 +112,19 @@ impl Embedder<'_> {
     ///
     /// # Errors
     /// As [`Embedder::embed`].
-    pub fn embed_ids(&self, ids: &[Vec<TokenId>], options: &EmbedOptions, progress: &mut dyn FnMut(usize)) -> Result<Embeddings, Error> {
+    pub fn embed_ids(
+        &self,
+        ids: &[Vec<TokenId>],
+        options: &EmbedOptions,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Embeddings, Error> {
         let rows = ids
             .iter()
             .map(|ids| self.method.embed_plan(ids).map(|mut plan| plan.rows.swap_remove(0)))
             .collect::<Result<Vec<Layout>, _>>()?;
         let lengths: Vec<usize> = rows.iter().map(Layout::num_tokens).collect();
-        let mut embeddings = Embeddings { vectors: vec![Vec::new(); rows.len()], num_truncated: 0, num_tokens: lengths.iter().sum() };
+        let mut embeddings =
+            Embeddings { vectors: vec![Vec::new(); rows.len()], num_truncated: 0, num_tokens: lengths.iter().sum() };
         let mut done = 0;
         for batch in pack(&lengths, options.batch_tokens) {
             let vectors = self.run(batch.iter().map(|i| &rows[*i]).collect::<Vec<_>>().as_slice())?;
@@ -155,7 +171,11 @@ impl Embedder<'_> {
     ///
     /// # Errors
     /// As [`Embedder::embed`]; or with fewer than two texts.
-    pub fn fit_standardisation(&self, ids: &[Vec<TokenId>], progress: &mut dyn FnMut(usize)) -> Result<Standardisation, Error> {
+    pub fn fit_standardisation(
+        &self,
+        ids: &[Vec<TokenId>],
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Standardisation, Error> {
         let options = EmbedOptions { standardise: false, normalise: false, ..EmbedOptions::default() };
         let mut moments = Moments::new(self.decoder.config().hidden_size);
         for vector in self.embed_ids(ids, &options, progress)?.vectors {

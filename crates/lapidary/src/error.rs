@@ -58,6 +58,11 @@ pub enum Error {
         /// What the file has.
         found: String,
     },
+    /// The model was made without a chat template.
+    #[error(
+        "the model has no chat template, so it cannot chat; continue plain text instead, or use a model made for chat"
+    )]
+    NoChatTemplate,
     /// A row does not fit the model.
     #[error("a row of {found} positions is longer than the model's {limit}")]
     TooLong {

@@ -137,7 +137,12 @@ impl Lapidary {
     ///
     /// # Errors
     /// When a text has no tokens.
-    pub fn embed_with(&self, texts: &[impl AsRef<str>], options: &EmbedOptions, progress: &mut dyn FnMut(usize)) -> Result<Embeddings, Error> {
+    pub fn embed_with(
+        &self,
+        texts: &[impl AsRef<str>],
+        options: &EmbedOptions,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Embeddings, Error> {
         self.embedder().embed(texts, options, progress)
     }
 }

@@ -66,6 +66,11 @@ pub trait Method {
     /// [`MethodError::EmptyText`].
     fn embed_plan(&self, text: &[TokenId]) -> Result<Plan, MethodError>;
 
+    /// Whether the adapter acts on rows without special tokens, chat among them, and on what follows special tokens.
+    fn adapts_plain_rows(&self) -> bool {
+        false
+    }
+
     /// What training minimises; no term for a training-free method.
     fn objective(&self) -> Objective {
         Objective::default()

@@ -82,9 +82,15 @@ pub(crate) fn run(args: &QuickstartArgs, context: &Context) -> Result<()> {
     ];
     overrides.extend(rows.map(|rows| format!("budget.rows={rows}")));
     let recipe = Recipe::parse(RECIPE, &overrides)?;
-    context.note(&format!("Cutting {} into a GEM: {} rows of Wikipedia, {}", args.model, recipe.budget.rows, args.out.display()));
+    context.note(&format!(
+        "Cutting {} into a GEM: {} rows of Wikipedia, {}",
+        args.model,
+        recipe.budget.rows,
+        args.out.display()
+    ));
 
-    let fit = first_rows(&recipe.data, &BaseModel::load(&files)?.tokenizer, &recipe.budget, measure::STANDARDISATION_ROWS)?;
+    let fit =
+        first_rows(&recipe.data, &BaseModel::load(&files)?.tokenizer, &recipe.budget, measure::STANDARDISATION_ROWS)?;
     let (methods, base_banking) = untrained(&files, &samples, &fit, context)?;
     let (model, steps) = train(recipe, &files, &args.out, context)?;
     let gem = Lapidary::load(&model, &files)?;
@@ -99,7 +105,10 @@ pub(crate) fn run(args: &QuickstartArgs, context: &Context) -> Result<()> {
     page::write(&findings, &args.out, secs)?;
     println!("\nThe GEM:    {}", model.display());
     println!("The report: {}", args.out.join("report.html").display());
-    println!("Try:        lapidary similarity --model {} \"A man plays a guitar.\" \"Someone makes music.\"", model.display());
+    println!(
+        "Try:        lapidary similarity --model {} \"A man plays a guitar.\" \"Someone makes music.\"",
+        model.display()
+    );
     if findings.checks.iter().any(|check| !check.passed) {
         bail!("a check failed: see the report");
     }
@@ -117,14 +126,18 @@ fn sample_dir(args: &QuickstartArgs) -> Result<PathBuf> {
     }
     let program = std::env::current_exe().unwrap_or_default();
     let above = program.ancestors().skip(1).map(|dir| dir.join("data"));
-    std::iter::once(PathBuf::from("data"))
-        .chain(above)
-        .find(|dir| dir.join(measure::TRAINING_FILE).is_file())
-        .context("the sample data were not found: run this in the repository, or name its data directory with --sample DIR")
+    std::iter::once(PathBuf::from("data")).chain(above).find(|dir| dir.join(measure::TRAINING_FILE).is_file()).context(
+        "the sample data were not found: run this in the repository, or name its data directory with --sample DIR",
+    )
 }
 
 /// Scores of the methods without training, and the accuracy of the best of them on Banking77.
-fn untrained(files: &ModelFiles, samples: &Samples, fit: &[Vec<u32>], context: &Context) -> Result<(Vec<MethodScore>, f64)> {
+fn untrained(
+    files: &ModelFiles,
+    samples: &Samples,
+    fit: &[Vec<u32>],
+    context: &Context,
+) -> Result<(Vec<MethodScore>, f64)> {
     let mut scores: Vec<MethodScore> = Vec::new();
     let mut base = Some(BaseModel::load(files)?);
     for method in UNTRAINED {
@@ -146,7 +159,8 @@ fn untrained(files: &ModelFiles, samples: &Samples, fit: &[Vec<u32>], context: &
 fn train(recipe: Recipe, files: &ModelFiles, out: &Path, context: &Context) -> Result<(PathBuf, Vec<StepMetrics>)> {
     let mut base = BaseModel::load(files)?;
     let stop = crate::interrupt::stop_flag("writing a checkpoint; the same command goes on from there")?;
-    let options = RunOptions { out: out.to_owned(), checkpoint_every_steps: 8, keep_checkpoints: 2, stop_after_steps: 0 };
+    let options =
+        RunOptions { out: out.to_owned(), checkpoint_every_steps: 8, keep_checkpoints: 2, stop_after_steps: 0 };
     let steps = recipe.steps();
     let mut trainer = Trainer::new(recipe, &mut base, options)?;
     context.note(&format!("Training {} numbers for {steps} steps", trainer.num_trained()));
@@ -155,7 +169,10 @@ fn train(recipe: Recipe, files: &ModelFiles, out: &Path, context: &Context) -> R
     let outcome = trainer.run(&stop, &mut |event| {
         match event {
             Event::Step(metrics) => {
-                let text = format!("next-token {:.3} contrastive {:.3} {:.0} tokens/s", metrics.next_token, metrics.contrastive, metrics.tokens_per_sec);
+                let text = format!(
+                    "next-token {:.3} contrastive {:.3} {:.0} tokens/s",
+                    metrics.next_token, metrics.contrastive, metrics.tokens_per_sec
+                );
                 bar.set_message(text);
                 bar.set_position(metrics.step);
                 log.push(*metrics);
@@ -171,12 +188,21 @@ fn train(recipe: Recipe, files: &ModelFiles, out: &Path, context: &Context) -> R
     bar.finish_and_clear();
     match outcome.model {
         Some(model) => Ok((model, log)),
-        None => bail!("interrupted after step {}; the same command goes on from there", outcome.state.step),
+        None => {
+            let text = format!("interrupted after step {}; the same command goes on from there", outcome.state.step);
+            Err(crate::failure::Interrupted(text).into())
+        }
     }
 }
 
 /// Everything that is measured of the trained model but Banking77.
-fn examine(gem: &Lapidary, files: &ModelFiles, samples: &Samples, fit: &[Vec<u32>], context: &Context) -> Result<Findings> {
+fn examine(
+    gem: &Lapidary,
+    files: &ModelFiles,
+    samples: &Samples,
+    fit: &[Vec<u32>],
+    context: &Context,
+) -> Result<Findings> {
     let score = measure::trained(gem, "GEM, trained", samples, context)?;
     let base = Lapidary::untrained(files, gem.method().name(), gem.method().settings())?;
     let knowledge = measure::knowledge(&base, gem, samples, context)?;

@@ -185,7 +185,12 @@ impl AttentionSpec {
 fn check(spec: &AttentionSpec, q: &Tensor, kv: (usize, usize), num_keys: usize) -> Result<()> {
     let (t, heads, h) = q.dims3()?;
     let (kv_heads, width) = kv;
-    if t != spec.mask.num_queries() || width != h || kv_heads == 0 || heads % kv_heads != 0 || spec.mask.end() > num_keys {
+    if t != spec.mask.num_queries()
+        || width != h
+        || kv_heads == 0
+        || heads % kv_heads != 0
+        || spec.mask.end() > num_keys
+    {
         bail!(
             "attention: queries {:?}, {kv_heads} key heads of {width}, {num_keys} keys, mask of {} queries over {} keys",
             q.shape(),
@@ -217,7 +222,13 @@ struct Attention {
 ///
 /// # Errors
 /// When shapes disagree or the mask reaches beyond the keys.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, past: Option<&Arc<KvLayer>>, spec: &AttentionSpec) -> Result<Tensor> {
+pub fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    past: Option<&Arc<KvLayer>>,
+    spec: &AttentionSpec,
+) -> Result<Tensor> {
     let (new, kv_heads, h) = k.dims3()?;
     check_width(past.map(Arc::as_ref), kv_heads * h)?;
     if v.dims() != k.dims() {
@@ -239,7 +250,8 @@ pub fn attention_cached(q: &Tensor, cache: &KvLayer, kv_heads: usize, spec: &Att
     let (_, heads, h) = q.dims3()?;
     check_width(Some(cache), kv_heads * h)?;
     check(spec, q, (kv_heads, h), cache.num_tokens())?;
-    let keys = Keys { past: None, new_keys: cache.keys(), new_values: cache.values(), num_past: 0, kv_heads, head_dim: h };
+    let keys =
+        Keys { past: None, new_keys: cache.keys(), new_values: cache.values(), num_past: 0, kv_heads, head_dim: h };
     tensor(with_values(q, |q| spec.forward(q, heads, &keys))?, q.shape())
 }
 
@@ -284,7 +296,10 @@ impl CustomOp3 for Attention {
         let by_head: Vec<[Vec<f32>; 3]> = with_values(k, |k_values| {
             with_values(v, |v_values| {
                 let keys = self.keys(k_values, v_values, kv_heads, h);
-                (0..kv_heads).into_par_iter().map(|head| self.spec.backward_head(&q_values, &dy, heads, &keys, head)).collect()
+                (0..kv_heads)
+                    .into_par_iter()
+                    .map(|head| self.spec.backward_head(&q_values, &dy, heads, &keys, head))
+                    .collect()
             })
         })??;
         let interleave = |which: usize, tokens: usize, width: usize| {

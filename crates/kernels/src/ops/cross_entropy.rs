@@ -67,7 +67,13 @@ pub fn cross_entropy(x: &Tensor, head: &Head, labels: &[u32]) -> Result<Tensor> 
     match &head.weight {
         Weight::Frozen(w) => {
             let wants_gradient = x.track_op();
-            let op = FrozenHead { weight: Arc::clone(w), head: head.clone(), labels, wants_gradient, gradient: Mutex::new(None) };
+            let op = FrozenHead {
+                weight: Arc::clone(w),
+                head: head.clone(),
+                labels,
+                wants_gradient,
+                gradient: Mutex::new(None),
+            };
             x.apply_op1(op)
         }
         Weight::Dense(w) => x.apply_op2(&w.contiguous()?, DenseHead { head: head.clone(), labels }),
@@ -163,7 +169,9 @@ impl CustomOp1 for FrozenHead {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (nll, gradient) = self.run(slice(storage, layout, "cross_entropy")?, layout.dims()[1]);
-        if self.wants_gradient && let Ok(mut kept) = self.gradient.lock() {
+        if self.wants_gradient
+            && let Ok(mut kept) = self.gradient.lock()
+        {
             *kept = Some(gradient);
         }
         Ok(output(nll, self.labels.len()))
@@ -231,7 +239,8 @@ impl CustomOp2 for DenseHead {
             for (i, logits) in logits.chunks_mut(n).enumerate() {
                 let label = self.labels[i] as usize;
                 for (j, l) in logits.iter_mut().enumerate() {
-                    let p = (*l - softmax.max[i]).exp() / softmax.sum[i] as f32 - f32::from(u8::from(first + j == label));
+                    let p =
+                        (*l - softmax.max[i]).exp() / softmax.sum[i] as f32 - f32::from(u8::from(first + j == label));
                     *l = d_nll[i] * p * self.head.slope(*l);
                 }
             }

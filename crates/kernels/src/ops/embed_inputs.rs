@@ -60,7 +60,13 @@ impl CustomOp2 for EmbedInputs {
         Ok(output(x, l1.shape()))
     }
 
-    fn bwd(&self, tokens: &Tensor, special: &Tensor, _x: &Tensor, dx: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        tokens: &Tensor,
+        special: &Tensor,
+        _x: &Tensor,
+        dx: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let d = special.dims()[1];
         let mut d_tokens = with_values(dx, <[f32]>::to_vec)?;
         let mut d_special = vec![0f32; special.elem_count()];

@@ -52,8 +52,11 @@ impl CustomOp2 for RmsNorm {
         let width = w_values.len();
         let dx = if x.track_op() {
             let mut dx = vec![0f32; x_values.len()];
-            dx.par_chunks_mut(width).zip(x_values.par_chunks(width)).zip(dy.par_chunks(width)).with_min_len(32).for_each(
-                |((dx, x), dy)| {
+            dx.par_chunks_mut(width)
+                .zip(x_values.par_chunks(width))
+                .zip(dy.par_chunks(width))
+                .with_min_len(32)
+                .for_each(|((dx, x), dy)| {
                     // With g = dy * (w + offset) and r = 1 / rms: dx = r * g - x * r^3 * mean(g * x).
                     let r = self.inverse_rms(x);
                     let mut g_dot_x = 0f32;
@@ -65,8 +68,7 @@ impl CustomOp2 for RmsNorm {
                     for (dx, x) in dx.iter_mut().zip(x) {
                         *dx = *dx * r - x * back;
                     }
-                },
-            );
+                });
             Some(tensor(dx, x.shape())?)
         } else {
             None

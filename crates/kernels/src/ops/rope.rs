@@ -55,7 +55,12 @@ struct Rope(Arc<RopeTable>);
 pub fn rope(x: &Tensor, table: &Arc<RopeTable>) -> Result<Tensor> {
     let (t, _, width) = x.dims3()?;
     if width != 2 * table.half || t * table.half != table.cos.len() {
-        bail!("rope: expected {} tokens of heads of {}, found {:?}", table.cos.len() / table.half.max(1), 2 * table.half, x.shape());
+        bail!(
+            "rope: expected {} tokens of heads of {}, found {:?}",
+            table.cos.len() / table.half.max(1),
+            2 * table.half,
+            x.shape()
+        );
     }
     x.contiguous()?.apply_op1(Rope(Arc::clone(table)))
 }

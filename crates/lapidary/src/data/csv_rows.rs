@@ -26,21 +26,9 @@ impl CsvRows {
     pub(super) fn open(file: Arc<Path>, delimiter: u8) -> Result<Self, DataError> {
         let shared = Arc::new(Shared::default());
         shared.left.store(MAX_ROW_BYTES, Ordering::Relaxed);
-        let stream = Budgeted {
-            inner: open_text(&file)?,
-            shared: Arc::clone(&shared),
-            seen_line_end: false,
-        };
-        let reader = csv::ReaderBuilder::new()
-            .delimiter(delimiter)
-            .from_reader(stream);
-        let mut rows = Self {
-            file,
-            reader,
-            shared,
-            header: Vec::new(),
-            record: csv::StringRecord::new(),
-        };
+        let stream = Budgeted { inner: open_text(&file)?, shared: Arc::clone(&shared), seen_line_end: false };
+        let reader = csv::ReaderBuilder::new().delimiter(delimiter).from_reader(stream);
+        let mut rows = Self { file, reader, shared, header: Vec::new(), record: csv::StringRecord::new() };
         match rows.reader.headers() {
             Ok(header) => rows.header = header.iter().map(str::to_owned).collect(),
             Err(error) => return Err(rows.wrong(error)),
@@ -79,10 +67,7 @@ impl CsvRows {
         let position = position.unwrap_or(self.reader.position());
         // the reader takes the `\n` of `\r\n` for the beginning of the next row
         let crlf = self.shared.crlf.load(Ordering::Relaxed) && position.byte() > 0;
-        RowRef {
-            file: Arc::clone(&self.file),
-            row: position.line() + u64::from(crlf),
-        }
+        RowRef { file: Arc::clone(&self.file), row: position.line() + u64::from(crlf) }
     }
 
     fn wrong(&self, error: csv::Error) -> DataError {
@@ -91,26 +76,17 @@ impl CsvRows {
         match error.into_kind() {
             csv::ErrorKind::Io(_) if self.shared.left.load(Ordering::Relaxed) == 0 => too_long(at),
             csv::ErrorKind::Io(source) => DataError::Read { at, source },
-            csv::ErrorKind::Utf8 { err, .. } => DataError::Utf8 {
-                at,
-                offset: err.valid_up_to(),
-            },
-            csv::ErrorKind::UnequalLengths {
-                expected_len, len, ..
-            } => DataError::Csv {
-                at,
-                reason: format!("expected {expected_len} fields as in the header, found {len}"),
-            },
+            csv::ErrorKind::Utf8 { err, .. } => DataError::Utf8 { at, offset: err.valid_up_to() },
+            csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
+                DataError::Csv { at, reason: format!("expected {expected_len} fields as in the header, found {len}") }
+            }
             _ => DataError::Csv { at, reason },
         }
     }
 }
 
 fn too_long(at: RowRef) -> DataError {
-    DataError::TooLong {
-        at,
-        limit_bytes: MAX_ROW_BYTES,
-    }
+    DataError::TooLong { at, limit_bytes: MAX_ROW_BYTES }
 }
 
 /// What the rows and the stream below the CSV parser tell each other.

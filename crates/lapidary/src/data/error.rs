@@ -174,9 +174,5 @@ pub enum DataError {
 }
 
 fn list(columns: &[String]) -> String {
-    if columns.is_empty() {
-        "none".to_owned()
-    } else {
-        columns.join(", ")
-    }
+    if columns.is_empty() { "none".to_owned() } else { columns.join(", ") }
 }

@@ -20,22 +20,14 @@ impl Lines {
     /// Opens `file`, decompressing it by its name.
     pub(super) fn open(file: Arc<Path>) -> Result<Self, DataError> {
         let reader = BufReader::with_capacity(64 << 10, open_text(&file)?);
-        Ok(Self {
-            file,
-            reader,
-            buffer: Vec::new(),
-            line: 0,
-        })
+        Ok(Self { file, reader, buffer: Vec::new(), line: 0 })
     }
 
     /// The next line without its `\n` or `\r\n`, and its number; `None` at the end.
     pub(super) fn next_line(&mut self) -> Result<Option<(&str, RowRef)>, DataError> {
         self.buffer.clear();
         self.line += 1;
-        let at = RowRef {
-            file: Arc::clone(&self.file),
-            row: self.line,
-        };
+        let at = RowRef { file: Arc::clone(&self.file), row: self.line };
         if !self.fill(&at)? {
             return Ok(None);
         }
@@ -44,10 +36,7 @@ impl Lines {
         }
         match std::str::from_utf8(&self.buffer) {
             Ok(text) => Ok(Some((text, at))),
-            Err(error) => Err(DataError::Utf8 {
-                at,
-                offset: error.valid_up_to(),
-            }),
+            Err(error) => Err(DataError::Utf8 { at, offset: error.valid_up_to() }),
         }
     }
 
@@ -59,10 +48,7 @@ impl Lines {
                 Ok(available) => available,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(source) => {
-                    return Err(DataError::Read {
-                        at: at.clone(),
-                        source,
-                    });
+                    return Err(DataError::Read { at: at.clone(), source });
                 }
             };
             if available.is_empty() {
@@ -72,10 +58,7 @@ impl Lines {
             let newline = available.iter().position(|&byte| byte == b'\n');
             let taken = newline.unwrap_or(available.len());
             if self.buffer.len() + taken > MAX_ROW_BYTES {
-                return Err(DataError::TooLong {
-                    at: at.clone(),
-                    limit_bytes: MAX_ROW_BYTES,
-                });
+                return Err(DataError::TooLong { at: at.clone(), limit_bytes: MAX_ROW_BYTES });
             }
             self.buffer.extend_from_slice(&available[..taken]);
             self.reader.consume(taken + usize::from(newline.is_some()));

@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use error::{DataError, RowRef};
-pub use shuffle::ShuffleBuffer;
 use row::Row;
+pub use shuffle::ShuffleBuffer;
 use table::Table;
 
 /// Memory one row may take: a longer line, CSV row or text is an error.
@@ -77,14 +77,7 @@ pub fn open(spec: &DataSpec) -> Result<Records, DataError> {
     for file in &files {
         source::format(file)?;
     }
-    Ok(Records {
-        spec: spec.clone(),
-        files,
-        next_file: 0,
-        current: None,
-        stats: Stats::default(),
-        finished: false,
-    })
+    Ok(Records { spec: spec.clone(), files, next_file: 0, current: None, stats: Stats::default(), finished: false })
 }
 
 /// The files that `patterns` name, sorted by path, each once.
@@ -101,24 +94,18 @@ fn find_files(patterns: &[String]) -> Result<Vec<PathBuf>, DataError> {
             files.push(path.to_owned());
             continue;
         }
-        let matches = glob::glob(pattern).map_err(|error| DataError::Pattern {
-            pattern: pattern.clone(),
-            reason: error.to_string(),
-        })?;
+        let matches = glob::glob(pattern)
+            .map_err(|error| DataError::Pattern { pattern: pattern.clone(), reason: error.to_string() })?;
         let before = files.len();
         for matched in matches {
-            let matched = matched.map_err(|error| DataError::Open {
-                path: error.path().to_owned(),
-                source: error.into(),
-            })?;
+            let matched =
+                matched.map_err(|error| DataError::Open { path: error.path().to_owned(), source: error.into() })?;
             if !matched.is_dir() {
                 files.push(matched);
             }
         }
         if files.len() == before {
-            return Err(DataError::NoMatch {
-                pattern: pattern.clone(),
-            });
+            return Err(DataError::NoMatch { pattern: pattern.clone() });
         }
     }
     files.sort();
@@ -156,10 +143,7 @@ impl Records {
             match self.next() {
                 Some(record) => drop(record?),
                 None => {
-                    return Err(DataError::TooFewRows {
-                        expected: num_rows,
-                        found,
-                    });
+                    return Err(DataError::TooFewRows { expected: num_rows, found });
                 }
             }
         }
@@ -195,10 +179,7 @@ impl Records {
         if self.stats.num_rows > 0 {
             return Ok(None);
         }
-        Err(DataError::Empty {
-            paths: self.spec.paths.join(", "),
-            num_blank: self.stats.num_blank,
-        })
+        Err(DataError::Empty { paths: self.spec.paths.join(", "), num_blank: self.stats.num_blank })
     }
 }
 
@@ -231,11 +212,7 @@ fn open_table(file: &Path, spec: &DataSpec) -> Result<(Table, String), DataError
     Ok((table, column))
 }
 
-fn default_column(
-    file: &Path,
-    table: &Table,
-    taken: &[&Option<String>],
-) -> Result<String, DataError> {
+fn default_column(file: &Path, table: &Table, taken: &[&Option<String>]) -> Result<String, DataError> {
     let mut found = table.columns(true).unwrap_or_default();
     found.retain(|name| !taken.iter().any(|taken| taken.as_ref() == Some(name)));
     let is_empty_file = table.columns(false).is_none();
@@ -244,10 +221,7 @@ fn default_column(
     }
     match found.as_slice() {
         [only] => Ok(only.clone()),
-        _ => Err(DataError::WhichColumn {
-            path: file.to_owned(),
-            found,
-        }),
+        _ => Err(DataError::WhichColumn { path: file.to_owned(), found }),
     }
 }
 
@@ -264,12 +238,7 @@ fn record(row: &Row, column: &str, spec: &DataSpec) -> Result<Option<Record>, Da
         Some(name) => row.texts(name)?,
         None => Vec::new(),
     };
-    Ok(Some(Record {
-        text: text.to_owned(),
-        positive,
-        negatives,
-        source: row.at.clone(),
-    }))
+    Ok(Some(Record { text: text.to_owned(), positive, negatives, source: row.at.clone() }))
 }
 
 #[cfg(test)]

@@ -68,17 +68,12 @@ impl ParquetRows {
 
     /// Names of the readable columns, in file order; with `text_only`, those holding text.
     pub(super) fn columns(&self, text_only: bool) -> Vec<String> {
-        self.leaves
-            .iter()
-            .filter(|leaf| leaf.is_text || !text_only)
-            .map(|leaf| leaf.name.clone())
-            .collect()
+        self.leaves.iter().filter(|leaf| leaf.is_text || !text_only).map(|leaf| leaf.name.clone()).collect()
     }
 
     /// Reads these columns alone.
     pub(super) fn select(&mut self, names: &[&str]) {
-        self.leaves
-            .retain(|leaf| names.contains(&leaf.name.as_str()));
+        self.leaves.retain(|leaf| names.contains(&leaf.name.as_str()));
     }
 
     /// The next row; `None` at the end.
@@ -99,10 +94,7 @@ impl ParquetRows {
     }
 
     fn at(&self, row: u64) -> RowRef {
-        RowRef {
-            file: Arc::clone(&self.file),
-            row,
-        }
+        RowRef { file: Arc::clone(&self.file), row }
     }
 
     /// Opens the next row group; an error leaves the reader unusable.
@@ -111,8 +103,8 @@ impl ParquetRows {
         guarded(&file, self.row + 1, || {
             let group = self.reader.get_row_group(self.next_group)?;
             let num_rows = group.metadata().num_rows();
-            self.left_in_group = usize::try_from(num_rows)
-                .map_err(|_| ParquetError::General(format!("{num_rows} rows")))?;
+            self.left_in_group =
+                usize::try_from(num_rows).map_err(|_| ParquetError::General(format!("{num_rows} rows")))?;
             self.open.clear();
             for leaf in &self.leaves {
                 let chunk = group.metadata().column(leaf.index);
@@ -141,9 +133,8 @@ impl ParquetRows {
             let mut rows = vec![Map::new(); num_rows];
             for (leaf, column) in self.leaves.iter().zip(&mut self.open) {
                 let descriptor = schema.column(leaf.index);
-                let values = read_values(column, &descriptor, num_rows).map_err(|error| {
-                    ParquetError::General(format!("column `{}`: {}", leaf.name, reason(&error)))
-                })?;
+                let values = read_values(column, &descriptor, num_rows)
+                    .map_err(|error| ParquetError::General(format!("column `{}`: {}", leaf.name, reason(&error))))?;
                 for (row, value) in rows.iter_mut().zip(values) {
                     row.insert(leaf.name.clone(), value);
                 }
@@ -157,23 +148,13 @@ impl ParquetRows {
 
 /// Runs `read`, turning its errors into ours. The `parquet` crate holds some of its checks of the
 /// file's contents as assertions, so a panic is an error of the file as well.
-fn guarded<T>(
-    file: &Arc<Path>,
-    row: u64,
-    read: impl FnOnce() -> Result<T, ParquetError>,
-) -> Result<T, DataError> {
+fn guarded<T>(file: &Arc<Path>, row: u64, read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, DataError> {
     let reason = match catch_unwind(AssertUnwindSafe(read)) {
         Ok(Ok(value)) => return Ok(value),
         Ok(Err(error)) => reason(&error),
         Err(_) => "the data contradict themselves".to_owned(),
     };
-    Err(DataError::Parquet {
-        at: RowRef {
-            file: Arc::clone(file),
-            row,
-        },
-        reason,
-    })
+    Err(DataError::Parquet { at: RowRef { file: Arc::clone(file), row }, reason })
 }
 
 fn reason(error: &ParquetError) -> String {
@@ -204,11 +185,7 @@ fn leaves(reader: &dyn FileReader) -> Vec<Leaf> {
                 && (matches!(column.converted_type(), ConvertedType::UTF8)
                     || matches!(column.logical_type_ref(), Some(LogicalType::String)));
             let name = schema.get_column_root(index).name().to_owned();
-            Leaf {
-                name,
-                index,
-                is_text,
-            }
+            Leaf { name, index, is_text }
         })
         .collect()
 }
@@ -223,21 +200,11 @@ fn read_values(
         ColumnReader::ByteArrayColumnReader(typed) => {
             read_typed(typed, descriptor, num_rows, |bytes| text(bytes.data()))
         }
-        ColumnReader::BoolColumnReader(typed) => {
-            read_typed(typed, descriptor, num_rows, |&value| Ok(value.into()))
-        }
-        ColumnReader::Int32ColumnReader(typed) => {
-            read_typed(typed, descriptor, num_rows, |&value| Ok(value.into()))
-        }
-        ColumnReader::Int64ColumnReader(typed) => {
-            read_typed(typed, descriptor, num_rows, |&value| Ok(value.into()))
-        }
-        ColumnReader::FloatColumnReader(typed) => {
-            read_typed(typed, descriptor, num_rows, |&value| Ok(value.into()))
-        }
-        ColumnReader::DoubleColumnReader(typed) => {
-            read_typed(typed, descriptor, num_rows, |&value| Ok(value.into()))
-        }
+        ColumnReader::BoolColumnReader(typed) => read_typed(typed, descriptor, num_rows, |&value| Ok(value.into())),
+        ColumnReader::Int32ColumnReader(typed) => read_typed(typed, descriptor, num_rows, |&value| Ok(value.into())),
+        ColumnReader::Int64ColumnReader(typed) => read_typed(typed, descriptor, num_rows, |&value| Ok(value.into())),
+        ColumnReader::FloatColumnReader(typed) => read_typed(typed, descriptor, num_rows, |&value| Ok(value.into())),
+        ColumnReader::DoubleColumnReader(typed) => read_typed(typed, descriptor, num_rows, |&value| Ok(value.into())),
         _ => Err(ParquetError::General(format!(
             "expected text, a number or a list of them, found {}",
             descriptor.physical_type()
@@ -247,18 +214,11 @@ fn read_values(
 
 fn text(bytes: &[u8]) -> Result<Value, ParquetError> {
     if bytes.len() > MAX_ROW_BYTES {
-        return Err(ParquetError::General(format!(
-            "a text longer than {MAX_ROW_BYTES} bytes"
-        )));
+        return Err(ParquetError::General(format!("a text longer than {MAX_ROW_BYTES} bytes")));
     }
-    std::str::from_utf8(bytes)
-        .map(Value::from)
-        .map_err(|error| {
-            ParquetError::General(format!(
-                "expected UTF-8, found an invalid byte at {}",
-                error.valid_up_to()
-            ))
-        })
+    std::str::from_utf8(bytes).map(Value::from).map_err(|error| {
+        ParquetError::General(format!("expected UTF-8, found an invalid byte at {}", error.valid_up_to()))
+    })
 }
 
 /// Reads `num_rows` records of a leaf and folds its definition and repetition levels into values:
@@ -272,17 +232,10 @@ fn read_typed<T: DataType>(
     let (mut definitions, mut repetitions, mut leaves) = (Vec::new(), Vec::new(), Vec::new());
     let mut num_read = 0;
     while num_read < num_rows {
-        let (records, ..) = column.read_records(
-            num_rows - num_read,
-            Some(&mut definitions),
-            Some(&mut repetitions),
-            &mut leaves,
-        )?;
+        let (records, ..) =
+            column.read_records(num_rows - num_read, Some(&mut definitions), Some(&mut repetitions), &mut leaves)?;
         if records == 0 {
-            return Err(ParquetError::General(format!(
-                "ends {} rows early",
-                num_rows - num_read
-            )));
+            return Err(ParquetError::General(format!("ends {} rows early", num_rows - num_read)));
         }
         num_read += records;
     }
@@ -292,24 +245,14 @@ fn read_typed<T: DataType>(
     let element_definition = descriptor.repeated_ancestor_def_level();
     let mut leaves = leaves.iter();
     let mut next_leaf = || {
-        let leaf = leaves
-            .next()
-            .ok_or_else(|| ParquetError::General("fewer values than levels".to_owned()))?;
+        let leaf = leaves.next().ok_or_else(|| ParquetError::General("fewer values than levels".to_owned()))?;
         convert(leaf)
     };
-    let num_levels = if max_definition > 0 {
-        definitions.len()
-    } else {
-        num_rows
-    };
+    let num_levels = if max_definition > 0 { definitions.len() } else { num_rows };
     let mut values: Vec<Value> = Vec::with_capacity(num_rows);
     for level in 0..num_levels {
         let definition = definitions.get(level).copied().unwrap_or(max_definition);
-        let value = if definition == max_definition {
-            next_leaf()?
-        } else {
-            Value::Null
-        };
+        let value = if definition == max_definition { next_leaf()? } else { Value::Null };
         if !is_list {
             values.push(value);
             continue;
@@ -324,10 +267,7 @@ fn read_typed<T: DataType>(
         }
     }
     if values.len() != num_rows {
-        return Err(ParquetError::General(format!(
-            "expected {num_rows} rows, found {}",
-            values.len()
-        )));
+        return Err(ParquetError::General(format!("expected {num_rows} rows, found {}", values.len())));
     }
     Ok(values)
 }

@@ -30,21 +30,15 @@ pub(super) struct Row {
 impl Row {
     /// The columns of this row; with `text_only`, those that hold text.
     pub(super) fn columns(&self, text_only: bool) -> Vec<String> {
-        self.fields
-            .iter()
-            .filter(|(_, value)| value.is_string() || !text_only)
-            .map(|(name, _)| name.clone())
-            .collect()
+        self.fields.iter().filter(|(_, value)| value.is_string() || !text_only).map(|(name, _)| name.clone()).collect()
     }
 
     fn get(&self, column: &str) -> Result<&Value, DataError> {
-        self.fields
-            .get(column)
-            .ok_or_else(|| DataError::MissingColumn {
-                at: self.at.clone(),
-                column: column.to_owned(),
-                found: self.columns(false),
-            })
+        self.fields.get(column).ok_or_else(|| DataError::MissingColumn {
+            at: self.at.clone(),
+            column: column.to_owned(),
+            found: self.columns(false),
+        })
     }
 
     /// The error that `column` is not what was `expected`.
@@ -68,8 +62,7 @@ impl Row {
 
     /// The text of `column`.
     pub(super) fn text(&self, column: &str) -> Result<&str, DataError> {
-        self.optional_text(column)?
-            .ok_or_else(|| self.wrong(column, "text"))
+        self.optional_text(column)?.ok_or_else(|| self.wrong(column, "text"))
     }
 
     /// The finite number of `column`, also where it is written as text (CSV).
@@ -79,9 +72,7 @@ impl Row {
             Value::String(text) => text.trim().parse().ok(),
             _ => None,
         };
-        number
-            .filter(|number| number.is_finite())
-            .ok_or_else(|| self.wrong(column, "a finite number"))
+        number.filter(|number| number.is_finite()).ok_or_else(|| self.wrong(column, "a finite number"))
     }
 
     /// The integer of `column`, also where it is written as text (CSV).
@@ -100,10 +91,7 @@ impl Row {
         match self.get(column)? {
             Value::Null => Ok(Vec::new()),
             Value::String(text) => Ok(vec![text.clone()]),
-            Value::Array(list) => list
-                .iter()
-                .map(|item| item.as_str().map(str::to_owned).ok_or_else(wrong))
-                .collect(),
+            Value::Array(list) => list.iter().map(|item| item.as_str().map(str::to_owned).ok_or_else(wrong)).collect(),
             _ => Err(wrong()),
         }
     }

@@ -25,12 +25,7 @@ where
     pub fn new(source: I, capacity: usize, seed: u64, epoch: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(epoch);
-        Self {
-            source,
-            buffer: Vec::new(),
-            capacity: capacity.max(1),
-            rng,
-        }
+        Self { source, buffer: Vec::new(), capacity: capacity.max(1), rng }
     }
 
     /// The stream being shuffled.
@@ -119,10 +114,7 @@ mod tests {
         }
         assert_eq!(counts.len(), 6);
         // chi-squared with 5 degrees of freedom: above 25.7 with probability 1e-4
-        let chi: f64 = counts
-            .values()
-            .map(|&n| (f64::from(n) - 1000.0).powi(2) / 1000.0)
-            .sum();
+        let chi: f64 = counts.values().map(|&n| (f64::from(n) - 1000.0).powi(2) / 1000.0).sum();
         assert!(chi < 25.7, "{chi}: {counts:?}");
     }
 

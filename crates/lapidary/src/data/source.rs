@@ -42,10 +42,7 @@ enum Compression {
 
 /// Format and compression by the extensions of `path`, compared without case.
 fn split_name(path: &Path) -> (String, Compression) {
-    let name = path
-        .file_name()
-        .map(|name| name.to_string_lossy().to_ascii_lowercase())
-        .unwrap_or_default();
+    let name = path.file_name().map(|name| name.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
     if let Some(stem) = name.strip_suffix(".gz") {
         (stem.to_owned(), Compression::Gzip)
     } else if let Some(stem) = name.strip_suffix(".zst") {
@@ -64,69 +61,42 @@ pub(super) fn format(path: &Path) -> Result<Format, DataError> {
         Some("csv") => Ok(Format::Csv(b',')),
         Some("tsv") => Ok(Format::Csv(b'\t')),
         Some("parquet") => Ok(Format::Parquet),
-        _ => Err(DataError::Format {
-            path: path.to_owned(),
-        }),
+        _ => Err(DataError::Format { path: path.to_owned() }),
     }
 }
 
 /// Opens a regular file.
 pub(super) fn open_file(path: &Path) -> Result<File, DataError> {
-    let cannot = |source| DataError::Open {
-        path: path.to_owned(),
-        source,
-    };
+    let cannot = |source| DataError::Open { path: path.to_owned(), source };
     let file = File::open(path).map_err(cannot)?;
     if file.metadata().map_err(cannot)?.is_dir() {
-        return Err(DataError::Directory {
-            path: path.to_owned(),
-        });
+        return Err(DataError::Directory { path: path.to_owned() });
     }
     Ok(file)
 }
 
 /// The decompressed bytes of `path`.
 fn decompressed(path: &Path) -> Result<Stream, DataError> {
-    let cannot = |source| DataError::Open {
-        path: path.to_owned(),
-        source,
-    };
+    let cannot = |source| DataError::Open { path: path.to_owned(), source };
     let file = open_file(path)?;
     let compressed_bytes = file.metadata().map_err(cannot)?.len();
     let inner: Stream = match split_name(path).1 {
         Compression::None => return Ok(Box::new(file)),
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(BufReader::new(file))),
-        Compression::Zstd => Box::new(
-            zstd::stream::read::Decoder::with_buffer(BufReader::new(file)).map_err(cannot)?,
-        ),
+        Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(BufReader::new(file)).map_err(cannot)?),
     };
-    let limit = compressed_bytes
-        .saturating_mul(MAX_EXPANSION_RATIO)
-        .max(FREE_EXPANSION_BYTES);
-    Ok(Box::new(Expanding {
-        inner,
-        left: limit,
-        limit,
-    }))
+    let limit = compressed_bytes.saturating_mul(MAX_EXPANSION_RATIO).max(FREE_EXPANSION_BYTES);
+    Ok(Box::new(Expanding { inner, left: limit, limit }))
 }
 
 /// The decompressed text of `path`; a NUL byte in its head is an error.
 pub(super) fn open_text(path: &Path) -> Result<Stream, DataError> {
-    let cannot = |source| DataError::Open {
-        path: path.to_owned(),
-        source,
-    };
+    let cannot = |source| DataError::Open { path: path.to_owned(), source };
     let mut stream = decompressed(path)?;
     let mut head = Vec::new();
-    (&mut stream)
-        .take(BINARY_PROBE_BYTES)
-        .read_to_end(&mut head)
-        .map_err(cannot)?;
+    (&mut stream).take(BINARY_PROBE_BYTES).read_to_end(&mut head).map_err(cannot)?;
     if let Some(offset) = head.iter().position(|&byte| byte == 0) {
-        return Err(DataError::Binary {
-            path: path.to_owned(),
-            offset,
-        });
+        return Err(DataError::Binary { path: path.to_owned(), offset });
     }
     if head.starts_with(b"\xef\xbb\xbf") {
         head.drain(..3); // byte order mark
@@ -152,20 +122,10 @@ pub(super) fn open_seekable(path: &Path) -> Result<Seekable, DataError> {
 }
 
 /// Reads all of `stream`, at most `limit_bytes`.
-pub(super) fn read_capped(
-    path: &Path,
-    stream: Stream,
-    limit_bytes: u64,
-) -> Result<Vec<u8>, DataError> {
-    let cannot = |source| DataError::Open {
-        path: path.to_owned(),
-        source,
-    };
+pub(super) fn read_capped(path: &Path, stream: Stream, limit_bytes: u64) -> Result<Vec<u8>, DataError> {
+    let cannot = |source| DataError::Open { path: path.to_owned(), source };
     let mut bytes = Vec::new();
-    stream
-        .take(limit_bytes.saturating_add(1))
-        .read_to_end(&mut bytes)
-        .map_err(cannot)?;
+    stream.take(limit_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(cannot)?;
     if bytes.len() as u64 > limit_bytes {
         return Err(cannot(io::Error::other(format!(
             "more than {limit_bytes} bytes once decompressed; store it uncompressed or in parts"

@@ -43,13 +43,7 @@ impl Table {
             Format::Csv(delimiter) => Rows::Csv(CsvRows::open(Arc::clone(&file), delimiter)?),
             Format::Parquet => Rows::Parquet(ParquetRows::open(Arc::clone(&file))?),
         };
-        let mut table = Self {
-            file,
-            rows,
-            ahead: None,
-            selected: Vec::new(),
-            num_blank_lines: 0,
-        };
+        let mut table = Self { file, rows, ahead: None, selected: Vec::new(), num_blank_lines: 0 };
         if format == Format::JsonLines {
             table.ahead = table.read_row()?;
         }
@@ -76,10 +70,7 @@ impl Table {
             for name in names {
                 if !found.iter().any(|column| column == name) {
                     return Err(DataError::MissingColumn {
-                        at: RowRef {
-                            file: Arc::clone(&self.file),
-                            row,
-                        },
+                        at: RowRef { file: Arc::clone(&self.file), row },
                         column: (*name).to_owned(),
                         found,
                     });
@@ -108,10 +99,9 @@ impl Table {
 
     fn read_row(&mut self) -> Result<Option<Row>, DataError> {
         match &mut self.rows {
-            Rows::Text(lines) => Ok(lines.next_line()?.map(|(text, at)| Row {
-                fields: Map::from_iter([(TEXT_COLUMN.to_owned(), Value::from(text))]),
-                at,
-            })),
+            Rows::Text(lines) => Ok(lines
+                .next_line()?
+                .map(|(text, at)| Row { fields: Map::from_iter([(TEXT_COLUMN.to_owned(), Value::from(text))]), at })),
             Rows::JsonLines(lines) => loop {
                 let Some((line, at)) = lines.next_line()? else {
                     return Ok(None);
@@ -131,16 +121,11 @@ impl Table {
 fn parse_object(line: &str, at: RowRef) -> Result<Row, DataError> {
     match serde_json::from_str(line) {
         Ok(Value::Object(fields)) => Ok(Row { fields, at }),
-        Ok(other) => Err(DataError::Json {
-            at,
-            reason: format!("expected an object, found {}", kind(&other)),
-        }),
+        Ok(other) => Err(DataError::Json { at, reason: format!("expected an object, found {}", kind(&other)) }),
         Err(error) => {
             // the parser sees one line, so its own line number says nothing
             let reason = error.to_string();
-            let reason = reason
-                .split_once(" at line ")
-                .map_or(reason.as_str(), |(reason, _)| reason);
+            let reason = reason.split_once(" at line ").map_or(reason.as_str(), |(reason, _)| reason);
             let reason = format!("{reason} at column {}", error.column());
             Err(DataError::Json { at, reason })
         }

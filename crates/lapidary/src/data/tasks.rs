@@ -45,10 +45,7 @@ pub fn split_file(dir: &Path, split: &str) -> Result<PathBuf, DataError> {
         .iter()
         .map(|extension| dir.join(format!("{split}.{extension}")))
         .find(|path| path.is_file())
-        .ok_or_else(|| DataError::NoSplit {
-            dir: dir.to_owned(),
-            split: split.to_owned(),
-        })
+        .ok_or_else(|| DataError::NoSplit { dir: dir.to_owned(), split: split.to_owned() })
 }
 
 /// Reads `text`, `label` and, where there is one, `label_text`.
@@ -57,16 +54,8 @@ pub fn split_file(dir: &Path, split: &str) -> Result<PathBuf, DataError> {
 /// Unreadable files; a missing or ill-typed field, with its row; no rows.
 pub fn load_classification(path: &Path) -> Result<Vec<LabelledText>, DataError> {
     load_rows(path, &["text", "label"], &["label_text"], |row| {
-        let label_text = if row.has("label_text") {
-            row.optional_text("label_text")?.map(str::to_owned)
-        } else {
-            None
-        };
-        Ok(LabelledText {
-            text: row.text("text")?.to_owned(),
-            label: row.integer("label")?,
-            label_text,
-        })
+        let label_text = if row.has("label_text") { row.optional_text("label_text")?.map(str::to_owned) } else { None };
+        Ok(LabelledText { text: row.text("text")?.to_owned(), label: row.integer("label")?, label_text })
     })
 }
 
@@ -110,10 +99,7 @@ pub fn load_text(path: &Path) -> Result<String, DataError> {
         let line_start = before.iter().rposition(|&byte| byte == b'\n');
         let num_newlines = before.iter().filter(|&&byte| byte == b'\n').count();
         DataError::Utf8 {
-            at: super::RowRef {
-                file: path.into(),
-                row: num_newlines as u64 + 1,
-            },
+            at: super::RowRef { file: path.into(), row: num_newlines as u64 + 1 },
             offset: offset - line_start.map_or(0, |start| start + 1),
         }
     })
@@ -129,11 +115,7 @@ pub(super) fn load_rows<T>(
     let mut table = Table::open(path)?;
     let found = table.columns(false).unwrap_or_default();
     let mut names = required.to_vec();
-    names.extend(
-        optional
-            .iter()
-            .filter(|name| found.iter().any(|f| f == *name)),
-    );
+    names.extend(optional.iter().filter(|name| found.iter().any(|f| f == *name)));
     table.select(&names)?;
     let mut rows = Vec::new();
     while let Some(row) = table.next_row()? {
@@ -146,8 +128,5 @@ pub(super) fn load_rows<T>(
 }
 
 fn empty(path: &Path) -> DataError {
-    DataError::Empty {
-        paths: path.display().to_string(),
-        num_blank: 0,
-    }
+    DataError::Empty { paths: path.display().to_string(), num_blank: 0 }
 }

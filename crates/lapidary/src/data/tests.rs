@@ -12,10 +12,7 @@ fn golden(name: &str) -> String {
 }
 
 fn spec(paths: &[&str]) -> DataSpec {
-    DataSpec {
-        paths: paths.iter().map(|&path| path.to_owned()).collect(),
-        ..DataSpec::default()
-    }
+    DataSpec { paths: paths.iter().map(|&path| path.to_owned()).collect(), ..DataSpec::default() }
 }
 
 fn read(spec: &DataSpec) -> Result<Vec<Record>, DataError> {
@@ -65,10 +62,7 @@ fn the_same_pairs_come_from_parquet_and_json_lines() {
 
 #[test]
 fn parquet_lists_survive_batches_pages_and_row_groups() {
-    let spec = DataSpec {
-        negative_column: Some("negative".into()),
-        ..spec(&[&golden("many.parquet")])
-    };
+    let spec = DataSpec { negative_column: Some("negative".into()), ..spec(&[&golden("many.parquet")]) };
     let rows = read(&spec).unwrap();
     assert_eq!(rows.len(), 300);
     for (i, row) in rows.iter().enumerate() {
@@ -90,18 +84,10 @@ fn compressed_parquet_is_read() {
 #[test]
 fn csv_quotes_byte_order_mark_and_line_numbers() {
     let rows = read(&spec(&[&golden("quoted.csv")])).unwrap();
-    let found: Vec<_> = rows
-        .iter()
-        .map(|r| (r.text.as_str(), r.source.row))
-        .collect();
+    let found: Vec<_> = rows.iter().map(|r| (r.text.as_str(), r.source.row)).collect();
     assert_eq!(
         found,
-        [
-            ("first text", 2),
-            ("zweiter Text: äöü €", 3),
-            ("quotes \" and, commas", 5),
-            ("two\nlines", 6),
-        ]
+        [("first text", 2), ("zweiter Text: äöü €", 3), ("quotes \" and, commas", 5), ("two\nlines", 6),]
     );
 }
 
@@ -116,9 +102,7 @@ fn globs_are_sorted_and_read_once() {
     fs::create_dir(at("e.txt")).unwrap();
     let patterns = [at("*.txt"), at("b.txt"), at("c[1].jsonl"), at("?.txt.zst")];
     let spec = spec(&patterns.each_ref().map(String::as_str));
-    let expected = [
-        "a", "b1", "b2", "c", "line 0", "line 1", "line 2", "line 3", "line 4",
-    ];
+    let expected = ["a", "b1", "b2", "c", "line 0", "line 1", "line 2", "line 3", "line 4"];
     assert_eq!(texts(&spec), expected);
     let mut records = open(&spec).unwrap();
     assert_eq!(records.files().len(), 4);
@@ -127,10 +111,7 @@ fn globs_are_sorted_and_read_once() {
     assert_eq!((next.text.as_str(), next.source.row), ("c", 2));
     assert_eq!(records.stats().num_blank, 2);
     let message = records.advance(99).unwrap_err().to_string();
-    assert!(
-        message.contains("expected at least 99 rows, found 5"),
-        "{message}"
-    );
+    assert!(message.contains("expected at least 99 rows, found 5"), "{message}");
     assert_eq!(records.stats().num_blank, 3);
 }
 
@@ -140,10 +121,7 @@ fn paths_that_lead_nowhere() {
     let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     fs::write(at("a.bin"), "x").unwrap();
     let open = |path: &str| open(&spec(&[path])).err().unwrap().to_string();
-    assert!(
-        open(&at("no.txt"))
-            .ends_with("no.txt: cannot open: No such file or directory (os error 2)")
-    );
+    assert!(open(&at("no.txt")).ends_with("no.txt: cannot open: No such file or directory (os error 2)"));
     assert!(open(&at("*.jsonl")).ends_with("*.jsonl`"));
     assert!(open(&at("[")).contains("not a valid glob"));
     assert!(open(&at("")).contains("found a directory"));
@@ -155,56 +133,20 @@ fn paths_that_lead_nowhere() {
 fn bad_files_are_named_with_their_line() {
     let binary = [b"text\0".as_slice(), &[7; 100]].concat();
     for (name, content, expected) in [
-        (
-            "a.txt",
-            b"".as_slice(),
-            "data: no rows with text in DIR/a.txt (0 blank)",
-        ),
-        (
-            "a.txt",
-            b"\n \n",
-            "data: no rows with text in DIR/a.txt (2 blank)",
-        ),
-        (
-            "a.csv",
-            b"",
-            "data: no rows with text in DIR/a.csv (0 blank)",
-        ),
-        (
-            "a.jsonl",
-            b"\n",
-            "data: no rows with text in DIR/a.jsonl (1 blank)",
-        ),
-        (
-            "a.txt",
-            &binary,
-            "DIR/a.txt: expected UTF-8 text, found a binary file (NUL byte at offset 4)",
-        ),
-        (
-            "a.txt",
-            b"ok\nno \xff\n",
-            "DIR/a.txt:2: invalid UTF-8 at byte 3 of the line or field",
-        ),
-        (
-            "a.csv",
-            b"text\nok\nb\xe4d\n",
-            "DIR/a.csv:3: invalid UTF-8 at byte 1 of the line or field",
-        ),
-        (
-            "a.csv",
-            b"id,text\n1,a\n2\n",
-            "DIR/a.csv:3: invalid CSV: expected 2 fields as in the header, found 1",
-        ),
+        ("a.txt", b"".as_slice(), "data: no rows with text in DIR/a.txt (0 blank)"),
+        ("a.txt", b"\n \n", "data: no rows with text in DIR/a.txt (2 blank)"),
+        ("a.csv", b"", "data: no rows with text in DIR/a.csv (0 blank)"),
+        ("a.jsonl", b"\n", "data: no rows with text in DIR/a.jsonl (1 blank)"),
+        ("a.txt", &binary, "DIR/a.txt: expected UTF-8 text, found a binary file (NUL byte at offset 4)"),
+        ("a.txt", b"ok\nno \xff\n", "DIR/a.txt:2: invalid UTF-8 at byte 3 of the line or field"),
+        ("a.csv", b"text\nok\nb\xe4d\n", "DIR/a.csv:3: invalid UTF-8 at byte 1 of the line or field"),
+        ("a.csv", b"id,text\n1,a\n2\n", "DIR/a.csv:3: invalid CSV: expected 2 fields as in the header, found 1"),
         (
             "a.jsonl",
             b"{\"text\": \"a\"}\n{\"text\": \n",
             "DIR/a.jsonl:2: invalid JSON: EOF while parsing a value at column 9",
         ),
-        (
-            "a.jsonl",
-            b"[1]",
-            "DIR/a.jsonl:1: invalid JSON: expected an object, found a list of 1",
-        ),
+        ("a.jsonl", b"[1]", "DIR/a.jsonl:1: invalid JSON: expected an object, found a list of 1"),
         (
             "a.jsonl",
             b"{\"text\": \"a\"}\n{\"body\": \"b\"}\n",
@@ -232,15 +174,10 @@ fn bad_files_are_named_with_their_line() {
 
 #[test]
 fn a_missing_column_lists_those_there_are() {
-    for (name, found) in [
-        ("pairs.parquet", "id, text, positive, negative"),
-        ("quoted.csv", "id, text"),
-        ("lines.txt.zst", "text"),
-    ] {
-        let spec = DataSpec {
-            column: Some("body".into()),
-            ..spec(&[&golden(name)])
-        };
+    for (name, found) in
+        [("pairs.parquet", "id, text, positive, negative"), ("quoted.csv", "id, text"), ("lines.txt.zst", "text")]
+    {
+        let spec = DataSpec { column: Some("body".into()), ..spec(&[&golden(name)]) };
         let message = read(&spec).unwrap_err().to_string();
         let expected = format!("{name}:1: column `body` not found; columns found: {found}");
         assert!(message.ends_with(&expected), "{message}");
@@ -253,17 +190,11 @@ fn rows_beyond_the_limit_are_refused() {
     let expected = "row longer than 16777216 bytes";
     assert_eq!(message("a.txt", &long), format!("DIR/a.txt:1: {expected}"));
     let unclosed = [b"text\nok\n\"".as_slice(), &long].concat();
-    assert_eq!(
-        message("a.csv", &unclosed),
-        format!("DIR/a.csv:3: {expected}")
-    );
+    assert_eq!(message("a.csv", &unclosed), format!("DIR/a.csv:3: {expected}"));
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.txt");
     fs::write(&path, &long[1..]).unwrap();
-    assert_eq!(
-        texts(&spec(&[path.to_str().unwrap()]))[0].len(),
-        MAX_ROW_BYTES
-    );
+    assert_eq!(texts(&spec(&[path.to_str().unwrap()]))[0].len(), MAX_ROW_BYTES);
 }
 
 #[test]
@@ -281,10 +212,7 @@ fn damaged_parquet_never_panics() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.parquet");
     let bytes = fs::read(golden("pairs.parquet")).unwrap();
-    let spec = DataSpec {
-        negative_column: Some("negative".into()),
-        ..spec(&[path.to_str().unwrap()])
-    };
+    let spec = DataSpec { negative_column: Some("negative".into()), ..spec(&[path.to_str().unwrap()]) };
     for index in (0..bytes.len()).step_by(5) {
         let mut damaged = bytes.clone();
         damaged[index] ^= 1 << (index % 8);
@@ -329,28 +257,18 @@ fn sts_pairs_of_every_format() {
     let loaded = StsPairs::load_split(dir.path(), "test").unwrap();
     assert_eq!(loaded.pairs, expected.pairs[..1]);
     for (row, end) in [
-        (
-            row.replace("2.5", "\"high\""),
-            "b.jsonl:1: field `score`: expected a finite number, found the text \"high\"",
-        ),
-        (
-            row.replace("\"A dog.\"", "null"),
-            "b.jsonl:1: field `sentence2`: expected text, found null",
-        ),
+        (row.replace("2.5", "\"high\""), "b.jsonl:1: field `score`: expected a finite number, found the text \"high\""),
+        (row.replace("\"A dog.\"", "null"), "b.jsonl:1: field `sentence2`: expected text, found null"),
         (
             row.replace("score", "label"),
             "b.jsonl:1: column `score` not found; columns found: label, sentence1, sentence2",
         ),
         (String::new(), "b.jsonl (0 blank)"),
     ] {
-        let message = StsPairs::load(&write("b.jsonl", &row))
-            .unwrap_err()
-            .to_string();
+        let message = StsPairs::load(&write("b.jsonl", &row)).unwrap_err().to_string();
         assert!(message.ends_with(end), "{message}");
     }
-    let message = StsPairs::load_split(dir.path(), "dev")
-        .unwrap_err()
-        .to_string();
+    let message = StsPairs::load_split(dir.path(), "dev").unwrap_err().to_string();
     assert!(message.contains("expected dev.jsonl.gz"), "{message}");
 }
 
@@ -368,21 +286,14 @@ fn classification_choices_and_raw_text() {
     assert_eq!(labelled[0].label_text.as_deref(), Some("one"));
     let row = r#"{"subject": "s", "question": "q", "choices": ["a", "b"], "answer": 1}"#;
     let choices = load_multiple_choice(&write("b.jsonl", row.as_bytes())).unwrap();
-    assert_eq!(
-        (choices[0].answer, choices[0].choices[1].as_str()),
-        (1, "b")
-    );
+    assert_eq!((choices[0].answer, choices[0].choices[1].as_str()), (1, "b"));
     let wrong = row.replace(": 1", ": 2");
-    let message = load_multiple_choice(&write("b.jsonl", wrong.as_bytes()))
-        .unwrap_err()
-        .to_string();
+    let message = load_multiple_choice(&write("b.jsonl", wrong.as_bytes())).unwrap_err().to_string();
     let end = "b.jsonl:1: field `answer`: expected the index of a choice, counted from 0, found \
                the number 2";
     assert!(message.ends_with(end), "{message}");
     assert_eq!(load_text(&write("raw", b" = T = \n")).unwrap(), " = T = \n");
-    let message = load_text(&write("raw", b"a\nb\xff"))
-        .unwrap_err()
-        .to_string();
+    let message = load_text(&write("raw", b"a\nb\xff")).unwrap_err().to_string();
     assert!(message.ends_with("raw:2: invalid UTF-8 at byte 1 of the line or field"));
     assert!(load_text(&write("raw", b"")).is_err());
 }

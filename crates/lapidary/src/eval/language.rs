@@ -3,7 +3,7 @@
 use super::multiple_choice::{self, LETTERS, MultipleChoiceScore, Question};
 use super::perplexity::{self, windows};
 use crate::Error;
-use crate::model::{AdapterView, BaseModel, ForwardOptions, KvCache, Kv, Segment};
+use crate::model::{AdapterView, BaseModel, ForwardOptions, Kv, KvCache, Segment};
 use kernels::Tensor;
 use kernels::ops;
 use layout::TokenId;
@@ -51,7 +51,12 @@ impl LanguageModel<'_> {
     ///
     /// # Errors
     /// As [`LanguageModel::hidden`], or with fewer than two tokens.
-    pub fn perplexity(&self, ids: &[TokenId], (window_tokens, stride): (usize, usize), progress: &mut dyn FnMut(usize)) -> Result<f64, Error> {
+    pub fn perplexity(
+        &self,
+        ids: &[TokenId],
+        (window_tokens, stride): (usize, usize),
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<f64, Error> {
         let windows = windows(ids.len(), window_tokens, stride)?;
         let mut sums = Vec::with_capacity(windows.len());
         for window in &windows {
@@ -69,13 +74,22 @@ impl LanguageModel<'_> {
     ///
     /// # Errors
     /// When a prompt cannot be encoded, or a letter is more than one token.
-    pub fn multiple_choice(&self, questions: &[Question], dev: &[Question], num_fewshot: usize, progress: &mut dyn FnMut(usize)) -> Result<MultipleChoiceScore, Error> {
+    pub fn multiple_choice(
+        &self,
+        questions: &[Question],
+        dev: &[Question],
+        num_fewshot: usize,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<MultipleChoiceScore, Error> {
         let letters = LETTERS.map(|letter| self.base.tokenizer.encode(&format!(" {letter}")));
         let mut tokens = [0; 4];
         for (token, encoded) in tokens.iter_mut().zip(letters) {
             let encoded = encoded?;
             let [only] = encoded.as_slice() else {
-                return Err(Error::Internal(format!("an answer letter is {} tokens of this tokenizer, expected 1", encoded.len())));
+                return Err(Error::Internal(format!(
+                    "an answer letter is {} tokens of this tokenizer, expected 1",
+                    encoded.len()
+                )));
             };
             *token = *only as usize;
         }

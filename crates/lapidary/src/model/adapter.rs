@@ -77,7 +77,12 @@ impl Adapter {
     ///
     /// # Errors
     /// When the config names an unknown module or rank 0.
-    pub fn new(decoder: &Decoder, config: Option<LoraConfig>, special: &[Vec<f32>], rng: &mut Rng) -> Result<Self, Error> {
+    pub fn new(
+        decoder: &Decoder,
+        config: Option<LoraConfig>,
+        special: &[Vec<f32>],
+        rng: &mut Rng,
+    ) -> Result<Self, Error> {
         let mut modules: Vec<[Option<(Var, Var)>; 7]> = Vec::new();
         if let Some(config) = &config {
             if config.r == 0 || !config.lora_alpha.is_finite() {
@@ -138,7 +143,9 @@ impl Adapter {
     /// For a forward pass; with `trained` its variables get gradients.
     pub fn view(&self, trained: bool) -> AdapterView {
         let read = |var: &Var| if trained { var.as_tensor().clone() } else { var.as_detached_tensor() };
-        let layer = |layer: &[Option<(Var, Var)>; 7]| layer.each_ref().map(|pair| pair.as_ref().map(|(a, b)| (read(a), read(b))));
+        let layer = |layer: &[Option<(Var, Var)>; 7]| {
+            layer.each_ref().map(|pair| pair.as_ref().map(|(a, b)| (read(a), read(b))))
+        };
         AdapterView {
             scale: self.config.as_ref().map_or(0.0, |c| c.lora_alpha / c.r as f32),
             modules: self.modules.iter().map(layer).collect(),

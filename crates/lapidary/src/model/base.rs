@@ -66,7 +66,9 @@ fn load_gguf(path: &Path) -> Result<BaseModel, Error> {
     let tokenizer = Tokenizer::from_gguf(&file)?;
     let token = |id: Option<u32>| id.and_then(|id| tokenizer.id_to_token(id));
     let chat_template = match GgufMetadata::str(&file, "tokenizer.chat_template") {
-        Some(source) => Some(ChatTemplate::new(source, token(config.bos_token_id), token(config.eos_token_ids.first().copied()))?),
+        Some(source) => {
+            Some(ChatTemplate::new(source, token(config.bos_token_id), token(config.eos_token_ids.first().copied()))?)
+        }
         None => None,
     };
     if !adds_bos(&file) {
@@ -112,7 +114,8 @@ fn token_text(value: Option<&serde_json::Value>) -> Option<String> {
 
 /// One template, or a list of named ones of which `default` counts.
 fn template_text(value: &serde_json::Value) -> Option<String> {
-    let named = || value.as_array()?.iter().find(|t| t.get("name").is_some_and(|n| n == "default"))?.get("template")?.as_str();
+    let named =
+        || value.as_array()?.iter().find(|t| t.get("name").is_some_and(|n| n == "default"))?.get("template")?.as_str();
     value.as_str().or_else(named).map(str::to_owned)
 }
 
@@ -243,6 +246,8 @@ impl GgufMetadata for GgufFile {
     fn f32_tensor(&self, name: &str) -> Option<Vec<f32>> {
         let tensor = self.tensor(name).ok()?;
         let count = tensor.shape.iter().product();
-        (tensor.storage == kernels::StorageType::F32).then(|| Matrix::new(tensor.storage, 1, count, tensor.bytes).ok())?.map(|m| m.to_f32())
+        (tensor.storage == kernels::StorageType::F32)
+            .then(|| Matrix::new(tensor.storage, 1, count, tensor.bytes).ok())?
+            .map(|m| m.to_f32())
     }
 }

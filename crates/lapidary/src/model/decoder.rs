@@ -103,7 +103,15 @@ impl Layer {
         let (d, f, h) = (config.hidden_size, config.intermediate_size, config.head_dim);
         let (q, kv) = (config.num_attention_heads * h, config.num_key_value_heads * h);
         let shapes = [(q, d), (kv, d), (kv, d), (d, q), (f, d), (f, d), (d, f)];
-        let biased = [config.qkv_bias, config.qkv_bias, config.qkv_bias, config.o_bias, config.mlp_bias, config.mlp_bias, config.mlp_bias];
+        let biased = [
+            config.qkv_bias,
+            config.qkv_bias,
+            config.qkv_bias,
+            config.o_bias,
+            config.mlp_bias,
+            config.mlp_bias,
+            config.mlp_bias,
+        ];
         let linear = |i: usize| -> Result<Linear, Error> {
             let (rows, cols) = shapes[i];
             let module = name(LINEAR_MODULES[i]);
@@ -123,7 +131,11 @@ impl Layer {
             input_norm: norm("input_layernorm", d)?,
             feed_forward_norm: norm(feed_forward, d)?,
             post_norms: post,
-            qk_norms: if config.qk_norm { Some([norm("self_attn.q_norm", h)?, norm("self_attn.k_norm", h)?]) } else { None },
+            qk_norms: if config.qk_norm {
+                Some([norm("self_attn.q_norm", h)?, norm("self_attn.k_norm", h)?])
+            } else {
+                None
+            },
         })
     }
 
@@ -139,7 +151,8 @@ impl Layer {
             }
         }
         all.push(("input_layernorm.weight".into(), &mut self.input_norm));
-        let feed_forward = if self.post_norms.is_some() { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
+        let feed_forward =
+            if self.post_norms.is_some() { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
         all.push((format!("{feed_forward}.weight"), &mut self.feed_forward_norm));
         if let Some([attention, feed_forward]) = &mut self.post_norms {
             all.push(("post_attention_layernorm.weight".into(), attention));
@@ -261,7 +274,8 @@ impl Decoder {
         };
         let layers = (0..config.layers.len()).map(|i| Layer::load(&config, i, source)).collect::<Result<_, _>>()?;
         let norm = vector(source.vector("model.norm.weight", d)?)?;
-        let frequencies = config.ropes.iter().map(|rope| frequencies(config.head_dim, rope.theta, &rope.scaling)).collect();
+        let frequencies =
+            config.ropes.iter().map(|rope| frequencies(config.head_dim, rope.theta, &rope.scaling)).collect();
         let head = Head { weight: head, softcap: config.final_logit_softcapping };
         Ok(Self { config, embedding, layers, norm, head, frequencies })
     }
@@ -297,7 +311,8 @@ impl Decoder {
             Kv::Append(cache) => cache.append_masks(segment, &windows)?,
             Kv::Past(cache) => cache.masks(segment, &windows)?,
         };
-        let spec = |mask| AttentionSpec { mask, scale: self.config.query_scale, softcap: self.config.attn_logit_softcapping };
+        let spec =
+            |mask| AttentionSpec { mask, scale: self.config.query_scale, softcap: self.config.attn_logit_softcapping };
         let table = |f: &Vec<f64>| Arc::new(RopeTable::new(&segment.positions, f));
         let mut run = Run {
             config: &self.config,

@@ -42,7 +42,8 @@ const STANDARDISATION_FILE: &str = "standardisation.safetensors";
 /// All weights of a full fine-tune, Hugging Face names.
 pub(crate) const WEIGHTS_FILE: &str = "model.safetensors";
 /// The files that decide what a GEM computes; which of them are there depends on what was trained.
-pub(crate) const PARTS: [&str; 6] = [GEM_FILE, ADAPTER_CONFIG_FILE, ADAPTER_FILE, SPECIAL_FILE, STANDARDISATION_FILE, WEIGHTS_FILE];
+pub(crate) const PARTS: [&str; 6] =
+    [GEM_FILE, ADAPTER_CONFIG_FILE, ADAPTER_FILE, SPECIAL_FILE, STANDARDISATION_FILE, WEIGHTS_FILE];
 
 /// `adapter_config.json` as PEFT writes and reads it.
 #[derive(Serialize, Deserialize)]
@@ -96,7 +97,8 @@ fn values(tensor: &Tensor) -> Result<Vec<f32>, Error> {
 }
 
 pub(crate) fn write_safetensors(path: &Path, tensors: &BTreeMap<String, (Vec<f32>, Vec<usize>)>) -> Result<(), Error> {
-    let numbers = tensors.iter().map(|(name, (values, shape))| (name.clone(), f32_numbers(values, shape.clone()))).collect();
+    let numbers =
+        tensors.iter().map(|(name, (values, shape))| (name.clone(), f32_numbers(values, shape.clone()))).collect();
     write_numbers(path, &numbers)
 }
 
@@ -124,7 +126,9 @@ pub(crate) fn read_safetensors(path: &Path) -> Result<BTreeMap<String, (Vec<f32>
             other => return Err(file(format!("tensor {name}: expected F32, F16 or BF16, found {other:?}"))),
         };
         let count = view.shape().iter().product();
-        let numbers = kernels::Matrix::new(storage, 1, count, view.data()).map_err(|e| file(format!("tensor {name}: {e}")))?.to_f32();
+        let numbers = kernels::Matrix::new(storage, 1, count, view.data())
+            .map_err(|e| file(format!("tensor {name}: {e}")))?
+            .to_f32();
         if let Some(bad) = numbers.iter().position(|x| !x.is_finite()) {
             return Err(file(format!("tensor {name}: number {bad} is not finite")));
         }
@@ -169,7 +173,8 @@ impl GemDir<'_> {
             text(ADAPTER_CONFIG_FILE, &pretty(&peft)?)?;
         }
         if let Some(special) = self.adapter.special_var() {
-            let rows = BTreeMap::from([("embeddings".to_owned(), f32_numbers(&values(special)?, special.dims().to_vec()))]);
+            let rows =
+                BTreeMap::from([("embeddings".to_owned(), f32_numbers(&values(special)?, special.dims().to_vec()))]);
             write_numbers(&dir.join(SPECIAL_FILE), &rows)?;
         }
         if let Some(s) = self.standardisation {
@@ -178,7 +183,8 @@ impl GemDir<'_> {
             write_numbers(&dir.join(STANDARDISATION_FILE), &pair)?;
         }
         if let Some(weights) = self.weights {
-            let all = weights.iter().map(|(name, var)| Ok((name.clone(), f32_numbers(&values(var)?, var.dims().to_vec()))));
+            let all =
+                weights.iter().map(|(name, var)| Ok((name.clone(), f32_numbers(&values(var)?, var.dims().to_vec()))));
             write_numbers(&dir.join(WEIGHTS_FILE), &all.collect::<Result<_, Error>>()?)?;
         }
         self.texts.iter().try_for_each(|(name, content)| text(name, content))
@@ -237,7 +243,10 @@ pub(crate) fn load_parts(dir: &Path, decoder: &Decoder) -> Result<(Adapter, Opti
         let text = std::fs::read_to_string(&config_path).map_err(|e| file(ADAPTER_CONFIG_FILE, e.to_string()))?;
         let peft: PeftConfig = serde_json::from_str(&text).map_err(|e| file(ADAPTER_CONFIG_FILE, e.to_string()))?;
         if peft.r > decoder.config().hidden_size {
-            return Err(file(ADAPTER_CONFIG_FILE, format!("r: expected at most {}, found {}", decoder.config().hidden_size, peft.r)));
+            return Err(file(
+                ADAPTER_CONFIG_FILE,
+                format!("r: expected at most {}, found {}", decoder.config().hidden_size, peft.r),
+            ));
         }
         Some(LoraConfig { r: peft.r, lora_alpha: peft.lora_alpha, target_modules: peft.target_modules })
     } else {
@@ -248,8 +257,15 @@ pub(crate) fn load_parts(dir: &Path, decoder: &Decoder) -> Result<(Adapter, Opti
     let special = if special_path.exists() {
         let mut tensors = read_safetensors(&special_path)?;
         match tensors.remove("embeddings") {
-            Some((values, shape)) if shape.len() == 2 && shape[1] == d => values.chunks(d).map(<[f32]>::to_vec).collect(),
-            other => return Err(file(SPECIAL_FILE, format!("embeddings: expected [k, {d}], found {:?}", other.map(|o| o.1)))),
+            Some((values, shape)) if shape.len() == 2 && shape[1] == d => {
+                values.chunks(d).map(<[f32]>::to_vec).collect()
+            }
+            other => {
+                return Err(file(
+                    SPECIAL_FILE,
+                    format!("embeddings: expected [k, {d}], found {:?}", other.map(|o| o.1)),
+                ));
+            }
         }
     } else {
         Vec::new()
@@ -260,7 +276,9 @@ pub(crate) fn load_parts(dir: &Path, decoder: &Decoder) -> Result<(Adapter, Opti
         let mut tensors = read_safetensors(&dir.join(ADAPTER_FILE))?;
         for (name, var) in adapter.lora_vars() {
             match tensors.remove(&name) {
-                Some((values, shape)) if shape == var.dims() => var.set(&Tensor::from_vec(values, shape, &Device::Cpu)?)?,
+                Some((values, shape)) if shape == var.dims() => {
+                    var.set(&Tensor::from_vec(values, shape, &Device::Cpu)?)?
+                }
                 other => {
                     let found = other.map_or("none".into(), |o| format!("{:?}", o.1));
                     return Err(file(ADAPTER_FILE, format!("tensor {name}: expected {:?}, found {found}", var.dims())));

@@ -19,8 +19,8 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 
-use kernels::StorageType;
 use kernels::Mmap;
+use kernels::StorageType;
 
 pub use error::GgufError;
 use metadata::Value;

@@ -65,7 +65,9 @@ impl KvCache {
                 self.rows.resize(row + 1, Vec::new());
             }
             match self.rows[*row].last_mut() {
-                Some(last) if last.local.end == *start && last.at + last.local.len() as u32 == at => last.local.end += len,
+                Some(last) if last.local.end == *start && last.at + last.local.len() as u32 == at => {
+                    last.local.end += len
+                }
                 _ => self.rows[*row].push(Piece { local: *start..start + len, at }),
             }
             at += len;
@@ -81,7 +83,11 @@ impl KvCache {
     }
 
     /// As [`KvCache::masks`]; the tokens of `segment` are noted as held from now on.
-    pub(crate) fn append_masks(&mut self, segment: &Segment, windows: &[Option<usize>]) -> Result<Vec<Arc<AttentionMask>>, Error> {
+    pub(crate) fn append_masks(
+        &mut self,
+        segment: &Segment,
+        windows: &[Option<usize>],
+    ) -> Result<Vec<Arc<AttentionMask>>, Error> {
         self.grow(segment);
         windows.iter().map(|window| self.mask(segment, *window).map(Arc::new)).collect()
     }

@@ -62,6 +62,13 @@ impl Segment {
         }
     }
 
+    /// The same positions with the adapter acting on every one of them.
+    #[must_use]
+    pub fn adapt_all(mut self) -> Self {
+        self.adapted = Arc::new((0..self.num_tokens() as u32).collect());
+        self
+    }
+
     /// Number of positions, T.
     pub fn num_tokens(&self) -> usize {
         self.inputs.len()

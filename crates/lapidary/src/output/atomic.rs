@@ -37,26 +37,15 @@ impl AtomicFile {
                 return Err(OutputError::Occupied {
                     path: target,
                     expected: "a file",
-                    found: if metadata.is_dir() {
-                        "a directory"
-                    } else {
-                        "a device or pipe"
-                    },
+                    found: if metadata.is_dir() { "a directory" } else { "a device or pipe" },
                 });
             }
             _ => {}
         }
         let temporary = sibling(&target, TEMPORARY);
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&temporary)
-            .map_err(cannot("create", &target))?;
-        Ok(Self {
-            target,
-            temporary,
-            writer: Some(BufWriter::with_capacity(256 << 10, file)),
-        })
+        let file =
+            OpenOptions::new().write(true).create_new(true).open(&temporary).map_err(cannot("create", &target))?;
+        Ok(Self { target, temporary, writer: Some(BufWriter::with_capacity(256 << 10, file)) })
     }
 
     /// The path the file will have.
@@ -77,9 +66,7 @@ impl AtomicFile {
             .map_err(io::IntoInnerError::into_error)
             .and_then(|file| file.sync_all())
             .map_err(cannot("write", &self.target))
-            .and_then(|()| {
-                fs::rename(&self.temporary, &self.target).map_err(cannot("rename to", &self.target))
-            });
+            .and_then(|()| fs::rename(&self.temporary, &self.target).map_err(cannot("rename to", &self.target)));
         if written.is_err() {
             // best effort: the first error is the one to report
             let _ = fs::remove_file(&self.temporary);
@@ -89,9 +76,7 @@ impl AtomicFile {
     }
 
     fn writer(&mut self) -> io::Result<&mut BufWriter<File>> {
-        self.writer
-            .as_mut()
-            .ok_or_else(|| io::Error::other("already committed"))
+        self.writer.as_mut().ok_or_else(|| io::Error::other("already committed"))
     }
 }
 
@@ -126,10 +111,7 @@ impl Drop for AtomicFile {
 /// # Errors
 /// As [`AtomicFile::create`] and [`AtomicFile::commit`], and what `write` returns; an old file is
 /// then untouched.
-pub fn write_file(
-    path: &Path,
-    write: impl FnOnce(&mut AtomicFile) -> io::Result<()>,
-) -> Result<(), OutputError> {
+pub fn write_file(path: &Path, write: impl FnOnce(&mut AtomicFile) -> io::Result<()>) -> Result<(), OutputError> {
     let mut file = AtomicFile::create(path)?;
     write(&mut file).map_err(cannot("write", path))?;
     file.commit()
@@ -166,11 +148,7 @@ impl AtomicDir {
     fn new(path: &Path, replaces: bool) -> Result<Self, OutputError> {
         let target = resolve(path)?;
         if target.exists() {
-            let occupied = |expected, found| OutputError::Occupied {
-                path: target.clone(),
-                expected,
-                found,
-            };
+            let occupied = |expected, found| OutputError::Occupied { path: target.clone(), expected, found };
             if !target.is_dir() {
                 return Err(occupied("a directory", "a file"));
             }
@@ -181,12 +159,7 @@ impl AtomicDir {
         }
         let temporary = sibling(&target, TEMPORARY);
         fs::create_dir(&temporary).map_err(cannot("create", &target))?;
-        Ok(Self {
-            target,
-            temporary,
-            replaces,
-            committed: false,
-        })
+        Ok(Self { target, temporary, replaces, committed: false })
     }
 
     /// The directory to write into.
@@ -257,11 +230,7 @@ pub fn remove_leftovers(path: &Path) -> Result<(), OutputError> {
         leftovers.extend(siblings(&target, ASIDE)?);
     }
     for leftover in leftovers {
-        let removed = if leftover.is_dir() {
-            fs::remove_dir_all(&leftover)
-        } else {
-            fs::remove_file(&leftover)
-        };
+        let removed = if leftover.is_dir() { fs::remove_dir_all(&leftover) } else { fs::remove_file(&leftover) };
         removed.map_err(cannot("remove", &leftover))?;
     }
     Ok(())
@@ -270,9 +239,7 @@ pub fn remove_leftovers(path: &Path) -> Result<(), OutputError> {
 /// Follows `path` if it is a symbolic link to something that exists.
 fn resolve(path: &Path) -> Result<PathBuf, OutputError> {
     if path.file_name().is_none() {
-        return Err(cannot("write", path)(io::Error::from(
-            ErrorKind::InvalidInput,
-        )));
+        return Err(cannot("write", path)(io::Error::from(ErrorKind::InvalidInput)));
     }
     match fs::canonicalize(path) {
         Ok(resolved) if path.is_symlink() => Ok(resolved),
@@ -303,10 +270,7 @@ fn siblings(path: &Path, mark: &str) -> Result<Vec<PathBuf>, OutputError> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).map_err(cannot("read", folder))? {
         let name = entry.map_err(cannot("read", folder))?.file_name();
-        if name
-            .as_encoded_bytes()
-            .starts_with(prefix.as_encoded_bytes())
-        {
+        if name.as_encoded_bytes().starts_with(prefix.as_encoded_bytes()) {
             found.push(folder.join(name));
         }
     }
@@ -349,10 +313,8 @@ mod tests {
     use super::*;
 
     fn names(dir: &Path) -> Vec<String> {
-        let mut names: Vec<_> = fs::read_dir(dir)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
+        let mut names: Vec<_> =
+            fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }
@@ -380,10 +342,7 @@ mod tests {
             Err(io::Error::from(ErrorKind::StorageFull))
         })
         .unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            format!("{}: cannot write: no storage space", path.display())
-        );
+        assert_eq!(error.to_string(), format!("{}: cannot write: no storage space", path.display()));
         drop(AtomicFile::create(&path).unwrap());
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(names(dir.path()), ["a.txt"]);

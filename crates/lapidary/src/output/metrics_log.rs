@@ -39,12 +39,7 @@ impl MetricsLog {
     /// The file cannot be created.
     pub fn create(path: &Path) -> Result<Self, OutputError> {
         let file = File::create(path).map_err(cannot("create", path))?;
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-            num_rows: 0,
-            num_bytes: 0,
-        })
+        Ok(Self { path: path.to_owned(), file, num_rows: 0, num_bytes: 0 })
     }
 
     /// Continues a log after `step`: rows of later steps, and a last line cut short by a kill, are
@@ -62,14 +57,8 @@ impl MetricsLog {
             .map_err(cannot("open", path))?;
         let (num_rows, num_bytes) = scan(&file, path, step)?;
         file.set_len(num_bytes).map_err(cannot("truncate", path))?;
-        file.seek(SeekFrom::End(0))
-            .map_err(cannot("truncate", path))?;
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-            num_rows,
-            num_bytes,
-        })
+        file.seek(SeekFrom::End(0)).map_err(cannot("truncate", path))?;
+        Ok(Self { path: path.to_owned(), file, num_rows, num_bytes })
     }
 
     /// Appends `{"step": step, ...metrics}`; `metrics` is a map or a struct without `step`. Numbers
@@ -110,10 +99,8 @@ fn scan(file: &File, path: &Path, step: u64) -> Result<(u64, u64), OutputError> 
     let mut line = Vec::new();
     loop {
         line.clear();
-        let read = (&mut reader)
-            .take(MAX_LINE_BYTES)
-            .read_until(b'\n', &mut line)
-            .map_err(cannot("read", path))? as u64;
+        let read =
+            (&mut reader).take(MAX_LINE_BYTES).read_until(b'\n', &mut line).map_err(cannot("read", path))? as u64;
         if line.last() != Some(&b'\n') {
             if read < MAX_LINE_BYTES {
                 return Ok((num_rows, kept_bytes));

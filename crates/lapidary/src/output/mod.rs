@@ -64,9 +64,5 @@ pub enum OutputError {
 /// The error of `action` on `path`.
 fn cannot(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OutputError {
     let path = path.to_owned();
-    move |source| OutputError::Io {
-        action,
-        path,
-        source,
-    }
+    move |source| OutputError::Io { action, path, source }
 }

@@ -32,15 +32,10 @@ impl EventWriter {
     pub fn create(dir: &Path, wall_time: f64) -> Result<Self, OutputError> {
         let secs = wall_time.max(0.0) as u64;
         for number in 0..MAX_FILES {
-            let path = dir.join(format!(
-                "events.out.tfevents.{secs:010}.lapidary.{number:04}"
-            ));
+            let path = dir.join(format!("events.out.tfevents.{secs:010}.lapidary.{number:04}"));
             match OpenOptions::new().write(true).create_new(true).open(&path) {
                 Ok(file) => {
-                    let mut writer = Self {
-                        path,
-                        writer: BufWriter::new(file),
-                    };
+                    let mut writer = Self { path, writer: BufWriter::new(file) };
                     writer.record(&version_event(wall_time))?;
                     writer.flush()?;
                     return Ok(writer);
@@ -49,9 +44,7 @@ impl EventWriter {
                 Err(error) => return Err(cannot("create", &path)(error)),
             }
         }
-        Err(cannot("create another event file in", dir)(
-            ErrorKind::AlreadyExists.into(),
-        ))
+        Err(cannot("create another event file in", dir)(ErrorKind::AlreadyExists.into()))
     }
 
     /// The event file.
@@ -63,13 +56,7 @@ impl EventWriter {
     ///
     /// # Errors
     /// The record cannot be written.
-    pub fn scalar(
-        &mut self,
-        tag: &str,
-        step: u64,
-        value: f32,
-        wall_time: f64,
-    ) -> Result<(), OutputError> {
+    pub fn scalar(&mut self, tag: &str, step: u64, value: f32, wall_time: f64) -> Result<(), OutputError> {
         self.record(&scalar_event(tag, step, value, wall_time))
     }
 
@@ -82,9 +69,7 @@ impl EventWriter {
     }
 
     fn record(&mut self, event: &[u8]) -> Result<(), OutputError> {
-        self.writer
-            .write_all(&framed(event))
-            .map_err(cannot("write", &self.path))
+        self.writer.write_all(&framed(event)).map_err(cannot("write", &self.path))
     }
 }
 
@@ -102,9 +87,7 @@ fn framed(data: &[u8]) -> Vec<u8> {
 /// CRC-32C, rotated and shifted so that the CRC of data holding CRCs stays sound
 /// (tensorflow `core/lib/hash/crc32c.h`).
 fn masked_crc(data: &[u8]) -> u32 {
-    crc32c::crc32c(data)
-        .rotate_right(15)
-        .wrapping_add(0xa282_ead8)
+    crc32c::crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
 /// Event { wall_time = 1, file_version = 3 }.
@@ -170,9 +153,7 @@ mod tests {
             ("tokens_per_second", 300, 1e9),
             ("größe", 5_000_000_000, f32::NAN),
         ] {
-            writer
-                .scalar(tag, step, value, 1_700_000_001.25 + step as f64)
-                .unwrap();
+            writer.scalar(tag, step, value, 1_700_000_001.25 + step as f64).unwrap();
         }
         writer.flush().unwrap();
         assert_eq!(std::fs::read(writer.path()).unwrap(), GOLDEN);

@@ -45,37 +45,22 @@ impl VectorWriter {
     /// # Errors
     /// An unknown extension; `.npy` with texts; a size of 0 or above 2^31 - 1; the file cannot be
     /// created.
-    pub fn create(
-        path: &Path,
-        embedding_size: usize,
-        include_text: bool,
-    ) -> Result<Self, OutputError> {
-        let list_size = i32::try_from(embedding_size)
-            .ok()
-            .filter(|&size| size > 0)
-            .ok_or_else(|| OutputError::Row {
+    pub fn create(path: &Path, embedding_size: usize, include_text: bool) -> Result<Self, OutputError> {
+        let list_size =
+            i32::try_from(embedding_size).ok().filter(|&size| size > 0).ok_or_else(|| OutputError::Row {
                 path: path.to_owned(),
                 row: 1,
-                reason: format!(
-                    "expected embeddings of 1 to 2^31 - 1 numbers, found {embedding_size}"
-                ),
+                reason: format!("expected embeddings of 1 to 2^31 - 1 numbers, found {embedding_size}"),
             })?;
-        let extension = path
-            .extension()
-            .map(|extension| extension.to_string_lossy().to_ascii_lowercase());
+        let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
         let sink = match extension.as_deref() {
             Some("jsonl") => Sink::JsonLines(AtomicFile::create(path)?),
             Some("npy") if !include_text => {
                 let mut file = AtomicFile::create(path)?;
-                file.write_all(&[0; NPY_HEADER_BYTES])
-                    .map_err(cannot("write", path))?;
+                file.write_all(&[0; NPY_HEADER_BYTES]).map_err(cannot("write", path))?;
                 Sink::Npy(file)
             }
-            Some("parquet") => Sink::Parquet(Box::new(ParquetVectors::create(
-                path,
-                list_size,
-                include_text,
-            )?)),
+            Some("parquet") => Sink::Parquet(Box::new(ParquetVectors::create(path, list_size, include_text)?)),
             _ => {
                 return Err(OutputError::Format {
                     path: path.to_owned(),
@@ -87,12 +72,7 @@ impl VectorWriter {
                 });
             }
         };
-        Ok(Self {
-            sink,
-            embedding_size,
-            include_text,
-            num_rows: 0,
-        })
+        Ok(Self { sink, embedding_size, include_text, num_rows: 0 })
     }
 
     /// Appends one row; `text` is written only if texts were asked for.
@@ -152,28 +132,18 @@ impl VectorWriter {
             )));
         }
         match embedding.iter().position(|value| !value.is_finite()) {
-            Some(index) => Err(bad(format!(
-                "expected finite numbers, found {} at {index}",
-                embedding[index]
-            ))),
+            Some(index) => Err(bad(format!("expected finite numbers, found {} at {index}", embedding[index]))),
             None => Ok(()),
         }
     }
 }
 
 /// Version 1.0 header of a C-ordered little-endian f32 array (NumPy enhancement proposal 1).
-fn write_npy_header(
-    file: &mut (impl Write + Seek),
-    num_rows: u64,
-    num_columns: usize,
-) -> io::Result<()> {
+fn write_npy_header(file: &mut (impl Write + Seek), num_rows: u64, num_columns: usize) -> io::Result<()> {
     let mut header = Vec::with_capacity(NPY_HEADER_BYTES);
     header.extend_from_slice(b"\x93NUMPY\x01\x00");
     header.extend_from_slice(&(NPY_HEADER_BYTES as u16 - 10).to_le_bytes());
-    write!(
-        header,
-        "{{'descr': '<f4', 'fortran_order': False, 'shape': ({num_rows}, {num_columns}), }}"
-    )?;
+    write!(header, "{{'descr': '<f4', 'fortran_order': False, 'shape': ({num_rows}, {num_columns}), }}")?;
     header.resize(NPY_HEADER_BYTES - 1, b' ');
     header.push(b'\n');
     file.seek(SeekFrom::Start(0))?;
@@ -186,12 +156,7 @@ mod tests {
     use std::fs;
 
     /// Four rows of three numbers, the last row the first reversed; see `scripts/io_golden.py`.
-    const ROWS: [[f32; 3]; 4] = [
-        [0.1, -2.5, 3.0],
-        [0.0, 1e-30, 1e30],
-        [1.0, 0.333_333_34, -0.0],
-        [3.0, -2.5, 0.1],
-    ];
+    const ROWS: [[f32; 3]; 4] = [[0.1, -2.5, 3.0], [0.0, 1e-30, 1e30], [1.0, 0.333_333_34, -0.0], [3.0, -2.5, 0.1]];
     const TEXTS: [&str; 4] = ["one", "zwei \"quoted\"", "", "line\nbreak"];
 
     fn write(path: &Path, include_text: bool) {
@@ -237,10 +202,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("v.parquet");
         write(&path, true);
-        let spec = crate::data::DataSpec {
-            paths: vec![path.to_str().unwrap().to_owned()],
-            ..Default::default()
-        };
+        let spec = crate::data::DataSpec { paths: vec![path.to_str().unwrap().to_owned()], ..Default::default() };
         let rows: Result<Vec<_>, _> = crate::data::open(&spec).unwrap().collect();
         let texts: Vec<_> = rows.unwrap().into_iter().map(|row| row.text).collect();
         assert_eq!(texts, ["one", "zwei \"quoted\"", "line\nbreak"]);
@@ -263,10 +225,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("v.parquet");
         write(&path, true);
-        let golden = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/tests/golden/io/vectors.parquet"
-        );
+        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/io/vectors.parquet");
         let contents = [path.as_path(), Path::new(golden)].map(|path| {
             let reader = SerializedFileReader::new(fs::File::open(path).unwrap()).unwrap();
             let file = reader.metadata().file_metadata();
@@ -288,14 +247,8 @@ mod tests {
         let mut writer = VectorWriter::create(&path, 2, false).unwrap();
         writer.push(None, &[1.0, 2.0]).unwrap();
         for (row, word) in [
-            (
-                &[1.0][..],
-                "row 2: expected an embedding of 2 numbers, found 1",
-            ),
-            (
-                &[1.0, f32::NAN],
-                "row 3: expected finite numbers, found NaN at 1",
-            ),
+            (&[1.0][..], "row 2: expected an embedding of 2 numbers, found 1"),
+            (&[1.0, f32::NAN], "row 3: expected finite numbers, found NaN at 1"),
         ] {
             let message = writer.push(None, row).unwrap_err().to_string();
             assert!(message.contains(word), "{message}");

@@ -39,11 +39,7 @@ pub(super) struct ParquetVectors {
 
 impl ParquetVectors {
     /// Starts a file of lists of `list_size` numbers, at least 1.
-    pub(super) fn create(
-        path: &Path,
-        list_size: i32,
-        include_text: bool,
-    ) -> Result<Self, OutputError> {
+    pub(super) fn create(path: &Path, list_size: i32, include_text: bool) -> Result<Self, OutputError> {
         let file = AtomicFile::create(path)?;
         let schema = schema(include_text).map_err(wrong(path))?;
         let arrow_schema = STANDARD.encode(arrow_schema(list_size, include_text));
@@ -53,13 +49,9 @@ impl ParquetVectors {
             .set_column_compression(embedding_path(), Compression::UNCOMPRESSED)
             .set_column_dictionary_enabled(embedding_path(), false)
             .set_created_by("lapidary".to_owned())
-            .set_key_value_metadata(Some(vec![KeyValue::new(
-                ARROW_SCHEMA_KEY.to_owned(),
-                arrow_schema,
-            )]))
+            .set_key_value_metadata(Some(vec![KeyValue::new(ARROW_SCHEMA_KEY.to_owned(), arrow_schema)]))
             .build();
-        let writer = SerializedFileWriter::new(file, Arc::new(schema), Arc::new(properties))
-            .map_err(wrong(path))?;
+        let writer = SerializedFileWriter::new(file, Arc::new(schema), Arc::new(properties)).map_err(wrong(path))?;
         Ok(Self {
             path: path.to_owned(),
             writer,
@@ -114,23 +106,14 @@ impl ParquetVectors {
         let mut group = self.writer.next_row_group()?;
         if self.include_text {
             let mut column = group.next_column()?.ok_or_else(missing)?;
-            column.typed::<ByteArrayType>().write_batch(
-                &self.texts,
-                Some(&self.text_levels),
-                None,
-            )?;
+            column.typed::<ByteArrayType>().write_batch(&self.texts, Some(&self.text_levels), None)?;
             column.close()?;
         }
         let definitions = vec![1; self.values.len()];
-        let repetitions: Vec<i16> = (0..self.values.len())
-            .map(|index| i16::from(index % self.list_size != 0))
-            .collect();
+        let repetitions: Vec<i16> =
+            (0..self.values.len()).map(|index| i16::from(index % self.list_size != 0)).collect();
         let mut column = group.next_column()?.ok_or_else(missing)?;
-        column.typed::<FloatType>().write_batch(
-            &self.values,
-            Some(&definitions),
-            Some(&repetitions),
-        )?;
+        column.typed::<FloatType>().write_batch(&self.values, Some(&definitions), Some(&repetitions))?;
         column.close()?;
         group.close()?;
         Ok(())
@@ -141,20 +124,10 @@ fn wrong(path: &Path) -> impl FnOnce(ParquetError) -> OutputError {
     let path = path.to_owned();
     move |error| match error {
         ParquetError::External(source) => match source.downcast::<std::io::Error>() {
-            Ok(source) => OutputError::Io {
-                action: "write",
-                path,
-                source: *source,
-            },
-            Err(other) => OutputError::Parquet {
-                path,
-                reason: other.to_string(),
-            },
+            Ok(source) => OutputError::Io { action: "write", path, source: *source },
+            Err(other) => OutputError::Parquet { path, reason: other.to_string() },
         },
-        other => OutputError::Parquet {
-            path,
-            reason: other.to_string(),
-        },
+        other => OutputError::Parquet { path, reason: other.to_string() },
     }
 }
 
@@ -164,9 +137,8 @@ fn embedding_path() -> ColumnPath {
 
 /// `optional text (String)`, `required embedding (List) { repeated list { required element } }`.
 fn schema(include_text: bool) -> Result<Type, ParquetError> {
-    let element = Type::primitive_type_builder("element", PhysicalType::FLOAT)
-        .with_repetition(Repetition::REQUIRED)
-        .build()?;
+    let element =
+        Type::primitive_type_builder("element", PhysicalType::FLOAT).with_repetition(Repetition::REQUIRED).build()?;
     let list = Type::group_type_builder("list")
         .with_repetition(Repetition::REPEATED)
         .with_fields(vec![Arc::new(element)])
@@ -185,9 +157,7 @@ fn schema(include_text: bool) -> Result<Type, ParquetError> {
         fields.push(Arc::new(text));
     }
     fields.push(Arc::new(embedding));
-    Type::group_type_builder("schema")
-        .with_fields(fields)
-        .build()
+    Type::group_type_builder("schema").with_fields(fields).build()
 }
 
 /// Members of the Arrow format's `Type` union (`Schema.fbs`).
@@ -210,12 +180,7 @@ fn arrow_schema(list_size: i32, include_text: bool) -> Vec<u8> {
         builder.push_slot::<i16>(slot(0), 1, 0); // precision: single
         builder.end_table(table).as_union_value()
     };
-    let element = field(
-        &mut builder,
-        ("element", false),
-        (FLOATING_POINT, float),
-        &[],
-    );
+    let element = field(&mut builder, ("element", false), (FLOATING_POINT, float), &[]);
     let list = {
         let table = builder.start_table();
         builder.push_slot::<i32>(slot(0), list_size, 0);
@@ -227,12 +192,7 @@ fn arrow_schema(list_size: i32, include_text: bool) -> Vec<u8> {
         let utf8 = builder.end_table(table).as_union_value();
         fields.push(field(&mut builder, ("text", true), (UTF8, utf8), &[]));
     }
-    fields.push(field(
-        &mut builder,
-        ("embedding", false),
-        (FIXED_SIZE_LIST, list),
-        &[element],
-    ));
+    fields.push(field(&mut builder, ("embedding", false), (FIXED_SIZE_LIST, list), &[element]));
     let fields = builder.create_vector(&fields);
     let schema = {
         let table = builder.start_table();

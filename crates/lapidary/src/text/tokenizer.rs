@@ -142,7 +142,8 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer fails on the empty text.
     pub fn leading_token(&self) -> Result<Option<u32>, TokenizerError> {
-        let encoding = guarded(|| self.with_special.encode("", true)).map_err(|message| TokenizerError::Build { message })?;
+        let encoding =
+            guarded(|| self.with_special.encode("", true)).map_err(|message| TokenizerError::Build { message })?;
         Ok(encoding.get_ids().first().copied().filter(|id| self.is_special(*id)))
     }
 
@@ -162,7 +163,7 @@ impl Tokenizer {
     /// fails on it.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let ids = encode(&self.plain, text)?;
-        let special = ids.iter().find(|&&id| self.is_special(id) && Some(id) != self.unknown_id);
+        let special = ids.iter().find(|&&id| self.is_control(id));
         if let Some(&id) = special {
             return Err(TokenizerError::SpecialInText { token: self.id_to_token(id).unwrap_or_default() });
         }
@@ -205,6 +206,11 @@ impl Tokenizer {
     /// Whether this is the id of a special token.
     pub fn is_special(&self, id: u32) -> bool {
         self.special_ids.contains(&id)
+    }
+
+    /// Whether no plain text may become this token: special ones, but for the one of unknown characters.
+    pub(crate) fn is_control(&self, id: u32) -> bool {
+        self.is_special(id) && Some(id) != self.unknown_id
     }
 
     /// Number of tokens, special and added ones included.

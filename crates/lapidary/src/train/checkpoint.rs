@@ -119,7 +119,9 @@ fn read(dir: &Path, recipe: &str, params: &mut [Param]) -> Result<State, Error> 
     for param in params {
         let mut take = |name: String| match tensors.remove(&name) {
             Some((values, shape)) if shape == param.var.dims() => Ok(values),
-            other => Err(file(format!("tensor {name}: expected {:?}, found {:?}", param.var.dims(), other.map(|o| o.1)))),
+            other => {
+                Err(file(format!("tensor {name}: expected {:?}, found {:?}", param.var.dims(), other.map(|o| o.1))))
+            }
         };
         let values = take(param.name.clone())?;
         param.moments.first = take(format!("first_moment.{}", param.name))?;

@@ -57,7 +57,9 @@ fn through_norm(gradient: &mut [f32], unit: &Unit, d: usize) {
 /// When the buffers are no whole rows of `d`, or there is no query.
 pub fn info_nce(vectors: &Vectors, d: usize, scale: f32) -> InfoNce {
     let b = vectors.query.len() / d;
-    assert!(b > 0 && vectors.query.len() == b * d && vectors.positive.len() == b * d && vectors.negative.len() % d == 0);
+    assert!(
+        b > 0 && vectors.query.len() == b * d && vectors.positive.len() == b * d && vectors.negative.len() % d == 0
+    );
     let query = unit(&vectors.query, d);
     let candidates = unit(&[vectors.positive.as_slice(), &vectors.negative].concat(), d);
     let m = candidates.norms.len();
@@ -142,7 +144,9 @@ mod tests {
         for i in 0..10 {
             close(got.gradient.negative[i], at(&|v, h| v.negative[i] += h), "negative");
         }
-        let by_log_scale = (info_nce(&vectors, d, scale * h.exp()).loss - info_nce(&vectors, d, scale * (-h).exp()).loss) / f64::from(2.0 * h);
+        let by_log_scale = (info_nce(&vectors, d, scale * h.exp()).loss
+            - info_nce(&vectors, d, scale * (-h).exp()).loss)
+            / f64::from(2.0 * h);
         close(got.log_scale_gradient as f32, by_log_scale, "log scale");
     }
 

@@ -133,7 +133,14 @@ pub struct BudgetRecipe {
 
 impl Default for BudgetRecipe {
     fn default() -> Self {
-        Self { rows: 4096, batch_rows: 64, micro_batch_tokens: 768, max_tokens: 64, min_tokens: 3, shuffle_buffer: 4096 }
+        Self {
+            rows: 4096,
+            batch_rows: 64,
+            micro_batch_tokens: 768,
+            max_tokens: 64,
+            min_tokens: 3,
+            shuffle_buffer: 4096,
+        }
     }
 }
 
@@ -195,11 +202,18 @@ impl Recipe {
     /// # Errors
     /// When the text is no TOML, a key is unknown, or a value is outside its range; the message names the key.
     pub fn parse(text: &str, overrides: &[String]) -> Result<Self, Error> {
-        let mut table: toml::Table = toml::from_str(text).map_err(|e| Error::Recipe(e.to_string().trim_end().replace('\n', " ")))?;
+        let mut table: toml::Table = toml::from_str(text).map_err(|e: toml::de::Error| {
+            let before = e.span().map(|span| &text.as_bytes()[..span.start.min(text.len())]);
+            let line =
+                before.map(|before| format!("line {}: ", before.iter().filter(|byte| **byte == b'\n').count() + 1));
+            Error::Recipe(format!("{}{}", line.unwrap_or_default(), e.message().replace('\n', " ")))
+        })?;
         for item in overrides {
             set(&mut table, item)?;
         }
-        let recipe: Self = table.try_into().map_err(|e: toml::de::Error| Error::Recipe(e.to_string().trim_end().replace('\n', " ")))?;
+        let recipe: Self = table
+            .try_into()
+            .map_err(|e: toml::de::Error| Error::Recipe(e.to_string().trim_end().replace('\n', " ")))?;
         recipe.validate()?;
         Ok(recipe)
     }
@@ -219,13 +233,27 @@ impl Recipe {
 
     fn validate(&self) -> Result<(), Error> {
         let ratio = |field: &str, value: f64, top: f64| {
-            if (0.0..=top).contains(&value) { Ok(()) } else { Err(wrong(field, &format!("a number from 0 to {top}"), value)) }
+            if (0.0..=top).contains(&value) {
+                Ok(())
+            } else {
+                Err(wrong(field, &format!("a number from 0 to {top}"), value))
+            }
         };
         let positive = |field: &str, value: f64| {
             if value.is_finite() && value > 0.0 { Ok(()) } else { Err(wrong(field, "a number above 0", value)) }
         };
         let OptimizerRecipe {
-            learning_rate, special_learning_rate, temperature_learning_rate, weight_decay, beta1, beta2, eps, max_grad_norm, decay: _, warmup_ratio, floor_ratio,
+            learning_rate,
+            special_learning_rate,
+            temperature_learning_rate,
+            weight_decay,
+            beta1,
+            beta2,
+            eps,
+            max_grad_norm,
+            decay: _,
+            warmup_ratio,
+            floor_ratio,
         } = &self.optimizer;
         positive("optimizer.learning_rate", *learning_rate)?;
         positive("optimizer.special_learning_rate", *special_learning_rate)?;
@@ -243,7 +271,8 @@ impl Recipe {
         }
         positive("loss.temperature", self.loss.temperature)?;
         ratio("loss.hidden_dropout", self.loss.hidden_dropout, 0.9)?;
-        let BudgetRecipe { rows, batch_rows, micro_batch_tokens, max_tokens, min_tokens, shuffle_buffer } = &self.budget;
+        let BudgetRecipe { rows, batch_rows, micro_batch_tokens, max_tokens, min_tokens, shuffle_buffer } =
+            &self.budget;
         positive("budget.rows", *rows as f64)?;
         if *batch_rows < 2 {
             return Err(wrong("budget.batch_rows", "at least 2 (the other rows are the negatives)", batch_rows));
@@ -265,7 +294,8 @@ impl Recipe {
 fn set(table: &mut toml::Table, item: &str) -> Result<(), Error> {
     let (path, value) = item.split_once('=').ok_or_else(|| wrong("--set", "key=value", item))?;
     let parsed: Result<toml::Table, _> = toml::from_str(&format!("value = {value}"));
-    let value = parsed.ok().and_then(|mut t| t.remove("value")).unwrap_or_else(|| toml::Value::String(value.to_owned()));
+    let value =
+        parsed.ok().and_then(|mut t| t.remove("value")).unwrap_or_else(|| toml::Value::String(value.to_owned()));
     let mut keys: Vec<&str> = path.trim().split('.').collect();
     let last = keys.pop().filter(|k| !k.is_empty()).ok_or_else(|| wrong("--set", "key=value", item))?;
     let mut at = table;
@@ -285,7 +315,10 @@ mod tests {
 
     #[test]
     fn defaults_overrides_and_round_trip() {
-        let recipe = Recipe::parse(SMALL, &["budget.rows=100".into(), "model=other.gguf".into(), "method.settings.num_special_tokens=3".into()]);
+        let recipe = Recipe::parse(
+            SMALL,
+            &["budget.rows=100".into(), "model=other.gguf".into(), "method.settings.num_special_tokens=3".into()],
+        );
         let recipe = recipe.expect("valid");
         assert_eq!((recipe.budget.rows, recipe.steps(), recipe.model.as_str()), (100, 2, "other.gguf"));
         assert_eq!(Recipe::parse(&recipe.to_toml().expect("toml"), &[]).expect("valid"), recipe);

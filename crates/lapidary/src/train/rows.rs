@@ -36,13 +36,30 @@ impl<'a> RowStream<'a> {
     ///
     /// # Errors
     /// When the data cannot be opened or has fewer rows than the position says.
-    pub fn open(spec: &DataSpec, tokenizer: &'a Tokenizer, budget: &BudgetRecipe, seed: u64, position: Position) -> Result<Self, Error> {
+    pub fn open(
+        spec: &DataSpec,
+        tokenizer: &'a Tokenizer,
+        budget: &BudgetRecipe,
+        seed: u64,
+        position: Position,
+    ) -> Result<Self, Error> {
         let rows = Self::pass(spec, budget, seed, position.epoch)?;
         let start = Position { draws: 0, ..position };
-        let mut stream = Self { spec: spec.clone(), tokenizer, budget: budget.clone(), seed, position: start, rows, usable_in_pass: 0 };
+        let mut stream = Self {
+            spec: spec.clone(),
+            tokenizer,
+            budget: budget.clone(),
+            seed,
+            position: start,
+            rows,
+            usable_in_pass: 0,
+        };
         for _ in 0..position.draws {
             if stream.rows.next().transpose()?.is_none() {
-                return Err(Error::Recipe(format!("the data have fewer than the {} rows read before the checkpoint", position.draws)));
+                return Err(Error::Recipe(format!(
+                    "the data have fewer than the {} rows read before the checkpoint",
+                    position.draws
+                )));
             }
         }
         stream.position = position;
@@ -51,7 +68,12 @@ impl<'a> RowStream<'a> {
         Ok(stream)
     }
 
-    fn pass(spec: &DataSpec, budget: &BudgetRecipe, seed: u64, epoch: u64) -> Result<ShuffleBuffer<Records, Record>, Error> {
+    fn pass(
+        spec: &DataSpec,
+        budget: &BudgetRecipe,
+        seed: u64,
+        epoch: u64,
+    ) -> Result<ShuffleBuffer<Records, Record>, Error> {
         Ok(ShuffleBuffer::new(data::open(spec)?, budget.shuffle_buffer, seed, epoch))
     }
 
@@ -86,7 +108,8 @@ impl<'a> RowStream<'a> {
                 continue;
             }
             self.usable_in_pass += 1;
-            let positive = record.positive.as_deref().map(|text| self.encode(text)).transpose()?.filter(|ids| !ids.is_empty());
+            let positive =
+                record.positive.as_deref().map(|text| self.encode(text)).transpose()?.filter(|ids| !ids.is_empty());
             let negatives = record.negatives.iter().map(|text| self.encode(text)).collect::<Result<Vec<_>, _>>()?;
             let negatives = negatives.into_iter().filter(|ids| !ids.is_empty()).collect();
             return Ok((Example { text, positive, negatives }, record.source));
@@ -112,7 +135,12 @@ impl<'a> RowStream<'a> {
 ///
 /// # Errors
 /// When a row cannot be read.
-pub fn first_rows(spec: &DataSpec, tokenizer: &Tokenizer, budget: &BudgetRecipe, count: usize) -> Result<Vec<Vec<TokenId>>, Error> {
+pub fn first_rows(
+    spec: &DataSpec,
+    tokenizer: &Tokenizer,
+    budget: &BudgetRecipe,
+    count: usize,
+) -> Result<Vec<Vec<TokenId>>, Error> {
     let unshuffled = BudgetRecipe { shuffle_buffer: 1, ..budget.clone() };
     let mut stream = RowStream::open(spec, tokenizer, &unshuffled, 0, Position::default())?;
     let mut rows = Vec::new();

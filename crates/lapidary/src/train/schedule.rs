@@ -63,7 +63,13 @@ impl AlphaSchedule {
         match *self {
             Self::Constant { value } => value,
             Self::Ramp { value, ramp_ratio } => value * ((step as f64 + 0.5) / (ramp_ratio * steps as f64)).min(1.0),
-            Self::Step { value, steps: wait } => if step < wait { 0.0 } else { value },
+            Self::Step { value, steps: wait } => {
+                if step < wait {
+                    0.0
+                } else {
+                    value
+                }
+            }
         }
     }
 

@@ -6,7 +6,7 @@
 
 use super::contrastive::{Vectors, info_nce};
 use crate::Error;
-use crate::model::{Adapter, AdapterView, Decoder, ForwardOptions, HiddenDropout, KvCache, Kv, Segment};
+use crate::model::{Adapter, AdapterView, Decoder, ForwardOptions, HiddenDropout, Kv, KvCache, Segment};
 use kernels::ops;
 use kernels::{Device, Tensor, Var};
 use layout::{Layout, Plan, Rng, TokenId, View};
@@ -112,7 +112,11 @@ fn labels<'a>(parts: impl Iterator<Item = (&'a Layout, Range<usize>)>) -> (Vec<V
 }
 
 /// Groups consecutive plans so that the positions with a graph stay within the budget.
-fn micro_batches<'a>(plans: &'a [Plan], model: &StepModel<'_>, options: &StepOptions) -> Result<Vec<MicroBatch<'a>>, Error> {
+fn micro_batches<'a>(
+    plans: &'a [Plan],
+    model: &StepModel<'_>,
+    options: &StepOptions,
+) -> Result<Vec<MicroBatch<'a>>, Error> {
     let frozen = |row: &Layout| if options.split_frozen { row.frozen_len() } else { 0 };
     let mut groups: Vec<Vec<&Layout>> = Vec::new();
     let mut tokens = 0;
@@ -142,7 +146,13 @@ fn micro_batches<'a>(plans: &'a [Plan], model: &StepModel<'_>, options: &StepOpt
     groups.into_iter().enumerate().map(build).collect()
 }
 
-fn forward(model: &StepModel<'_>, batch: &MicroBatch<'_>, segment: &Segment, view: &AdapterView, ratio: f32) -> Result<Tensor, Error> {
+fn forward(
+    model: &StepModel<'_>,
+    batch: &MicroBatch<'_>,
+    segment: &Segment,
+    view: &AdapterView,
+    ratio: f32,
+) -> Result<Tensor, Error> {
     let mut rng = Rng::seed_from_u64(batch.dropout_seed);
     let dropout = if ratio > 0.0 { Some(HiddenDropout { ratio, rng: &mut rng }) } else { None };
     let options = ForwardOptions { adapter: Some(view), dropout, observe: None };
@@ -150,7 +160,13 @@ fn forward(model: &StepModel<'_>, batch: &MicroBatch<'_>, segment: &Segment, vie
 }
 
 /// The vectors of a micro-batch by view, `[_, D]` each, without a graph.
-fn vectors_of(model: &StepModel<'_>, decoder: &Decoder, batch: &MicroBatch<'_>, view: &AdapterView, ratio: f32) -> Result<Vec<(View, Vec<f32>)>, Error> {
+fn vectors_of(
+    model: &StepModel<'_>,
+    decoder: &Decoder,
+    batch: &MicroBatch<'_>,
+    view: &AdapterView,
+    ratio: f32,
+) -> Result<Vec<(View, Vec<f32>)>, Error> {
     // Dropout draws a number for each position in turn, so that the same positions must run as in the graph pass.
     let (segment, pooled) = if ratio > 0.0 {
         (Segment::of_rows(batch.graph_parts()), pooled_rows(batch.graph_parts()))
@@ -179,20 +195,18 @@ fn side(vectors: &mut Vectors, view: View) -> &mut Vec<f32> {
 ///
 /// # Errors
 /// When a row does not fit the model.
-pub fn step(model: &StepModel<'_>, plans: &[Plan], weights: &LossWeights, options: &StepOptions) -> Result<StepResult, Error> {
+pub fn step(
+    model: &StepModel<'_>,
+    plans: &[Plan],
+    weights: &LossWeights,
+    options: &StepOptions,
+) -> Result<StepResult, Error> {
     let batches = micro_batches(plans, model, options)?;
     let d = model.decoder.config().hidden_size;
     let wants_pairs = plans.iter().flat_map(|p| &p.rows).any(|row| !row.pooled().is_empty());
     let num_labels = plans.iter().flat_map(|p| &p.rows).flat_map(Layout::labels).flatten().count();
     let tracked = model.adapter.view(true);
-    let mut run = Run {
-        model,
-        options,
-        weights,
-        num_labels,
-        next_token: 0.0,
-        gradients: vec![None; model.vars.len()],
-    };
+    let mut run = Run { model, options, weights, num_labels, next_token: 0.0, gradients: vec![None; model.vars.len()] };
     let mut result = StepResult {
         next_token: f64::NAN,
         contrastive: f64::NAN,
@@ -254,7 +268,12 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Runs one micro-batch with a graph and adds its gradients; `gradient` gives d loss / d vectors.
-    fn micro_batch(&mut self, batch: &MicroBatch<'_>, view: &AdapterView, gradient: impl FnOnce(&Vectors) -> Vectors) -> Result<(), Error> {
+    fn micro_batch(
+        &mut self,
+        batch: &MicroBatch<'_>,
+        view: &AdapterView,
+        gradient: impl FnOnce(&Vectors) -> Vectors,
+    ) -> Result<(), Error> {
         let segment = Segment::of_rows(batch.graph_parts());
         if segment.num_tokens() == 0 {
             return Ok(());
@@ -279,7 +298,8 @@ impl Run<'_> {
             let mut dz = gradient(&own);
             let d = z.dim(1)?;
             // The sum of z * dz has dz as its gradient by z: the closed form enters the graph here.
-            let flat: Vec<f32> = views.iter().flat_map(|view| side(&mut dz, *view).drain(..d).collect::<Vec<f32>>()).collect();
+            let flat: Vec<f32> =
+                views.iter().flat_map(|view| side(&mut dz, *view).drain(..d).collect::<Vec<f32>>()).collect();
             if self.weights.contrastive > 0.0 {
                 let dz = (Tensor::from_vec(flat, z.dims(), &Device::Cpu)? * self.weights.contrastive)?;
                 add((z * dz)?.sum_all()?)?;

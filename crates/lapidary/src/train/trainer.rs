@@ -130,7 +130,11 @@ pub struct Trainer<'a> {
 ///
 /// # Errors
 /// When the name or a setting is unknown.
-pub fn build_method(base: &BaseModel, name: &str, settings: serde_json::Value) -> Result<Box<dyn Method + Send + Sync>, Error> {
+pub fn build_method(
+    base: &BaseModel,
+    name: &str,
+    settings: serde_json::Value,
+) -> Result<Box<dyn Method + Send + Sync>, Error> {
     // Templates are short and ours: encoding them cannot fail on any tokenizer that loads.
     let encode = |text: &str| base.tokenizer.encode(text).unwrap_or_default();
     Ok(layout::build(name, settings, &layout::MethodContext { encode: &encode, bos: base.bos() })?)
@@ -199,7 +203,11 @@ impl<'a> Trainer<'a> {
     ///
     /// # Errors
     /// When data or disk fail, or a guard stops the run; the last good checkpoint is kept.
-    pub fn run(&mut self, stop: &AtomicBool, watch: &mut dyn FnMut(Event<'_>) -> Result<(), Error>) -> Result<Outcome, Error> {
+    pub fn run(
+        &mut self,
+        stop: &AtomicBool,
+        watch: &mut dyn FnMut(Event<'_>) -> Result<(), Error>,
+    ) -> Result<Outcome, Error> {
         let mut state = match checkpoint::load(&self.checkpoints(), &self.recipe_text, &mut self.params)? {
             Some(state) => {
                 watch(Event::Resumed { step: state.step })?;
@@ -250,9 +258,16 @@ impl<'a> Trainer<'a> {
         next(self.options.checkpoint_every_steps).min(next(self.recipe.validation.every_steps)).min(steps)
     }
 
-    fn steps_until(&mut self, until: u64, state: &mut State, stop: &AtomicBool, watch: &mut dyn FnMut(Event<'_>) -> Result<(), Error>) -> Result<(), Error> {
+    fn steps_until(
+        &mut self,
+        until: u64,
+        state: &mut State,
+        stop: &AtomicBool,
+        watch: &mut dyn FnMut(Event<'_>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let seed = self.recipe.seed;
-        let mut stream = RowStream::open(&self.recipe.data, &self.base.tokenizer, &self.recipe.budget, seed, state.position)?;
+        let mut stream =
+            RowStream::open(&self.recipe.data, &self.base.tokenizer, &self.recipe.budget, seed, state.position)?;
         let mut prepared = Vec::new();
         // Reading ahead for the whole stretch would hold it in memory: one batch at a time.
         while state.step < until && !stop.load(Ordering::Relaxed) {
@@ -261,14 +276,22 @@ impl<'a> Trainer<'a> {
                 prepared.push(stream.next_example()?);
             }
             let clock = Instant::now();
-            let (metrics, position) = (one_step(StepContext {
-                recipe: &self.recipe,
-                base: self.base,
-                method: self.method.as_ref(),
-                adapter: &self.adapter,
-                params: &mut self.params,
-                log_scale: &self.log_scale,
-            }, &prepared, state, clock)?, stream.position());
+            let (metrics, position) = (
+                one_step(
+                    StepContext {
+                        recipe: &self.recipe,
+                        base: self.base,
+                        method: self.method.as_ref(),
+                        adapter: &self.adapter,
+                        params: &mut self.params,
+                        log_scale: &self.log_scale,
+                    },
+                    &prepared,
+                    state,
+                    clock,
+                )?,
+                stream.position(),
+            );
             state.step += 1;
             state.position = position;
             state.train_secs += clock.elapsed().as_secs_f64();
@@ -296,11 +319,23 @@ impl<'a> Trainer<'a> {
 
     fn fit(&self, sample: &[Vec<u32>]) -> Result<Standardisation, Error> {
         let (decoder, view) = (self.base.decoder.detached(), self.adapter.view(false));
-        let embedder = Embedder { decoder: &decoder, tokenizer: &self.base.tokenizer, method: self.method.as_ref(), adapter: Some(&view), standardisation: None };
+        let embedder = Embedder {
+            decoder: &decoder,
+            tokenizer: &self.base.tokenizer,
+            method: self.method.as_ref(),
+            adapter: Some(&view),
+            standardisation: None,
+        };
         embedder.fit_standardisation(sample, &mut |_| {})
     }
 
-    fn validate(&self, pairs: &StsPairs, sample: &[Vec<u32>], state: &mut State, watch: &mut dyn FnMut(Event<'_>) -> Result<(), Error>) -> Result<(), Error> {
+    fn validate(
+        &self,
+        pairs: &StsPairs,
+        sample: &[Vec<u32>],
+        state: &mut State,
+        watch: &mut dyn FnMut(Event<'_>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let standardisation = self.fit(&sample[..sample.len().min(VALIDATION_ROWS)])?;
         let (decoder, view) = (self.base.decoder.detached(), self.adapter.view(false));
         let embedder = Embedder {
@@ -310,7 +345,8 @@ impl<'a> Trainer<'a> {
             adapter: Some(&view),
             standardisation: Some(&standardisation),
         };
-        let spearman = score_pairs(pairs, |texts| Ok(embedder.embed(texts, &EmbedOptions::default(), &mut |_| {})?.vectors))?;
+        let spearman =
+            score_pairs(pairs, |texts| Ok(embedder.embed(texts, &EmbedOptions::default(), &mut |_| {})?.vectors))?;
         let best = state.best.is_none_or(|(best, _)| spearman > best);
         if best {
             state.best = Some((spearman, state.step));
@@ -322,9 +358,11 @@ impl<'a> Trainer<'a> {
     fn save_model(&self, path: &Path, sample: &[Vec<u32>]) -> Result<(), Error> {
         let standardisation = self.fit(sample)?;
         let full = self.recipe.trained == Trained::Full;
-        let mut texts = vec![("recipe.toml", self.recipe_text.clone()), ("tokenizer.json", self.base.tokenizer.to_json()?)];
+        let mut texts =
+            vec![("recipe.toml", self.recipe_text.clone()), ("tokenizer.json", self.base.tokenizer.to_json()?)];
         if full {
-            let config = serde_json::to_string_pretty(self.base.decoder.config()).map_err(|e| Error::Internal(e.to_string()))?;
+            let config =
+                serde_json::to_string_pretty(self.base.decoder.config()).map_err(|e| Error::Internal(e.to_string()))?;
             texts.push(("decoder_config.json", config));
         }
         let config = GemConfig {
@@ -351,7 +389,12 @@ struct StepContext<'a> {
     log_scale: &'a Var,
 }
 
-fn one_step(context: StepContext<'_>, batch: &[(Example, RowRef)], state: &mut State, clock: Instant) -> Result<StepMetrics, Error> {
+fn one_step(
+    context: StepContext<'_>,
+    batch: &[(Example, RowRef)],
+    state: &mut State,
+    clock: Instant,
+) -> Result<StepMetrics, Error> {
     let StepContext { recipe, base, method, adapter, params, log_scale } = context;
     let at = (state.step, recipe.steps());
     let plans = (batch.iter().enumerate())
@@ -363,9 +406,12 @@ fn one_step(context: StepContext<'_>, batch: &[(Example, RowRef)], state: &mut S
         })
         .collect::<Result<Vec<Plan>, _>>()?;
     let alpha = recipe.loss.alpha.at(at);
-    let weight = |loss: Loss| method.objective().terms.iter().filter(|t| t.loss == loss).map(|t| f64::from(t.weight.at(alpha as f32))).sum();
+    let weight = |loss: Loss| {
+        method.objective().terms.iter().filter(|t| t.loss == loss).map(|t| f64::from(t.weight.at(alpha as f32))).sum()
+    };
     let log = log_scale.to_vec1::<f32>()?[0];
-    let weights = LossWeights { next_token: weight(Loss::NextToken), contrastive: weight(Loss::Contrastive), scale: log.exp() };
+    let weights =
+        LossWeights { next_token: weight(Loss::NextToken), contrastive: weight(Loss::Contrastive), scale: log.exp() };
     let options = StepOptions {
         micro_batch_tokens: recipe.budget.micro_batch_tokens,
         split_frozen: recipe.trained == Trained::Lora,
@@ -424,7 +470,12 @@ fn weighted(weight: f64, loss: f64) -> f64 {
 }
 
 /// Stops a run that has gone wrong, before its numbers reach the weights.
-fn guard(result: &StepResult, (loss, norm): (f64, f64), state: &mut State, batch: &[(Example, RowRef)]) -> Result<(), Error> {
+fn guard(
+    result: &StepResult,
+    (loss, norm): (f64, f64),
+    state: &mut State,
+    batch: &[(Example, RowRef)],
+) -> Result<(), Error> {
     let stop = |reason: String| Err(Error::Training { step: state.step + 1, reason });
     let infinite = |x: f64| x.is_infinite();
     if !loss.is_finite() || !norm.is_finite() || infinite(result.next_token) || infinite(result.contrastive) {
@@ -434,7 +485,10 @@ fn guard(result: &StepResult, (loss, norm): (f64, f64), state: &mut State, batch
     }
     state.collapsed_steps = if result.mean_pairwise_cosine > COLLAPSED { state.collapsed_steps + 1 } else { 0 };
     if state.collapsed_steps >= COLLAPSED_STEPS {
-        return stop(format!("the vectors have collapsed: mean pairwise cosine {:.5} for {COLLAPSED_STEPS} steps", result.mean_pairwise_cosine));
+        return stop(format!(
+            "the vectors have collapsed: mean pairwise cosine {:.5} for {COLLAPSED_STEPS} steps",
+            result.mean_pairwise_cosine
+        ));
     }
     match state.first_loss {
         None => state.first_loss = Some(loss),

@@ -4,6 +4,7 @@
 
 mod common;
 mod eval;
+mod generate;
 mod golden_families;
 mod golden_reference;
 mod hf_config;

@@ -103,6 +103,10 @@ impl Method for Gem {
         Ok(Plan { rows: vec![self.embed_row(text, View::Query)?] })
     }
 
+    fn adapts_plain_rows(&self) -> bool {
+        self.settings.scope == Scope::All
+    }
+
     /// `(1 - α) · next_token + α · contrastive`, or the contrastive loss alone where no row has a label.
     fn objective(&self) -> Objective {
         let term = |loss, weight| Term { loss, weight };

@@ -16,7 +16,8 @@ pub(super) struct Check {
     pub(super) explanation: String,
 }
 
-const QUESTIONS: [&str; 3] = ["What is the capital of France?", "Write one sentence about the sea.", "Why is the sky blue?"];
+const QUESTIONS: [&str; 3] =
+    ["What is the capital of France?", "Write one sentence about the sea.", "Why is the sky blue?"];
 const REPLY_TOKENS: usize = 32;
 
 fn messages(question: &str) -> [Message; 1] {
@@ -96,7 +97,12 @@ fn packed(base: &Lapidary, gem: &Lapidary, chats: &[Vec<TokenId>], embedded: &[V
     Ok(Check {
         name: "chat states in one pass with embedding rows are untouched, bit for bit".into(),
         passed: differing == 0,
-        explanation: format!("{differing} of {} numbers differ; {} chats and {} embeddings in one pass", before.len(), chats.len(), embedded.len()),
+        explanation: format!(
+            "{differing} of {} numbers differ; {} chats and {} embeddings in one pass",
+            before.len(),
+            chats.len(),
+            embedded.len()
+        ),
     })
 }
 

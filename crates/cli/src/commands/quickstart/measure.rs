@@ -79,7 +79,12 @@ fn questions(path: &Path) -> Result<Vec<Question>> {
     Ok(rows
         .filter_map(|row| {
             let choices: [String; 4] = row.choices.try_into().ok()?;
-            Some(Question { subject: row.subject, question: row.question, choices, answer: u8::try_from(row.answer).ok()? })
+            Some(Question {
+                subject: row.subject,
+                question: row.question,
+                choices,
+                answer: u8::try_from(row.answer).ok()?,
+            })
         })
         .collect())
 }
@@ -100,7 +105,13 @@ fn sts(model: &Lapidary, pairs: &StsPairs, name: &str, context: &Context) -> Res
 }
 
 /// Scores a method that needs no training, standardised on `fit`.
-pub(super) fn method(mut model: Lapidary, name: &str, samples: &Samples, fit: &[Vec<u32>], context: &Context) -> Result<(Lapidary, MethodScore)> {
+pub(super) fn method(
+    mut model: Lapidary,
+    name: &str,
+    samples: &Samples,
+    fit: &[Vec<u32>],
+    context: &Context,
+) -> Result<(Lapidary, MethodScore)> {
     model.standardise_on(fit, &mut |_| {})?;
     let score = trained(&model, name, samples, context)?;
     Ok((model, score))
@@ -114,7 +125,13 @@ pub(super) fn trained(model: &Lapidary, name: &str, samples: &Samples, context: 
         let (raw, standardised) = sts(model, pairs, &label, context)?;
         sets.push((set.clone(), raw, standardised));
     }
-    context.note(&format!("{name:<16} {}", sets.iter().map(|(set, raw, std)| format!("{set} {raw:.1} raw, {std:.1} standardised")).collect::<Vec<_>>().join("; ")));
+    context.note(&format!(
+        "{name:<16} {}",
+        sets.iter()
+            .map(|(set, raw, std)| format!("{set} {raw:.1} raw, {std:.1} standardised"))
+            .collect::<Vec<_>>()
+            .join("; ")
+    ));
     Ok(MethodScore { name: name.to_owned(), sets })
 }
 
@@ -123,7 +140,9 @@ pub(super) fn banking(model: &Lapidary, samples: &Samples, name: &str, context: 
     let mut classes: Vec<i64> = samples.banking_train.iter().map(|row| row.label).collect();
     classes.sort_unstable();
     classes.dedup();
-    let class = |rows: &[&LabelledText]| -> Vec<usize> { rows.iter().map(|row| classes.binary_search(&row.label).unwrap_or(0)).collect() };
+    let class = |rows: &[&LabelledText]| -> Vec<usize> {
+        rows.iter().map(|row| classes.binary_search(&row.label).unwrap_or(0)).collect()
+    };
     let all: Vec<&LabelledText> = samples.banking_train.iter().collect();
     let protocol = Protocol { num_experiments: BANKING_EXPERIMENTS, ..Protocol::default() };
     let draws = draw_samples(&class(&all), &protocol)?;
@@ -143,7 +162,12 @@ pub(super) fn banking(model: &Lapidary, samples: &Samples, name: &str, context: 
 }
 
 /// Perplexity and multiple choice through the chat path: (name, base, GEM).
-pub(super) fn knowledge(base: &Lapidary, gem: &Lapidary, samples: &Samples, context: &Context) -> Result<Vec<(String, f64, f64)>> {
+pub(super) fn knowledge(
+    base: &Lapidary,
+    gem: &Lapidary,
+    samples: &Samples,
+    context: &Context,
+) -> Result<Vec<(String, f64, f64)>> {
     let mut ids = base.base().tokenizer.encode(&samples.text)?;
     ids.truncate(PERPLEXITY_TOKENS);
     let models = [

@@ -54,9 +54,18 @@ pub(super) fn print(findings: &Findings, secs: f64) {
     println!("\nEmbedding quality (Spearman x 100)\n{}", aligned(&rows));
     let mut rows = vec![["measure", "before", "after"].map(str::to_owned).to_vec()];
     if let Some((before, after)) = findings.banking {
-        rows.push(vec!["Banking77 accuracy, part (before: prompt-eol)".into(), format!("{before:.2}"), format!("{after:.2}")]);
+        rows.push(vec![
+            "Banking77 accuracy, part (before: prompt-eol)".into(),
+            format!("{before:.2}"),
+            format!("{after:.2}"),
+        ]);
     }
-    rows.extend(findings.knowledge.iter().map(|(name, before, after)| vec![name.clone(), format!("{before:.4}"), format!("{after:.4}")]));
+    rows.extend(
+        findings
+            .knowledge
+            .iter()
+            .map(|(name, before, after)| vec![name.clone(), format!("{before:.4}"), format!("{after:.4}")]),
+    );
     println!("\nOne set of weights, both skills\n{}", aligned(&rows));
     println!();
     for check in &findings.checks {
@@ -64,7 +73,12 @@ pub(super) fn print(findings: &Findings, secs: f64) {
     }
     println!("\nAsked:   {}\nReplied: {}", findings.reply.0, findings.reply.1.trim());
     let head: Vec<String> = findings.vectors[0].iter().take(6).map(|x| format!("{x:.4}")).collect();
-    println!("Embedding of \"{}\": [{}, ...] ({} numbers)\n", findings.sentences[0], head.join(", "), findings.vectors[0].len());
+    println!(
+        "Embedding of \"{}\": [{}, ...] ({} numbers)\n",
+        findings.sentences[0],
+        head.join(", "),
+        findings.vectors[0].len()
+    );
     for (name, value) in facts(findings, secs) {
         println!("{name}: {value}");
     }
@@ -74,7 +88,11 @@ fn figures(findings: &Findings) -> Result<Vec<(&'static str, Figure)>> {
     let points: Vec<LossPoint> = findings
         .steps
         .iter()
-        .map(|s| LossPoint { step: s.step, next_token: Some(s.next_token).filter(|x| x.is_finite()), contrastive: Some(s.contrastive).filter(|x| x.is_finite()) })
+        .map(|s| LossPoint {
+            step: s.step,
+            next_token: Some(s.next_token).filter(|x| x.is_finite()),
+            contrastive: Some(s.contrastive).filter(|x| x.is_finite()),
+        })
         .collect();
     let groups: Vec<String> = findings.methods.iter().map(|m| m.name.clone()).collect();
     let (set, ..) = findings.methods[0].sets.first().context("an STS set is always measured")?;
@@ -84,7 +102,8 @@ fn figures(findings: &Findings) -> Result<Vec<(&'static str, Figure)>> {
         Series { name: "standardised".into(), values: of(|s| s.2) },
     ];
     let n = findings.vectors.len();
-    let cosine = |i: usize, j: usize| findings.vectors[i].iter().zip(&findings.vectors[j]).map(|(a, b)| a * b).sum::<f32>();
+    let cosine =
+        |i: usize, j: usize| findings.vectors[i].iter().zip(&findings.vectors[j]).map(|(a, b)| a * b).sum::<f32>();
     let matrix: Vec<f32> = (0..n * n).map(|at| cosine(at / n, at % n)).collect();
     let mut figures = vec![(
         "sts.png",
@@ -122,7 +141,10 @@ pub(super) fn write(findings: &Findings, out: &Path, secs: f64) -> Result<()> {
         std::fs::write(&path, &figure.png).with_context(|| format!("{}: cannot write", path.display()))?;
     }
     let best = |column: usize| {
-        let scores = findings.methods.iter().map(|m| m.sets.iter().flat_map(|(_, raw, std)| [*raw, *std]).nth(column).unwrap_or(f64::MIN));
+        let scores = findings
+            .methods
+            .iter()
+            .map(|m| m.sets.iter().flat_map(|(_, raw, std)| [*raw, *std]).nth(column).unwrap_or(f64::MIN));
         scores.fold(f64::MIN, f64::max)
     };
     let row = |method: &super::MethodScore| {
@@ -132,7 +154,11 @@ pub(super) fn write(findings: &Findings, out: &Path, secs: f64) -> Result<()> {
         });
         std::iter::once(Cell::new(&method.name)).chain(cells).collect()
     };
-    let sts = Table { caption: "Spearman x 100".into(), columns: heads(findings), rows: findings.methods.iter().map(row).collect() };
+    let sts = Table {
+        caption: "Spearman x 100".into(),
+        columns: heads(findings),
+        rows: findings.methods.iter().map(row).collect(),
+    };
     let mut knowledge: Vec<Vec<Cell>> = Vec::new();
     if let Some((before, after)) = findings.banking {
         let name = "Banking77 accuracy, part of the test (before: prompt-eol)";
@@ -143,7 +169,11 @@ pub(super) fn write(findings: &Findings, out: &Path, secs: f64) -> Result<()> {
     }
     let columns = ["measure", "before", "after"].map(str::to_owned).to_vec();
     let knowledge = Table { caption: "Before and after".into(), columns, rows: knowledge };
-    let checks = findings.checks.iter().map(|c| Check { name: c.name.clone(), passed: c.passed, explanation: c.explanation.clone() }).collect();
+    let checks = findings
+        .checks
+        .iter()
+        .map(|c| Check { name: c.name.clone(), passed: c.passed, explanation: c.explanation.clone() })
+        .collect();
     let mut quality = vec![Block::Table(sts)];
     quality.extend(figures.into_iter().map(|(_, figure)| Block::Figure(figure)));
     let page = Page {

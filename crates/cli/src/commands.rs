@@ -1,0 +1,15 @@
+//! The commands, one file each: arguments, and what is done with them.
+
+pub(crate) mod chat;
+pub(crate) mod embed;
+mod embed_input;
+mod embed_shards;
+pub(crate) mod eval;
+pub(crate) mod fetch_model;
+pub(crate) mod generate;
+pub(crate) mod inspect;
+pub(crate) mod quickstart;
+pub(crate) mod reconstruct;
+pub(crate) mod similarity;
+pub(crate) mod train;
+mod train_watch;

@@ -1,0 +1,171 @@
+//! `lapidary eval`: figures of a model on a data file.
+
+use crate::args::{EmbedModelArgs, ModelArgs};
+use crate::context::Context;
+use crate::progress;
+use crate::table::aligned;
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, Subcommand};
+use lapidary::data::DataSpec;
+use lapidary::data::sts::StsPairs;
+use lapidary::data::tasks::load_text;
+use lapidary::embed::EmbedOptions;
+use lapidary::eval::language::LanguageModel;
+use lapidary::eval::sts::score_pairs;
+use lapidary::layout::TokenId;
+use lapidary::model::{BaseModel, GemConfig};
+use lapidary::text::Tokenizer;
+use lapidary::train::first_rows;
+use lapidary::train::recipe::BudgetRecipe;
+use std::io::{Write as _, stdout};
+use std::path::{Path, PathBuf};
+
+/// Texts that a standardisation is fitted on.
+const STANDARDISATION_TEXTS: usize = 1024;
+/// A text is encoded in pieces that end with a line and have at least this many bytes.
+const PIECE_BYTES: usize = 64 << 10;
+const EXAMPLES: &str = "\
+Examples:
+  lapidary eval sts data/STS17/test.jsonl.gz
+  lapidary eval sts STSBenchmark/test.jsonl.gz SICK-R/test.jsonl.gz --method mean --standardise-on sentences.txt
+  lapidary eval perplexity wiki.test.raw.gz --max-tokens 20000";
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct EvalArgs {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Semantic textual similarity: Spearman's correlation of cosines with people's scores, times 100
+    Sts(StsArgs),
+    /// Perplexity of a text file; of a GEM beside that of its base model
+    Perplexity(PerplexityArgs),
+}
+
+#[derive(Debug, Args)]
+struct StsArgs {
+    /// Files with the columns sentence1, sentence2 and score
+    #[arg(value_name = "FILE", required = true)]
+    files: Vec<PathBuf>,
+    /// Texts to take mean and deviation of each dimension from, where the model has none
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    standardise_on: Vec<String>,
+    #[command(flatten)]
+    model: EmbedModelArgs,
+}
+
+#[derive(Debug, Args)]
+struct PerplexityArgs {
+    /// A text file, also .gz or .zst
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Tokens the model reads together
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    window: usize,
+    /// Tokens from one window to the next [default: half a window]
+    #[arg(long, value_name = "N")]
+    stride: Option<usize>,
+    /// Read the first tokens only; 0: all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    max_tokens: usize,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When the model or a file is at fault.
+pub(crate) fn run(args: &EvalArgs, context: &Context) -> Result<()> {
+    let rows = match &args.task {
+        Task::Sts(args) => sts(args, context)?,
+        Task::Perplexity(args) => perplexities(args, context)?,
+    };
+    Ok(stdout().lock().write_all(aligned(&rows).as_bytes())?)
+}
+
+fn sts(args: &StsArgs, context: &Context) -> Result<Vec<Vec<String>>> {
+    let sets = args.files.iter().map(|file| Ok(StsPairs::load(file)?)).collect::<Result<Vec<_>>>()?;
+    let mut model = context.load_to_embed(&args.model)?;
+    if !args.standardise_on.is_empty() {
+        let spec = DataSpec { paths: args.standardise_on.clone(), ..DataSpec::default() };
+        let ids = first_rows(&spec, &model.base().tokenizer, &BudgetRecipe::default(), STANDARDISATION_TEXTS)?;
+        let bar = progress::bar(context, ids.len() as u64, "texts to standardise on")?;
+        model.standardise_on(&ids, &mut |done| bar.set_position(done as u64))?;
+        bar.finish_and_clear();
+    }
+    let mut rows = vec![["file", "pairs", "raw", "standardised"].map(str::to_owned).to_vec()];
+    for (file, set) in args.files.iter().zip(&sets) {
+        let bar = progress::bar(context, 2 * set.pairs.len() as u64, "texts")?;
+        bar.set_message(file.display().to_string());
+        let mut standardised = None;
+        let score = |standardise: bool| {
+            let options = EmbedOptions { standardise, ..EmbedOptions::default() };
+            let spearman = score_pairs(set, |texts| {
+                bar.set_length(texts.len() as u64);
+                Ok(model.embed_with(texts, &options, &mut |done| bar.set_position(done as u64))?.vectors)
+            });
+            spearman.with_context(|| file.display().to_string())
+        };
+        let raw = score(false)?;
+        if model.standardisation().is_some() {
+            standardised = Some(score(true)?);
+        }
+        bar.finish_and_clear();
+        rows.push(vec![
+            file.display().to_string(),
+            progress::grouped(set.pairs.len() as u64),
+            format!("{raw:.2}"),
+            standardised.map_or("-".to_owned(), |value| format!("{value:.2}")),
+        ]);
+    }
+    Ok(rows)
+}
+
+fn perplexities(args: &PerplexityArgs, context: &Context) -> Result<Vec<Vec<String>>> {
+    let text = load_text(&args.file)?;
+    let model = context.load_model(&args.model)?;
+    let mut ids = encode_long(&model.base().tokenizer, &text).with_context(|| args.file.display().to_string())?;
+    if args.max_tokens > 0 {
+        ids.truncate(args.max_tokens);
+    }
+    let longest = model.base().decoder.config().max_position_embeddings;
+    if args.window > longest {
+        bail!("--window: expected at most the model's {longest} tokens, found {}", args.window);
+    }
+    let stride = args.stride.unwrap_or(args.window.div_ceil(2));
+    let measure = |measured: LanguageModel<'_>, name: &'static str| -> Result<Vec<String>> {
+        let bar = progress::bar(context, ids.len() as u64, "tokens")?;
+        bar.set_message(name);
+        let found = measured.perplexity(&ids, (args.window, stride), &mut |done| bar.set_position(done as u64))?;
+        bar.finish_and_clear();
+        Ok(vec![name.to_owned(), progress::grouped(ids.len() as u64), format!("{found:.4}")])
+    };
+    let mut rows = vec![["model", "tokens", "perplexity"].map(str::to_owned).to_vec()];
+    rows.push(measure(LanguageModel { base: model.base(), adapter: model.adapter() }, "this model")?);
+    let name = args.model.name();
+    let dir = Path::new(&name);
+    if GemConfig::is_gem(dir) {
+        let base_name = args.model.base.clone().map_or_else(|| Ok(GemConfig::load(dir)?.base_model), anyhow::Ok)?;
+        drop(model);
+        let base = BaseModel::load(&context.files(&base_name)?)?;
+        rows.push(measure(LanguageModel { base: &base, adapter: None }, "its base model")?);
+    }
+    Ok(rows)
+}
+
+/// Encodes a text of any length, a stretch of whole lines at a time.
+fn encode_long(tokenizer: &Tokenizer, text: &str) -> Result<Vec<TokenId>> {
+    let mut ids = Vec::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let newline = rest.bytes().skip(PIECE_BYTES).position(|byte| byte == b'\n');
+        let end = newline.map_or(rest.len(), |at| PIECE_BYTES + at + 1);
+        ids.extend(tokenizer.encode(&rest[..end])?);
+        rest = &rest[end..];
+    }
+    Ok(ids)
+}

@@ -1,0 +1,133 @@
+//! Training from the command line: an ended run goes on exactly, a full disk and another base model lose nothing.
+
+use crate::{error_line, lapidary, run, stdout, tiny_model};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+/// A directory with a base model, forty sentences, a validation set and a recipe of six steps.
+fn workshop() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    tiny_model::write(&dir.path().join("base"), 1);
+    let subjects = ["A man", "A woman", "The dog", "My cat", "Nobody"];
+    let rest =
+        ["sleeps.", "plays a guitar.", "reads the news.", "runs.", "sees it.", "is here.", "eats.", "went home."];
+    let lines: Vec<String> = subjects.iter().flat_map(|a| rest.iter().map(move |b| format!("{a} {b}"))).collect();
+    fs::write(dir.path().join("texts.txt"), lines.join("\n")).unwrap();
+    let pair = |i: usize| format!("{:?},{:?},{}\n", lines[i], lines[(i * 7 + 3) % 40], i % 5);
+    let pairs: String = (0..12).map(pair).collect();
+    fs::write(dir.path().join("sts.csv"), format!("sentence1,sentence2,score\n{pairs}")).unwrap();
+    let recipe = "model = 'base'\n[method]\nname = 'gem'\nsettings = { num_special_tokens = 2 }\n\
+                  [data]\npaths = ['texts.txt']\n[budget]\nrows = 24\nbatch_rows = 4\nmax_tokens = 40\n\
+                  [lora]\nr = 2\nlora_alpha = 4.0\ntarget_modules = ['q_proj', 'v_proj']\n\
+                  [validation]\nsts = 'sts.csv'\nevery_steps = 3\n";
+    fs::write(dir.path().join("recipe.toml"), recipe).unwrap();
+    dir
+}
+
+fn train(out: &str, more: &[&str]) -> Vec<String> {
+    let args = ["train", "recipe.toml", "--out", out, "--checkpoint-every", "2"];
+    args.iter().chain(more).map(|&arg| arg.to_owned()).collect()
+}
+
+fn files_under(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(&path).unwrap()))
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn an_ended_run_goes_on_and_gives_the_same_model() {
+    let dir = workshop();
+    let dir = dir.path();
+    let model = stdout(run(dir, &train("straight", &[])));
+    assert_eq!(model, "straight/model\n");
+    stdout(run(dir, &train("ended", &["--stop-after-steps", "3"])));
+    assert!(!dir.join("ended/model").exists());
+    let output = run(dir, &train("ended", &[]));
+    let stderr = String::from_utf8(output.stderr.clone()).unwrap();
+    assert!(stderr.contains("going on after step 3"), "{stderr}");
+    stdout(output);
+    assert_eq!(files_under(&dir.join("straight/model")), files_under(&dir.join("ended/model")));
+    let steps = |run: &str| -> Vec<u64> {
+        let text = fs::read_to_string(dir.join(run).join("metrics.jsonl")).unwrap();
+        let rows = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        rows.map(|row| row["step"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(steps("straight"), [1, 2, 3, 3, 4, 5, 6, 6]);
+    assert_eq!(steps("ended"), steps("straight"));
+    for picture in ["loss.png", "validation.png"] {
+        assert!(fs::read(dir.join("ended").join(picture)).unwrap().starts_with(b"\x89PNG"));
+    }
+    // The same command once more: nothing left to do, and that is no error.
+    assert_eq!(stdout(run(dir, &train("ended", &[]))), "ended/model\n");
+    // The model embeds, and says so when its base model is another.
+    let vectors = stdout(run(dir, &["embed", "--model", "ended/model", "A man sleeps."]));
+    assert!(vectors.starts_with("{\"embedding\":["), "{vectors}");
+    tiny_model::write(&dir.join("other"), 2);
+    let message = error_line(&run(dir, &["embed", "--model", "ended/model", "--base", "other", "A man sleeps."]));
+    assert!(message.starts_with("error: ended/model: made for a base model with fingerprint "), "{message}");
+    let message = error_line(&run(dir, &["embed", "--model", "ended/model", "--method", "mean", "A man sleeps."]));
+    assert!(message.contains("brings its own"), "{message}");
+}
+
+#[test]
+fn another_recipe_in_the_same_directory_is_refused() {
+    let dir = workshop();
+    let dir = dir.path();
+    stdout(run(dir, &train("run", &["--stop-after-steps", "2"])));
+    let before = files_under(&dir.join("run/checkpoints/step-00000002"));
+    let message = error_line(&run(dir, &train("run", &["--set", "seed=7"])));
+    assert!(message.contains("made by another recipe"), "{message}");
+    assert_eq!(files_under(&dir.join("run/checkpoints/step-00000002")), before);
+}
+
+#[test]
+fn wrong_recipes_are_told_in_one_line() {
+    let dir = workshop();
+    let dir = dir.path();
+    for (set, expected) in [
+        ("budget.row=3", "unknown field `row`"),
+        ("nonsense=1", "unknown field `nonsense`"),
+        ("method.settings.nonsense=1", "nonsense"),
+        ("method.name=gam", "unknown method"),
+        ("budget.batch_rows=1", "budget.batch_rows"),
+        ("model=missing", "missing"),
+        ("data.paths=['missing.txt']", "missing.txt"),
+    ] {
+        let message = error_line(&run(dir, &train("run", &["--set", set])));
+        assert!(message.contains(expected), "{set}: {message}");
+    }
+    let message = error_line(&run(dir, &["train", "missing.toml"]));
+    assert!(message.contains("missing.toml"), "{message}");
+    fs::write(dir.join("broken.toml"), "model = 'base'\n[method\n").unwrap();
+    let message = error_line(&run(dir, &["train", "broken.toml"]));
+    assert!(message.contains("broken.toml") && message.contains("line 2"), "{message}");
+}
+
+/// The largest file a process may write stands for the room that is left: writing more fails as on a full disk.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_keeps_the_last_checkpoint() {
+    let dir = workshop();
+    let dir = dir.path();
+    let late = ["--set", "validation.every_steps=6"];
+    stdout(run(dir, &train("run", &[&late[..], &["--stop-after-steps", "2"]].concat())));
+    let kept = dir.join("run/checkpoints/step-00000002");
+    let before = files_under(&kept);
+    let plain = lapidary(dir);
+    let mut limited = Command::new("sh");
+    limited.current_dir(dir).envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    // Blocks of 512 or 1024 bytes, by the shell. Ignored, the signal leaves the error of the write.
+    limited.args(["-c", "trap '' XFSZ; ulimit -f 4; exec \"$@\"", "sh"]).arg(plain.get_program()).arg("--offline");
+    let output = limited.args(train("run", &late)).output().unwrap();
+    let message = error_line(&output);
+    assert!(message.contains("step-00000004"), "{message}");
+    assert!(message.to_lowercase().contains("too large"), "{message}");
+    assert_eq!(files_under(&kept), before);
+    assert_eq!(stdout(run(dir, &train("run", &late))), "run/model\n");
+}

@@ -1,0 +1,101 @@
+//! What the special tokens remember: a text is read, all but their keys and values is dropped, and the model goes on
+//! from these alone (arXiv 2506.04344, section 3.1, the reconstruction task).
+
+use super::generator::{GenerateOptions, Generator};
+use super::sequence::{Finish, Sequence};
+use crate::model::{ForwardOptions, Kv, Segment};
+use crate::{Error, Lapidary};
+use layout::{Input, TokenId};
+use std::ops::ControlFlow;
+
+/// A text that came back from the special tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reconstruction {
+    /// The greedy continuation.
+    pub text: String,
+    /// Its tokens.
+    pub ids: Vec<TokenId>,
+    /// Why it ended.
+    pub finish: Finish,
+    /// Tokens of the original.
+    pub num_text_tokens: usize,
+    /// Positions that it came back from.
+    pub num_special_tokens: usize,
+    /// Memory of their keys and values, bytes.
+    pub num_kv_bytes: usize,
+    /// Share of the original's tokens that came back in order: the longest common subsequence over their number.
+    pub recovered: f64,
+}
+
+/// Reads `text`, keeps the special tokens' part of the cache alone, and continues greedily from it: at most
+/// `max_new_tokens` tokens, or as many as the text has.
+///
+/// # Errors
+/// When the method has no special tokens, or the text has no tokens or is longer than the model's
+/// `max_position_embeddings`.
+pub fn reconstruct(gem: &Lapidary, text: &str, max_new_tokens: Option<usize>) -> Result<Reconstruction, Error> {
+    let base = gem.base();
+    let original = base.tokenizer.encode(text)?;
+    let row = gem.method().embed_plan(&original)?.rows.swap_remove(0);
+    let is_special = |input: &Input| matches!(input, Input::Special(_));
+    let num_special_tokens = row.inputs().iter().rev().take_while(|input| is_special(input)).count();
+    if num_special_tokens == 0 {
+        return Err(Error::Setting {
+            field: "method".into(),
+            expected: "one that ends a text in special tokens, to go on from".into(),
+            found: gem.method().name().into(),
+        });
+    }
+    let (end, mut cache) = (row.num_tokens(), base.decoder.new_cache());
+    let options = ForwardOptions { adapter: gem.adapter(), ..ForwardOptions::default() };
+    let hidden = base.decoder.forward(&Segment::whole([&row]), Kv::Append(&mut cache), options)?;
+    let kept = cache.extract(0, (end - num_special_tokens) as u32..end as u32)?;
+    let num_kv_bytes = kept.num_bytes();
+    let next_position = row.positions()[end - 1] + 1;
+    let generator: Generator<'_> = gem.generator();
+    let last = hidden.narrow(0, end - 1, 1)?;
+    let mut sequence = Sequence::behind(&base.decoder, gem.plain_adapter(), kept, next_position, &last)?;
+    let max_new_tokens = max_new_tokens.unwrap_or(original.len());
+    let options = GenerateOptions { max_new_tokens, ..GenerateOptions::default() };
+    let generation = generator.generate(&mut sequence, &[], &options, &mut |_| ControlFlow::Continue(()))?;
+    Ok(Reconstruction {
+        recovered: longest_common_subsequence(&original, &generation.ids) as f64 / original.len() as f64,
+        text: generation.text,
+        ids: generation.ids,
+        finish: generation.finish,
+        num_text_tokens: original.len(),
+        num_special_tokens,
+        num_kv_bytes,
+    })
+}
+
+/// Length of the longest sequence that both contain in order, not necessarily together.
+fn longest_common_subsequence(a: &[TokenId], b: &[TokenId]) -> usize {
+    // lengths[j]: of the part of `a` seen so far and the first j of `b`.
+    let mut lengths = vec![0; b.len() + 1];
+    for x in a {
+        let mut diagonal = 0;
+        for (j, y) in b.iter().enumerate() {
+            let above = lengths[j + 1];
+            lengths[j + 1] = if x == y { diagonal + 1 } else { above.max(lengths[j]) };
+            diagonal = above;
+        }
+    }
+    lengths[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn common_subsequences_by_hand() {
+        let lcs = longest_common_subsequence;
+        assert_eq!(lcs(&[], &[1]), 0);
+        assert_eq!(lcs(&[1, 2, 3], &[1, 2, 3]), 3);
+        assert_eq!(lcs(&[1, 2, 3, 4], &[2, 9, 4, 1]), 2);
+        // ABCBDAB and BDCABA share BCBA.
+        assert_eq!(lcs(&[1, 2, 3, 2, 4, 1, 2], &[2, 4, 3, 1, 2, 1]), 4);
+        assert_eq!(lcs(&[7, 7], &[7]), 1);
+    }
+}
