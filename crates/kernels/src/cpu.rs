@@ -62,16 +62,15 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
         rest = fma(*x, *y, rest);
     }
     let mut width = LANES / 2;
-    for i in 0..LANES {
-        lanes[0][i] += lanes[1][i];
-    }
+    let [mut sums, others] = lanes;
+    sums.iter_mut().zip(others).for_each(|(sum, other)| *sum += other);
     while width > 0 {
         for i in 0..width {
-            lanes[0][i] += lanes[0][i + width];
+            sums[i] += sums[i + width];
         }
         width /= 2;
     }
-    lanes[0][0] + rest
+    sums[0] + rest
 }
 
 /// `y += a * x`.

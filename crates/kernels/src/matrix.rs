@@ -21,11 +21,11 @@ enum Storage {
     Q5_0(Vec<k_quants::BlockQ5_0>),
     Q5_1(Vec<k_quants::BlockQ5_1>),
     Q8_0(Vec<u8>),
-    Q2_K(Vec<k_quants::BlockQ2K>),
-    Q3_K(Vec<k_quants::BlockQ3K>),
-    Q4_K(Vec<k_quants::BlockQ4K>),
-    Q5_K(Vec<k_quants::BlockQ5K>),
-    Q6_K(Vec<k_quants::BlockQ6K>),
+    Q2K(Vec<k_quants::BlockQ2K>),
+    Q3K(Vec<k_quants::BlockQ3K>),
+    Q4K(Vec<k_quants::BlockQ4K>),
+    Q5K(Vec<k_quants::BlockQ5K>),
+    Q6K(Vec<k_quants::BlockQ6K>),
 }
 
 /// A frozen matrix `[rows, cols]`, row-major, in its storage format.
@@ -61,7 +61,7 @@ impl Matrix {
     /// # Errors
     /// When `cols` is no multiple of the format's block, or the byte count is not that of `[rows, cols]`.
     pub fn new(storage_type: StorageType, rows: usize, cols: usize, bytes: &[u8]) -> Result<Self> {
-        if cols == 0 || rows == 0 || cols % storage_type.block_size() != 0 {
+        if cols == 0 || rows == 0 || !cols.is_multiple_of(storage_type.block_size()) {
             bail!(
                 "{storage_type:?} matrix [{rows}, {cols}]: rows of {} numbers are stored together",
                 storage_type.block_size()
@@ -82,11 +82,11 @@ impl Matrix {
             StorageType::Q5_0 => Storage::Q5_0(copy_as(bytes)),
             StorageType::Q5_1 => Storage::Q5_1(copy_as(bytes)),
             StorageType::Q8_0 => Storage::Q8_0(bytes.to_vec()),
-            StorageType::Q2_K => Storage::Q2_K(copy_as(bytes)),
-            StorageType::Q3_K => Storage::Q3_K(copy_as(bytes)),
-            StorageType::Q4_K => Storage::Q4_K(copy_as(bytes)),
-            StorageType::Q5_K => Storage::Q5_K(copy_as(bytes)),
-            StorageType::Q6_K => Storage::Q6_K(copy_as(bytes)),
+            StorageType::Q2_K => Storage::Q2K(copy_as(bytes)),
+            StorageType::Q3_K => Storage::Q3K(copy_as(bytes)),
+            StorageType::Q4_K => Storage::Q4K(copy_as(bytes)),
+            StorageType::Q5_K => Storage::Q5K(copy_as(bytes)),
+            StorageType::Q6_K => Storage::Q6K(copy_as(bytes)),
         };
         Ok(Self { storage, storage_type, rows, cols })
     }
@@ -148,11 +148,11 @@ impl Matrix {
             Storage::Q4_0(v) => GgmlType::to_float(&v[range], out),
             Storage::Q5_0(v) => GgmlType::to_float(&v[range], out),
             Storage::Q5_1(v) => GgmlType::to_float(&v[range], out),
-            Storage::Q2_K(v) => GgmlType::to_float(&v[range], out),
-            Storage::Q3_K(v) => GgmlType::to_float(&v[range], out),
-            Storage::Q4_K(v) => GgmlType::to_float(&v[range], out),
-            Storage::Q5_K(v) => GgmlType::to_float(&v[range], out),
-            Storage::Q6_K(v) => GgmlType::to_float(&v[range], out),
+            Storage::Q2K(v) => GgmlType::to_float(&v[range], out),
+            Storage::Q3K(v) => GgmlType::to_float(&v[range], out),
+            Storage::Q4K(v) => GgmlType::to_float(&v[range], out),
+            Storage::Q5K(v) => GgmlType::to_float(&v[range], out),
+            Storage::Q6K(v) => GgmlType::to_float(&v[range], out),
         }
     }
 

@@ -18,7 +18,7 @@ mod weights;
 pub use adapter::{Adapter, AdapterView, LoraConfig};
 pub use base::{BaseModel, ModelFiles};
 pub use config::{ConfigError, DecoderConfig};
-pub use decoder::{Decoder, ForwardOptions, HiddenDropout, Kv, LINEAR_MODULES, NamedVars, frequencies};
+pub use decoder::{Decoder, ForwardOptions, HiddenDropout, Kv, LINEAR_MODULES, NamedVars, Observe, frequencies};
 pub use gem_dir::{GemConfig, GemDir};
 pub use generation_config::GenerationConfig;
 pub use kv_cache::KvCache;

@@ -97,7 +97,7 @@ impl<'a> Watch<'a> {
         }
         let line = self.line(metrics);
         let every = (self.steps / NUM_LINES).max(1);
-        if self.in_lines && (metrics.step % every == 0 || metrics.step == 1 || metrics.step == self.steps) {
+        if self.in_lines && (metrics.step.is_multiple_of(every) || metrics.step == 1 || metrics.step == self.steps) {
             self.context.note(&format!("step {}/{}  {line}", metrics.step, self.steps));
         }
         self.bar.set_message(line);

@@ -63,10 +63,6 @@ impl AttentionMask {
         &self.intervals[self.offsets[query] as usize..self.offsets[query + 1] as usize]
     }
 
-    fn num_keys(&self, query: usize) -> usize {
-        self.intervals(query).iter().map(|(from, to)| (to - from) as usize).sum()
-    }
-
     fn end(&self) -> usize {
         self.intervals.iter().map(|(_, to)| *to as usize).max().unwrap_or(0)
     }

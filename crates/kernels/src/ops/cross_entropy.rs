@@ -43,7 +43,7 @@ impl Head {
 pub fn logits(x: &Tensor, head: &Head) -> Result<Tensor> {
     let y = super::linear(x, &head.weight, None, None)?;
     match head.softcap {
-        Some(cap) => ((y / f64::from(cap))?.tanh()? * f64::from(cap)),
+        Some(cap) => (y / f64::from(cap))?.tanh()? * f64::from(cap),
         None => Ok(y),
     }
 }

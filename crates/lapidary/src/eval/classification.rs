@@ -153,7 +153,6 @@ fn run_experiment<E: AsRef<[f32]>>(
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
 

@@ -210,7 +210,6 @@ fn cross_entropy_residual(scores: &mut [f64], label: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
 

@@ -95,7 +95,6 @@ fn average_ranks(what: &'static str, values: &[f64]) -> Result<Vec<f64>> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
 

@@ -192,7 +192,6 @@ fn check_answers(what: &'static str, questions: &[Question]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
 

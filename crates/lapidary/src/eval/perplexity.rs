@@ -81,7 +81,6 @@ pub fn perplexity(windows: &[Window], negative_log_likelihoods: &[f64]) -> Resul
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
 

@@ -169,7 +169,6 @@ fn check_vector(what: &'static str, vector: &[f32], width: usize, row: usize) ->
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
 

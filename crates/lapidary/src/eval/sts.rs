@@ -74,7 +74,6 @@ pub fn score_pairs(
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
 

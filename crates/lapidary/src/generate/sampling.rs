@@ -186,7 +186,6 @@ impl Sampler {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
     /// Logits whose softmax is 0.1, 0.4, 0.1, 0.25, 0.15.

@@ -48,7 +48,6 @@ impl StopFinder {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
     fn run(stop: &[&str], pieces: &[&str]) -> (Vec<String>, bool, String) {

@@ -7,7 +7,7 @@ use super::segment::Segment;
 use super::weights::WeightSource;
 use crate::Error;
 use kernels::ops::{self, AttentionSpec, Head, LowRank, RopeTable, Weight};
-use kernels::{Device, Matrix, Tensor, Var};
+use kernels::{Device, Tensor, Var};
 use layout::{Input, Rng};
 use rand::Rng as _;
 use std::sync::Arc;
@@ -66,6 +66,9 @@ pub struct HiddenDropout<'a> {
     pub rng: &'a mut Rng,
 }
 
+/// Is told (i, hidden states): 0 after the embedding, i after layer i.
+pub type Observe<'a> = &'a mut dyn FnMut(usize, &Tensor);
+
 /// What a forward pass runs with, beside the tokens.
 #[derive(Default)]
 pub struct ForwardOptions<'a> {
@@ -73,8 +76,8 @@ pub struct ForwardOptions<'a> {
     pub adapter: Option<&'a AdapterView>,
     /// Noise on hidden states.
     pub dropout: Option<HiddenDropout<'a>>,
-    /// Called with (i, hidden states): 0 after the embedding, i after layer i.
-    pub observe: Option<&'a mut dyn FnMut(usize, &Tensor)>,
+    /// Watches the hidden states.
+    pub observe: Option<Observe<'a>>,
 }
 
 /// A decoder-only transformer with its weights.
@@ -406,7 +409,7 @@ impl Decoder {
     /// When memory for the f32 copies cannot be had.
     pub fn make_trainable(&mut self) -> Result<NamedVars, Error> {
         let mut vars: NamedVars = Vec::new();
-        let mut dense = |weight: &mut Weight| -> Result<(), Error> {
+        let dense = |weight: &mut Weight| -> Result<(), Error> {
             if let Weight::Frozen(matrix) = weight {
                 *weight = Weight::Dense(Tensor::from_vec(matrix.to_f32(), weight.dims()?, &Device::Cpu)?);
             }

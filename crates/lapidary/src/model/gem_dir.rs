@@ -72,6 +72,9 @@ pub struct GemDir<'a> {
     pub texts: Vec<(&'static str, String)>,
 }
 
+/// f32 numbers with their shape, by name.
+pub(crate) type NamedNumbers = BTreeMap<String, (Vec<f32>, Vec<usize>)>;
+
 /// Numbers ready for a safetensors file.
 struct Numbers {
     dtype: Dtype,
@@ -96,7 +99,7 @@ fn values(tensor: &Tensor) -> Result<Vec<f32>, Error> {
     Ok(tensor.flatten_all()?.to_vec1::<f32>()?)
 }
 
-pub(crate) fn write_safetensors(path: &Path, tensors: &BTreeMap<String, (Vec<f32>, Vec<usize>)>) -> Result<(), Error> {
+pub(crate) fn write_safetensors(path: &Path, tensors: &NamedNumbers) -> Result<(), Error> {
     let numbers =
         tensors.iter().map(|(name, (values, shape))| (name.clone(), f32_numbers(values, shape.clone()))).collect();
     write_numbers(path, &numbers)
@@ -113,7 +116,7 @@ fn write_numbers(path: &Path, tensors: &BTreeMap<String, Numbers>) -> Result<(),
 }
 
 /// Reads a small safetensors file whole, as f32.
-pub(crate) fn read_safetensors(path: &Path) -> Result<BTreeMap<String, (Vec<f32>, Vec<usize>)>, Error> {
+pub(crate) fn read_safetensors(path: &Path) -> Result<NamedNumbers, Error> {
     let file = |reason: String| Error::File { path: path.into(), reason };
     let bytes = std::fs::read(path).map_err(|e| file(e.to_string()))?;
     let tensors = SafeTensors::deserialize(&bytes).map_err(|e| file(e.to_string()))?;

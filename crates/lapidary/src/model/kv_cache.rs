@@ -25,7 +25,11 @@ pub struct KvCache {
 impl KvCache {
     /// An empty cache for `num_layers` layers of `width = num_key_value_heads * head_dim` numbers a token.
     pub fn new(num_layers: usize, width: usize) -> Self {
-        Self { layers: vec![Arc::new(KvLayer::new(width)); num_layers], rows: Vec::new(), positions: Vec::new() }
+        Self {
+            layers: (0..num_layers).map(|_| Arc::new(KvLayer::new(width))).collect(),
+            rows: Vec::new(),
+            positions: Vec::new(),
+        }
     }
 
     /// Number of tokens held, all rows together.

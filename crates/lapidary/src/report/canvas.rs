@@ -247,7 +247,6 @@ fn drawing_error(error: impl std::fmt::Display) -> ReportError {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
 

@@ -53,7 +53,7 @@ fn dirs(root: &Path) -> Vec<(u64, PathBuf)> {
 ///
 /// # Errors
 /// When the disk refuses; the checkpoints before it are untouched then.
-pub fn save(root: &Path, state: &State, params: &[Param], keep: usize) -> Result<PathBuf, Error> {
+pub(crate) fn save(root: &Path, state: &State, params: &[Param], keep: usize) -> Result<PathBuf, Error> {
     let path = root.join(format!("step-{:08}", state.step));
     std::fs::create_dir_all(root).map_err(|e| Error::File { path: root.into(), reason: e.to_string() })?;
     let dir = AtomicDir::replace(&path)?;
@@ -84,7 +84,7 @@ pub fn save(root: &Path, state: &State, params: &[Param], keep: usize) -> Result
 ///
 /// # Errors
 /// When the newest is of another recipe, or every one is damaged.
-pub fn load(root: &Path, recipe: &str, params: &mut [Param]) -> Result<Option<State>, Error> {
+pub(crate) fn load(root: &Path, recipe: &str, params: &mut [Param]) -> Result<Option<State>, Error> {
     let mut last_error = None;
     for (_, dir) in dirs(root).into_iter().rev() {
         match read(&dir, recipe, params) {

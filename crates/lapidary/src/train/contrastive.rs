@@ -58,7 +58,10 @@ fn through_norm(gradient: &mut [f32], unit: &Unit, d: usize) {
 pub fn info_nce(vectors: &Vectors, d: usize, scale: f32) -> InfoNce {
     let b = vectors.query.len() / d;
     assert!(
-        b > 0 && vectors.query.len() == b * d && vectors.positive.len() == b * d && vectors.negative.len() % d == 0
+        b > 0
+            && vectors.query.len() == b * d
+            && vectors.positive.len() == b * d
+            && vectors.negative.len().is_multiple_of(d)
     );
     let query = unit(&vectors.query, d);
     let candidates = unit(&[vectors.positive.as_slice(), &vectors.negative].concat(), d);

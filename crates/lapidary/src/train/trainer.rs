@@ -254,7 +254,7 @@ impl<'a> Trainer<'a> {
 
     /// The next step at which something else than training is due.
     fn next_stop(&self, step: u64, steps: u64) -> u64 {
-        let next = |every: u64| if every == 0 { u64::MAX } else { (step / every + 1) * every };
+        let next = |every: u64| step.checked_div(every).map_or(u64::MAX, |done| (done + 1) * every);
         next(self.options.checkpoint_every_steps).min(next(self.recipe.validation.every_steps)).min(steps)
     }
 

@@ -43,10 +43,6 @@ impl Golden {
         self.0.get(name).unwrap_or_else(|| panic!("no golden tensor {name}"))
     }
 
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.0.contains_key(name)
-    }
-
     pub(crate) fn ids(&self, name: &str) -> Vec<TokenId> {
         self.get(name).iter().map(|id| *id as TokenId).collect()
     }

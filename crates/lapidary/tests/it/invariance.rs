@@ -130,7 +130,7 @@ fn cached_decoding_equals_the_whole_row() {
         let (long, short) = (plain_row(&random_ids(14, 1), false), plain_row(&random_ids(9, 2), false));
         let want = hidden(&decoder, &[&long, &short], None);
         let mut cache = decoder.new_cache();
-        let mut found = vec![Vec::new(), Vec::new()];
+        let mut found = [Vec::new(), Vec::new()];
         for (a, b) in [(0..6, 0..4), (6..6, 4..9), (6..7, 9..9), (7..14, 9..9)] {
             let segment = Segment::of_rows([(&long, a.clone()), (&short, b.clone())]);
             let states = values(&decoder.forward(&segment, Kv::Append(&mut cache), ForwardOptions::default()).unwrap());

@@ -97,8 +97,11 @@ struct Told {
     metrics: Vec<StepMetrics>,
     resumed: Vec<u64>,
     result: Result<Outcome, Error>,
-    params: Vec<(String, Vec<f32>, Vec<f32>, Vec<f32>)>,
+    params: Vec<ParamState>,
 }
+
+/// Name, value and both moments of a parameter.
+type ParamState = (String, Vec<f32>, Vec<f32>, Vec<f32>);
 
 impl Told {
     fn error(&self) -> String {

@@ -169,7 +169,6 @@ fn rope_factor(field: &str, factor: f64) -> Result<(), ConfigError> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
     fn valid() -> DecoderConfig {
