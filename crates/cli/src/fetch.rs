@@ -99,7 +99,6 @@ fn cache_dir(read_env: impl Fn(&str) -> Option<OsString>, home: Option<&Path>) -
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
     #[test]

@@ -6,6 +6,7 @@ use crate::progress;
 use crate::table::aligned;
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
+use lapidary::Lapidary;
 use lapidary::data::DataSpec;
 use lapidary::data::sts::StsPairs;
 use lapidary::data::tasks::load_text;
@@ -79,6 +80,15 @@ struct PerplexityArgs {
 ///
 /// # Errors
 /// When the model or a file is at fault.
+/// A model to be measured as a language model: plain rows, run with everything that a GEM adds in place.
+pub(crate) fn language_model(model: &Lapidary) -> LanguageModel<'_> {
+    LanguageModel {
+        base: model.base(),
+        adapter: model.adapter(),
+        adapts_plain_rows: model.method().adapts_plain_rows(),
+    }
+}
+
 pub(crate) fn run(args: &EvalArgs, context: &Context) -> Result<()> {
     let rows = match &args.task {
         Task::Sts(args) => sts(args, context)?,
@@ -145,14 +155,14 @@ fn perplexities(args: &PerplexityArgs, context: &Context) -> Result<Vec<Vec<Stri
         Ok(vec![name.to_owned(), progress::grouped(ids.len() as u64), format!("{found:.4}")])
     };
     let mut rows = vec![["model", "tokens", "perplexity"].map(str::to_owned).to_vec()];
-    rows.push(measure(LanguageModel { base: model.base(), adapter: model.adapter() }, "this model")?);
+    rows.push(measure(language_model(&model), "this model")?);
     let name = args.model.name();
     let dir = Path::new(&name);
     if GemConfig::is_gem(dir) {
         let base_name = args.model.base.clone().map_or_else(|| Ok(GemConfig::load(dir)?.base_model), anyhow::Ok)?;
         drop(model);
         let base = BaseModel::load(&context.files(&base_name)?)?;
-        rows.push(measure(LanguageModel { base: &base, adapter: None }, "its base model")?);
+        rows.push(measure(LanguageModel::of_base(&base), "its base model")?);
     }
     Ok(rows)
 }

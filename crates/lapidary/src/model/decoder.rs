@@ -1,13 +1,14 @@
 //! The decoder: one forward pass for every family, driven by [`DecoderConfig`].
 
 use super::adapter::AdapterView;
-use super::config::{Activation, DecoderConfig, LayerConfig, RopeScaling};
+use super::config::{Activation, DecoderConfig, LayerConfig};
 use super::kv_cache::KvCache;
+use super::rope::frequencies;
 use super::segment::Segment;
 use super::weights::WeightSource;
 use crate::Error;
 use kernels::ops::{self, AttentionSpec, Head, LowRank, RopeTable, Weight};
-use kernels::{Device, Tensor, Var};
+use kernels::{Device, Matrix, Tensor, Var};
 use layout::{Input, Rng};
 use rand::Rng as _;
 use std::sync::Arc;
@@ -441,6 +442,26 @@ impl Decoder {
         Ok(vars)
     }
 
+    /// Stores every frozen matrix anew, in the format that `convert` gives.
+    ///
+    /// # Errors
+    /// As `convert`.
+    pub fn restore_frozen(&mut self, convert: impl Fn(&Matrix) -> kernels::Result<Matrix>) -> Result<(), Error> {
+        let restore = |weight: &mut Weight| -> Result<(), Error> {
+            if let Weight::Frozen(matrix) = weight {
+                *weight = Weight::Frozen(Arc::new(convert(matrix)?));
+            }
+            Ok(())
+        };
+        restore(&mut self.embedding)?;
+        if self.config.tie_word_embeddings {
+            self.head.weight = self.embedding.clone();
+        } else {
+            restore(&mut self.head.weight)?;
+        }
+        self.layers.iter_mut().flat_map(|l| &mut l.linears).try_for_each(|l| restore(&mut l.weight))
+    }
+
     /// The same weights outside any graph: what runs with it keeps no activations.
     pub fn detached(&self) -> Self {
         let mut copy = self.clone();
@@ -463,29 +484,5 @@ impl Decoder {
     /// Feature counts (out, in) of a linear module of any layer.
     pub fn linear_dims(&self, module: usize) -> Result<(usize, usize), Error> {
         Ok(self.layers[0].linears[module].weight.dims()?)
-    }
-}
-
-/// Radians per position of each pair of a head, `[H / 2]`.
-///
-/// `theta^(-2i/H)`, changed by the scaling as `transformers`' `modeling_rope_utils` does.
-pub fn frequencies(head_dim: usize, theta: f64, scaling: &RopeScaling) -> Vec<f64> {
-    let plain = (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64));
-    match *scaling {
-        RopeScaling::Default => plain.collect(),
-        RopeScaling::Linear { factor } => plain.map(|f| f / factor).collect(),
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => plain
-            .map(|f| {
-                let turns = original_max_position_embeddings as f64 * f / std::f64::consts::TAU;
-                if turns < low_freq_factor {
-                    f / factor
-                } else if turns > high_freq_factor {
-                    f
-                } else {
-                    let kept = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
-                    (1.0 - kept) * f / factor + kept * f
-                }
-            })
-            .collect(),
     }
 }

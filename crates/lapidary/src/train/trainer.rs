@@ -2,7 +2,7 @@
 
 use super::checkpoint::{self, State};
 use super::optimizer::{self, Group, Param, global_norm};
-use super::recipe::{Recipe, Trained};
+use super::recipe::{Recipe, Trained, WeightFormat};
 use super::rows::{RowStream, first_rows};
 use super::schedule::learning_rate_factor;
 use super::step::{LossWeights, StepModel, StepOptions, StepResult, step};
@@ -13,7 +13,7 @@ use crate::embed::{EmbedOptions, Embedder};
 use crate::eval::standardise::Standardisation;
 use crate::eval::sts::score_pairs;
 use crate::model::{Adapter, BaseModel, GemConfig, GemDir, NamedVars};
-use kernels::{AdamW, Device, Tensor, Var};
+use kernels::{AdamW, Device, Matrix, Tensor, Var};
 use layout::{Example, Loss, Method, Plan, Rng, SpecialInit};
 use rand::SeedableRng as _;
 use serde::Serialize;
@@ -167,6 +167,11 @@ impl<'a> Trainer<'a> {
             return Err(layout::MethodError::NotTrained { method: method.name() }.into());
         }
         let special = special_rows(base, method.as_ref())?;
+        match recipe.weights {
+            WeightFormat::Stored => {}
+            WeightFormat::Bf16 => base.decoder.restore_frozen(Matrix::to_bf16)?,
+            WeightFormat::F32 => base.decoder.restore_frozen(|m| Matrix::from_f32(m.to_f32(), m.rows(), m.cols()))?,
+        }
         let mut rng = Rng::seed_from_u64(recipe.seed);
         let lora = (recipe.trained == Trained::Lora).then(|| recipe.lora.clone());
         let adapter = Adapter::new(&base.decoder, lora, &special, &mut rng)?;

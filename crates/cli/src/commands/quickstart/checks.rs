@@ -1,5 +1,6 @@
 //! Proof that the GEM chats as its base model does: bits, not impressions.
 
+use crate::commands::eval::language_model;
 use crate::context::Context;
 use anyhow::{Context as _, Result};
 use lapidary::Lapidary;
@@ -58,11 +59,10 @@ fn bits(values: &[f32]) -> impl Iterator<Item = u32> {
 fn logits(base: &Lapidary, gem: &Lapidary, chats: &[Vec<TokenId>]) -> Result<Check> {
     let (mut differing, mut count) = (0, 0);
     for chat in chats {
-        let of = |model: &Lapidary, adapter| -> Result<Vec<f32>> {
-            let hidden = LanguageModel { base: model.base(), adapter }.hidden(chat)?;
-            Ok(model.base().decoder.logits(&hidden)?.flatten_all()?.to_vec1()?)
+        let of = |model: LanguageModel<'_>| -> Result<Vec<f32>> {
+            Ok(model.base.decoder.logits(&model.hidden(chat)?)?.flatten_all()?.to_vec1()?)
         };
-        let (before, after) = (of(base, None)?, of(gem, gem.adapter())?);
+        let (before, after) = (of(LanguageModel::of_base(base.base()))?, of(language_model(gem))?);
         count += before.len();
         differing += bits(&before).zip(bits(&after)).filter(|(a, b)| a != b).count();
     }

@@ -1,6 +1,7 @@
 //! What the quickstart measures, before and after training.
 
 use super::pairs_if_there;
+use crate::commands::eval::language_model;
 use crate::context::Context;
 use crate::progress::bar;
 use anyhow::{Context as _, Result};
@@ -170,10 +171,7 @@ pub(super) fn knowledge(
 ) -> Result<Vec<(String, f64, f64)>> {
     let mut ids = base.base().tokenizer.encode(&samples.text)?;
     ids.truncate(PERPLEXITY_TOKENS);
-    let models = [
-        LanguageModel { base: base.base(), adapter: None },
-        LanguageModel { base: gem.base(), adapter: gem.adapter() },
-    ];
+    let models = [LanguageModel::of_base(base.base()), language_model(gem)];
     let bar = bar(context, 2 * ids.len() as u64, "tokens")?;
     bar.set_message("WikiText-2 perplexity, base and GEM");
     let mut perplexity = [0.0; 2];

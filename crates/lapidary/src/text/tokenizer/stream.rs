@@ -42,11 +42,24 @@ impl<'t> DecodeStream<'t> {
     pub fn push(&mut self, id: u32) -> Result<String, TokenizerError> {
         self.ids.push(id);
         let text = self.tokenizer.decode(&self.ids, self.skip_special)?;
-        let broken = text.ends_with(char::REPLACEMENT_CHARACTER) && self.ids.len() - self.num_given < MAX_PENDING;
-        if broken || text.len() <= self.given.len() {
+        if !text.ends_with(char::REPLACEMENT_CHARACTER) {
+            let whole = self.ids.len();
+            return if text.len() <= self.given.len() { Ok(String::new()) } else { self.give(&text, whole) };
+        }
+        if self.ids.len() - self.num_given < MAX_PENDING {
             return Ok(String::new());
         }
-        self.give(&text)
+        // The text may end in the middle of a character after replacement characters of its own; then it is whole,
+        // and has fewer of them, without the last one to three bytes.
+        let replaced = |text: &str| text.matches(char::REPLACEMENT_CHARACTER).count();
+        let mut best = (text, self.ids.len());
+        for keep in (self.ids.len() - 3..self.ids.len()).rev() {
+            let shorter = self.tokenizer.decode(&self.ids[..keep], self.skip_special)?;
+            if replaced(&shorter) + self.ids.len() - keep < replaced(&best.0) {
+                best = (shorter, keep);
+            }
+        }
+        self.give(&best.0, best.1)
     }
 
     /// The rest of the text; a character that never became whole is U+FFFD.
@@ -54,15 +67,16 @@ impl<'t> DecodeStream<'t> {
     /// # Errors
     /// When the tokenizer fails on the ids.
     pub fn finish(mut self) -> Result<String, TokenizerError> {
-        let text = self.tokenizer.decode(&self.ids, self.skip_special)?;
-        self.give(&text)
+        let (text, whole) = (self.tokenizer.decode(&self.ids, self.skip_special)?, self.ids.len());
+        self.give(&text, whole)
     }
 
-    fn give(&mut self, text: &str) -> Result<String, TokenizerError> {
+    /// Gives out what is new in `text`, the text of the first `keep` ids.
+    fn give(&mut self, text: &str, keep: usize) -> Result<String, TokenizerError> {
         let fresh = text.get(self.given.len()..).unwrap_or_default().to_owned();
         self.ids.drain(..self.num_given);
-        self.num_given = self.ids.len();
-        self.given = self.tokenizer.decode(&self.ids, self.skip_special)?;
+        self.num_given = keep - self.num_given;
+        self.given = self.tokenizer.decode(&self.ids[..self.num_given], self.skip_special)?;
         Ok(fresh)
     }
 }

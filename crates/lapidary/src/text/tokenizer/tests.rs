@@ -269,3 +269,14 @@ proptest! {
         prop_assert_eq!(streamed(&tokenizer, &ids), decoded);
     }
 }
+
+#[test]
+fn replacement_characters_of_the_text_itself_stream_as_they_are() {
+    let file = GgufFile::parse(small_sentencepiece().bytes(3, 32)).unwrap();
+    let tokenizer = Tokenizer::from_gguf(&file).unwrap();
+    for text in
+        ["\u{FFFD}\u{FFFD}¡", "\u{FFFD}\u{FFFD}\u{FFFD}\u{FFFD}é\u{FFFD}", "\u{FFFD}\u{FFFD}\u{FFFD}🙂\u{FFFD}a"]
+    {
+        assert_eq!(streamed(&tokenizer, &tokenizer.encode(text).unwrap()), text);
+    }
+}
