@@ -12,7 +12,7 @@ use lapidary::data::sts::StsPairs;
 use lapidary::data::tasks::load_text;
 use lapidary::embed::EmbedOptions;
 use lapidary::eval::language::LanguageModel;
-use lapidary::eval::sts::score_pairs;
+use lapidary::eval::sts::{score_sts, unique_texts};
 use lapidary::layout::TokenId;
 use lapidary::model::{BaseModel, GemConfig};
 use lapidary::text::Tokenizer;
@@ -80,6 +80,26 @@ struct PerplexityArgs {
 ///
 /// # Errors
 /// When the model or a file is at fault.
+/// Spearman times 100 of a set, from raw and from standardised vectors; its texts run once.
+pub(crate) fn raw_and_standardised(
+    model: &Lapidary,
+    set: &StsPairs,
+    name: &str,
+    context: &Context,
+) -> Result<(f64, Option<f64>)> {
+    let rows = set.pairs.iter().map(|p| (p.sentence1.as_str(), p.sentence2.as_str(), p.score));
+    let (texts, pairs) = unique_texts(rows);
+    let bar = progress::bar(context, texts.len() as u64, "texts")?;
+    bar.set_message(name.to_owned());
+    let options = EmbedOptions { standardise: false, normalise: false, ..EmbedOptions::default() };
+    let mut vectors = model.embed_with(&texts, &options, &mut |done| bar.set_position(done as u64))?.vectors;
+    bar.finish_and_clear();
+    let raw = score_sts(&vectors, &pairs)?;
+    let Some(standardisation) = model.standardisation() else { return Ok((raw, None)) };
+    vectors.iter_mut().try_for_each(|vector| standardisation.apply(vector))?;
+    Ok((raw, Some(score_sts(&vectors, &pairs)?)))
+}
+
 /// A model to be measured as a language model: plain rows, run with everything that a GEM adds in place.
 pub(crate) fn language_model(model: &Lapidary) -> LanguageModel<'_> {
     LanguageModel {
@@ -109,22 +129,8 @@ fn sts(args: &StsArgs, context: &Context) -> Result<Vec<Vec<String>>> {
     }
     let mut rows = vec![["file", "pairs", "raw", "standardised"].map(str::to_owned).to_vec()];
     for (file, set) in args.files.iter().zip(&sets) {
-        let bar = progress::bar(context, 2 * set.pairs.len() as u64, "texts")?;
-        bar.set_message(file.display().to_string());
-        let mut standardised = None;
-        let score = |standardise: bool| {
-            let options = EmbedOptions { standardise, ..EmbedOptions::default() };
-            let spearman = score_pairs(set, |texts| {
-                bar.set_length(texts.len() as u64);
-                Ok(model.embed_with(texts, &options, &mut |done| bar.set_position(done as u64))?.vectors)
-            });
-            spearman.with_context(|| file.display().to_string())
-        };
-        let raw = score(false)?;
-        if model.standardisation().is_some() {
-            standardised = Some(score(true)?);
-        }
-        bar.finish_and_clear();
+        let name = file.display().to_string();
+        let (raw, standardised) = raw_and_standardised(&model, set, &name, context).with_context(|| name.clone())?;
         rows.push(vec![
             file.display().to_string(),
             progress::grouped(set.pairs.len() as u64),

@@ -1,7 +1,7 @@
 //! What the quickstart measures, before and after training.
 
 use super::pairs_if_there;
-use crate::commands::eval::language_model;
+use crate::commands::eval::{language_model, raw_and_standardised};
 use crate::context::Context;
 use crate::progress::bar;
 use anyhow::{Context as _, Result};
@@ -13,7 +13,6 @@ use lapidary::eval::classification::{Labelled, Protocol, draw_samples, score_cla
 use lapidary::eval::language::LanguageModel;
 use lapidary::eval::logistic_regression::LogisticRegressionConfig;
 use lapidary::eval::multiple_choice::Question;
-use lapidary::eval::sts::{score_sts, unique_texts};
 use std::path::{Path, PathBuf};
 
 /// Training text within the sample.
@@ -90,21 +89,6 @@ fn questions(path: &Path) -> Result<Vec<Question>> {
         .collect())
 }
 
-/// Raw and standardised Spearman of one set, from one pass over its texts.
-fn sts(model: &Lapidary, pairs: &StsPairs, name: &str, context: &Context) -> Result<(f64, f64)> {
-    let rows = pairs.pairs.iter().map(|p| (p.sentence1.as_str(), p.sentence2.as_str(), p.score));
-    let (texts, pairs) = unique_texts(rows);
-    let bar = bar(context, texts.len() as u64, "texts")?;
-    bar.set_message(name.to_owned());
-    let options = EmbedOptions { standardise: false, normalise: false, ..EmbedOptions::default() };
-    let mut vectors = model.embed_with(&texts, &options, &mut |done| bar.set_position(done as u64))?.vectors;
-    bar.finish_and_clear();
-    let raw = score_sts(&vectors, &pairs)?;
-    let standardisation = model.standardisation().context("a standardisation is fitted before a method is scored")?;
-    vectors.iter_mut().try_for_each(|vector| standardisation.apply(vector))?;
-    Ok((raw, score_sts(&vectors, &pairs)?))
-}
-
 /// Scores a method that needs no training, standardised on `fit`.
 pub(super) fn method(
     mut model: Lapidary,
@@ -123,7 +107,8 @@ pub(super) fn trained(model: &Lapidary, name: &str, samples: &Samples, context: 
     let mut sets = Vec::new();
     for (set, pairs) in &samples.sts {
         let label = format!("{set}, {name}");
-        let (raw, standardised) = sts(model, pairs, &label, context)?;
+        let (raw, standardised) = raw_and_standardised(model, pairs, &label, context)?;
+        let standardised = standardised.context("a standardisation is fitted before a method is scored")?;
         sets.push((set.clone(), raw, standardised));
     }
     context.note(&format!(
