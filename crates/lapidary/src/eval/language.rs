@@ -89,7 +89,7 @@ impl<'a> LanguageModel<'a> {
         num_fewshot: usize,
         progress: &mut dyn FnMut(usize),
     ) -> Result<MultipleChoiceScore, Error> {
-        let letters = LETTERS.map(|letter| self.base.tokenizer.encode(&format!(" {letter}")));
+        let letters = LETTERS.map(|letter| self.base.tokenizer.encode(letter));
         let mut tokens = [0; 4];
         for (token, encoded) in tokens.iter_mut().zip(letters) {
             let encoded = encoded?;
