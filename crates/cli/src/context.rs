@@ -5,9 +5,11 @@ use crate::fetch::{FetchOptions, Fetcher};
 use anyhow::{Context as _, Result, bail};
 use lapidary::model::source::{BUILT_IN_MODELS, ModelSource};
 use lapidary::model::{GemConfig, ModelFiles};
+use lapidary::text::chat_template::Date;
 use lapidary::{Error, Lapidary};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// How a base model embeds when nothing else is asked for: the best of the methods that need no training.
 const DEFAULT_METHOD: &str = "prompt-eol";
@@ -65,13 +67,18 @@ impl Context {
             Some(_) if args.model.model.is_none() => BUILT_IN_MODELS[0].name.to_owned(),
             _ => args.model.name(),
         };
+        if args.model.model.is_none() {
+            // Which one is found depends on where the program is run; vectors of two models do not go together.
+            self.note(&format!("model: {model}"));
+        }
         let dir = Path::new(&model);
         if !GemConfig::is_gem(dir) {
             if args.model.base.is_some() {
                 bail!("--base: expected --model to be a GEM directory, found {model}");
             }
             let method = args.method.as_deref().unwrap_or(DEFAULT_METHOD);
-            return Lapidary::untrained(&self.files(&model)?, method, settings).with_context(|| model.clone());
+            let loaded = Lapidary::untrained(&self.files(&model)?, method, settings).with_context(|| model.clone())?;
+            return Ok(dated(loaded));
         }
         let config = GemConfig::load(dir)?;
         if let Some(method) = args.method.as_ref().filter(|method| **method != config.method) {
@@ -89,7 +96,7 @@ impl Context {
         match Lapidary::load(dir, &files) {
             // These name the GEM or the file at fault already.
             Err(error @ (Error::Fingerprint { .. } | Error::File { .. })) => Err(error.into()),
-            loaded => loaded.with_context(|| model.clone()),
+            loaded => Ok(dated(loaded.with_context(|| model.clone())?)),
         }
     }
 
@@ -99,4 +106,13 @@ impl Context {
             eprintln!("{text}");
         }
     }
+}
+
+/// Tells the model which day it is: some chat templates say so in every prompt.
+fn dated(mut model: Lapidary) -> Lapidary {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).ok();
+    if let Some(today) = since.and_then(|since| Date::from_unix_secs(since.as_secs())) {
+        model.set_date(today);
+    }
+    model
 }

@@ -5,6 +5,7 @@ use crate::embed::{EmbedOptions, Embedder, Embeddings};
 use crate::eval::standardise::Standardisation;
 use crate::model::gem_dir::{PARTS, load_parts};
 use crate::model::{Adapter, AdapterView, BaseModel, GemConfig, ModelFiles};
+use crate::text::chat_template::Date;
 use crate::train::{build_method, special_rows};
 use layout::{Method, TokenId};
 use rand::SeedableRng as _;
@@ -78,6 +79,11 @@ impl Lapidary {
     /// The base model: tokenizer, template, decoder.
     pub fn base(&self) -> &BaseModel {
         &self.base
+    }
+
+    /// The day that chat templates put into their prompts where they ask for one.
+    pub fn set_date(&mut self, date: Date) {
+        self.base.chat_template = self.base.chat_template.take().map(|template| template.with_date(date));
     }
 
     /// Gives the base model back, to use it with another method.

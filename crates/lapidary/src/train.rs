@@ -1,15 +1,20 @@
 //! Training: recipes, rows, losses and their gradients, the optimiser, checkpoints, the loop.
 
 mod checkpoint;
+mod checks;
 pub mod contrastive;
 pub mod optimizer;
 pub mod recipe;
 mod rows;
 pub mod schedule;
+pub mod similarity;
 pub mod step;
+mod teacher;
 mod trainer;
+mod update;
 
 pub use checkpoint::State;
 pub use recipe::Recipe;
 pub use rows::{Position, RowStream, first_rows};
-pub use trainer::{Event, Outcome, RunOptions, StepMetrics, Trainer, build_method, special_rows};
+pub use trainer::{Event, Outcome, RunOptions, Trainer, build_method, special_rows};
+pub use update::StepMetrics;

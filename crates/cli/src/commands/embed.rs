@@ -6,7 +6,7 @@ use crate::args::EmbedModelArgs;
 use crate::context::Context;
 use crate::failure::Interrupted;
 use crate::{interrupt, progress};
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use indicatif::ProgressBar;
 use lapidary::Lapidary;
@@ -149,8 +149,10 @@ impl Work<'_> {
                 break;
             }
             let before = self.totals.num_texts;
-            let embedded =
-                self.model.embed_with(&chunk, &self.options, &mut |n| self.bar.set_position(before + n as u64))?;
+            let mut progress = |n| self.bar.set_position(before + n as u64);
+            let embedded = self.model.embed_with(&chunk, &self.options, &mut progress);
+            // The library counts the texts of the call, the user those of the input.
+            let embedded = embedded.with_context(|| format!("among the texts after the first {before}"))?;
             for (text, vector) in chunk.iter().zip(&embedded.vectors) {
                 sink.push(self.with_text.then_some(text.as_str()), vector)?;
             }

@@ -76,10 +76,6 @@ struct PerplexityArgs {
     model: ModelArgs,
 }
 
-/// Runs the command.
-///
-/// # Errors
-/// When the model or a file is at fault.
 /// Spearman times 100 of a set, from raw and from standardised vectors; its texts run once.
 pub(crate) fn raw_and_standardised(
     model: &Lapidary,
@@ -109,6 +105,10 @@ pub(crate) fn language_model(model: &Lapidary) -> LanguageModel<'_> {
     }
 }
 
+/// Runs the command.
+///
+/// # Errors
+/// When the model or a file is at fault.
 pub(crate) fn run(args: &EvalArgs, context: &Context) -> Result<()> {
     let rows = match &args.task {
         Task::Sts(args) => sts(args, context)?,

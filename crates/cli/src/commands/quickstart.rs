@@ -4,12 +4,14 @@ mod checks;
 mod measure;
 mod page;
 
+use crate::commands::train_watch::Watch;
 use crate::context::Context;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use lapidary::data::sts::StsPairs;
 use lapidary::model::BaseModel;
-use lapidary::train::{Event, Recipe, RunOptions, StepMetrics, Trainer, first_rows};
+use lapidary::report::curves::LossPoint;
+use lapidary::train::{Recipe, RunOptions, State, Trainer, first_rows};
 use lapidary::{Lapidary, ModelFiles};
 use measure::{MethodScore, Samples};
 use serde_json::Value;
@@ -57,7 +59,7 @@ struct Findings {
     knowledge: Vec<(String, f64, f64)>,
     banking: Option<(f64, f64)>,
     checks: Vec<checks::Check>,
-    steps: Vec<StepMetrics>,
+    losses: Vec<LossPoint>,
     reply: (String, String),
     sentences: Vec<String>,
     vectors: Vec<Vec<f32>>,
@@ -89,17 +91,25 @@ pub(crate) fn run(args: &QuickstartArgs, context: &Context) -> Result<()> {
         args.out.display()
     ));
 
-    let fit =
-        first_rows(&recipe.data, &BaseModel::load(&files)?.tokenizer, &recipe.budget, measure::STANDARDISATION_ROWS)?;
+    let rows = recipe.steps() * recipe.budget.batch_rows as u64;
+    let mut base = BaseModel::load(&files)?;
+    let fit = first_rows(&recipe.data, &base.tokenizer, &recipe.budget, measure::STANDARDISATION_ROWS)?;
+    let options =
+        RunOptions { out: args.out.clone(), checkpoint_every_steps: 8, keep_checkpoints: 2, stop_after_steps: 0 };
+    std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
+    // An earlier run in the way is told before minutes of measuring, not after them.
+    let mut trainer = Trainer::new(recipe, &mut base, options)?;
     let (methods, base_banking) = untrained(&files, &samples, &fit, context)?;
-    let (model, steps) = train(recipe, &files, &args.out, context)?;
-    let gem = Lapidary::load(&model, &files)?;
+    let (model, state, losses) = train(&mut trainer, &args.out, context)?;
+    drop(trainer);
+    let (gem, score) = measure::method(Lapidary::load(&model, &files)?, "GEM, trained", &samples, &fit, context)?;
+    let banking = measure::banking(&gem, &samples, "GEM", context)?;
     let mut findings = examine(&gem, &files, &samples, &fit, context)?;
-    findings.methods.splice(0..0, methods);
-    findings.banking = Some((base_banking, measure::banking(&gem, &samples, "GEM", context)?));
-    findings.rows = steps.last().map_or(0, |s| s.rows);
-    findings.train_secs = steps.last().map_or(0.0, |s| s.train_secs);
-    findings.steps = steps;
+    findings.methods = methods.into_iter().chain([score]).collect();
+    findings.banking = Some((base_banking, banking));
+    findings.rows = rows;
+    findings.train_secs = state.train_secs;
+    findings.losses = losses;
     let secs = started.elapsed().as_secs_f64();
     page::print(&findings, secs);
     page::write(&findings, &args.out, secs)?;
@@ -155,39 +165,16 @@ fn untrained(
     Ok((scores, banking))
 }
 
-/// Trains, with a bar; Ctrl-C checkpoints, and the same command goes on from there.
-fn train(recipe: Recipe, files: &ModelFiles, out: &Path, context: &Context) -> Result<(PathBuf, Vec<StepMetrics>)> {
-    let mut base = BaseModel::load(files)?;
+/// Trains, with a bar; Ctrl-C checkpoints, and the same command goes on from there. Returns the model's directory, the
+/// state at the end, and the losses of the whole run, earlier calls included.
+fn train(trainer: &mut Trainer<'_>, out: &Path, context: &Context) -> Result<(PathBuf, State, Vec<LossPoint>)> {
     let stop = crate::interrupt::stop_flag("writing a checkpoint; the same command goes on from there")?;
-    let options =
-        RunOptions { out: out.to_owned(), checkpoint_every_steps: 8, keep_checkpoints: 2, stop_after_steps: 0 };
-    let steps = recipe.steps();
-    let mut trainer = Trainer::new(recipe, &mut base, options)?;
-    context.note(&format!("Training {} numbers for {steps} steps", trainer.num_trained()));
-    let bar = crate::progress::bar(context, steps, "steps")?;
-    let mut log = Vec::new();
-    let outcome = trainer.run(&stop, &mut |event| {
-        match event {
-            Event::Step(metrics) => {
-                let text = format!(
-                    "next-token {:.3} contrastive {:.3} {:.0} tokens/s",
-                    metrics.next_token, metrics.contrastive, metrics.tokens_per_sec
-                );
-                bar.set_message(text);
-                bar.set_position(metrics.step);
-                log.push(*metrics);
-            }
-            Event::Resumed { step } => {
-                bar.set_position(step);
-                bar.reset_eta();
-            }
-            Event::Validation { .. } | Event::Checkpoint(_) => {}
-        }
-        Ok(())
-    })?;
-    bar.finish_and_clear();
+    context.note(&format!("Training {} numbers", crate::progress::grouped(trainer.num_trained() as u64)));
+    let mut watch = Watch::new(context, out, trainer.steps())?;
+    let outcome = trainer.run(&stop, &mut |event| watch.on(&event))?;
+    watch.finish();
     match outcome.model {
-        Some(model) => Ok((model, log)),
+        Some(model) => Ok((model, outcome.state, watch.losses()?)),
         None => {
             let text = format!("interrupted after step {}; the same command goes on from there", outcome.state.step);
             Err(crate::failure::Interrupted(text).into())
@@ -195,7 +182,7 @@ fn train(recipe: Recipe, files: &ModelFiles, out: &Path, context: &Context) -> R
     }
 }
 
-/// Everything that is measured of the trained model but Banking77.
+/// Everything that is measured of the trained model beside its embeddings.
 fn examine(
     gem: &Lapidary,
     files: &ModelFiles,
@@ -203,7 +190,6 @@ fn examine(
     fit: &[Vec<u32>],
     context: &Context,
 ) -> Result<Findings> {
-    let score = measure::trained(gem, "GEM, trained", samples, context)?;
     let base = Lapidary::untrained(files, gem.method().name(), gem.method().settings())?;
     let knowledge = measure::knowledge(&base, gem, samples, context)?;
     let checks = checks::run(&base, gem, &fit[..fit.len().min(8)], &knowledge, context)?;
@@ -211,11 +197,11 @@ fn examine(
     let vectors = gem.embed(&sentences)?;
     let reply = checks::reply(gem)?;
     Ok(Findings {
-        methods: vec![score],
+        methods: Vec::new(),
         knowledge,
         banking: None,
         checks,
-        steps: Vec::new(),
+        losses: Vec::new(),
         reply,
         sentences,
         vectors,

@@ -21,7 +21,7 @@ const EVENTS_DIR: &str = "tensorboard";
 const NUM_LINES: u64 = 40;
 
 /// Watches a run.
-pub(super) struct Watch<'a> {
+pub(crate) struct Watch<'a> {
     context: &'a Context,
     out: &'a Path,
     steps: u64,
@@ -39,7 +39,7 @@ impl<'a> Watch<'a> {
     ///
     /// # Errors
     /// When the files cannot be created.
-    pub(super) fn new(context: &'a Context, out: &'a Path, steps: u64) -> Result<Self> {
+    pub(crate) fn new(context: &'a Context, out: &'a Path, steps: u64) -> Result<Self> {
         let dir = out.join(EVENTS_DIR);
         std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
         let events = EventWriter::create(&dir, now())?;
@@ -51,7 +51,7 @@ impl<'a> Watch<'a> {
     ///
     /// # Errors
     /// When a file cannot be written.
-    pub(super) fn on(&mut self, event: &Event<'_>) -> Result<(), Error> {
+    pub(crate) fn on(&mut self, event: &Event<'_>) -> Result<(), Error> {
         match event {
             Event::Resumed { step } => {
                 self.log = Some(MetricsLog::resume(&self.out.join(METRICS_FILE), *step)?);
@@ -85,6 +85,7 @@ impl<'a> Watch<'a> {
             ("loss/total", metrics.loss),
             ("loss/next_token", metrics.next_token),
             ("loss/contrastive", metrics.contrastive),
+            ("loss/similarity", metrics.similarity),
             ("train/alpha", metrics.alpha),
             ("train/grad_norm", metrics.grad_norm),
             ("train/learning_rate", metrics.learning_rate),
@@ -107,7 +108,11 @@ impl<'a> Watch<'a> {
 
     /// Losses and speed in a few words.
     fn line(&self, metrics: &StepMetrics) -> String {
-        let parts = [("next_token", metrics.next_token), ("contrastive", metrics.contrastive)];
+        let parts = [
+            ("next_token", metrics.next_token),
+            ("contrastive", metrics.contrastive),
+            ("similarity", metrics.similarity),
+        ];
         let losses: Vec<String> =
             parts.iter().filter(|(_, loss)| loss.is_finite()).map(|(name, loss)| format!("{name} {loss:.3}")).collect();
         let validation = self.validation.map_or(String::new(), |spearman| format!("  validation {spearman:.2}"));
@@ -136,8 +141,16 @@ impl<'a> Watch<'a> {
     }
 
     /// Takes the bar away.
-    pub(super) fn finish(&self) {
+    pub(crate) fn finish(&self) {
         self.bar.finish_and_clear();
+    }
+
+    /// The losses of the whole run, earlier calls included.
+    ///
+    /// # Errors
+    /// When the metrics cannot be read.
+    pub(crate) fn losses(&self) -> Result<Vec<LossPoint>> {
+        Ok(read_curves(&self.out.join(METRICS_FILE))?.0)
     }
 
     /// Draws the curves of the whole run, earlier calls included; returns the pictures' files.
@@ -178,10 +191,10 @@ fn read_curves(path: &Path) -> Result<Curves> {
             validation.push((step, spearman));
             continue;
         }
-        let point =
-            LossPoint { step, next_token: row["next_token"].as_f64(), contrastive: row["contrastive"].as_f64() };
-        if point.next_token.is_some() || point.contrastive.is_some() {
-            losses.push(point);
+        let loss = |name: &str| row[name].as_f64();
+        let [next_token, contrastive, similarity] = ["next_token", "contrastive", "similarity"].map(loss);
+        if next_token.or(contrastive).or(similarity).is_some() {
+            losses.push(LossPoint { step, next_token, contrastive, similarity });
         }
     }
     Ok((losses, validation))

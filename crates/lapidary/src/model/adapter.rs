@@ -76,7 +76,7 @@ impl Adapter {
     /// `special` holds the k starting rows of the special tokens.
     ///
     /// # Errors
-    /// When the config names an unknown module or rank 0.
+    /// When the config names an unknown module or a rank that is 0 or above the model's width.
     pub fn new(
         decoder: &Decoder,
         config: Option<LoraConfig>,
@@ -85,10 +85,12 @@ impl Adapter {
     ) -> Result<Self, Error> {
         let mut modules: Vec<[Option<(Var, Var)>; 7]> = Vec::new();
         if let Some(config) = &config {
-            if config.r == 0 || !config.lora_alpha.is_finite() {
+            // A rank above the width is no low rank, and would ask for memory without end.
+            let width = decoder.config().hidden_size;
+            if config.r == 0 || config.r > width || !config.lora_alpha.is_finite() {
                 return Err(Error::Setting {
                     field: "lora.r, lora.lora_alpha".into(),
-                    expected: "a rank of at least 1 and a finite alpha".into(),
+                    expected: format!("a rank of 1 to {width} (hidden_size) and a finite alpha"),
                     found: format!("{}, {}", config.r, config.lora_alpha),
                 });
             }

@@ -218,22 +218,36 @@ pub fn recover_dir(path: &Path) -> Result<bool, OutputError> {
     Ok(true)
 }
 
-/// Removes what killed processes left beside `path`: temporaries, and, where `path` exists,
-/// directories it replaced. Only for a caller that knows no other process is writing `path`.
+/// Puts back what killed processes had moved aside in `folder`, and removes what they left half written. Only for a
+/// caller that knows no other process is writing there.
 ///
 /// # Errors
-/// The folder cannot be read or an entry cannot be removed.
-pub fn remove_leftovers(path: &Path) -> Result<(), OutputError> {
-    let target = resolve(path)?;
-    let mut leftovers = siblings(&target, TEMPORARY)?;
-    if target.exists() {
-        leftovers.extend(siblings(&target, ASIDE)?);
+/// The folder cannot be read, or an entry not be renamed or removed.
+pub fn remove_leftovers_in(folder: &Path) -> Result<(), OutputError> {
+    let mut leftovers = Vec::new();
+    for entry in fs::read_dir(folder).map_err(cannot("read", folder))? {
+        let name = entry.map_err(cannot("read", folder))?.file_name();
+        let Some((target, mark)) = name.to_str().and_then(written_name) else { continue };
+        if mark == ASIDE {
+            recover_dir(&folder.join(target))?;
+        }
+        leftovers.push(folder.join(&name));
     }
-    for leftover in leftovers {
+    for leftover in leftovers.into_iter().filter(|leftover| leftover.exists()) {
         let removed = if leftover.is_dir() { fs::remove_dir_all(&leftover) } else { fs::remove_file(&leftover) };
         removed.map_err(cannot("remove", &leftover))?;
     }
     Ok(())
+}
+
+/// The name that a file or directory being written or replaced is to have or had, and its mark: `name.tmp-PID-N`.
+fn written_name(name: &str) -> Option<(&str, &'static str)> {
+    [TEMPORARY, ASIDE].into_iter().find_map(|mark| {
+        let (target, number) = name.rsplit_once(mark)?;
+        let (process, count) = number.split_once('-')?;
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        (!target.is_empty() && digits(process) && digits(count)).then_some((target, mark))
+    })
 }
 
 /// Follows `path` if it is a symbolic link to something that exists.
@@ -404,10 +418,10 @@ mod tests {
         fs::write(path.join("a"), "1").unwrap();
         fs::rename(&path, dir.path().join("model.old-1-1")).unwrap();
         fs::create_dir(dir.path().join("model.tmp-1-0")).unwrap();
-        assert!(recover_dir(&path).unwrap());
-        assert!(!recover_dir(&path).unwrap());
+        fs::write(dir.path().join("my.tmp-notes"), "mine").unwrap();
+        remove_leftovers_in(dir.path()).unwrap();
         assert_eq!(names(&path), ["a"]);
-        remove_leftovers(&path).unwrap();
-        assert_eq!(names(dir.path()), ["model"]);
+        assert!(!recover_dir(&path).unwrap());
+        assert_eq!(names(dir.path()), ["model", "my.tmp-notes"]);
     }
 }

@@ -1,4 +1,4 @@
-//! Curves over training steps: the two losses side by side, and a validation score.
+//! Curves over training steps: the losses side by side, and a validation score.
 
 use plotters::style::{Color, RGBColor, WHITE};
 
@@ -23,10 +23,11 @@ pub struct LossPoint {
     pub next_token: Option<f64>,
     /// Contrastive loss, in nats.
     pub contrastive: Option<f64>,
+    /// One minus the correlation with the teacher's similarities.
+    pub similarity: Option<f64>,
 }
 
-/// Both losses over the steps, side by side because their scales differ; one panel if only one
-/// of them occurs. Returns a PNG.
+/// The losses over the steps, side by side because their scales differ; a panel for each that occurs. Returns a PNG.
 ///
 /// # Errors
 /// If there is no loss at all, or one is not finite.
@@ -39,12 +40,17 @@ pub fn loss_curves(title: &str, points: &[LossPoint]) -> Result<Vec<u8>, ReportE
     let contrastive = series(|point| point.contrastive);
     check_finite("next_token losses", next_token.iter().map(|point| point.1))?;
     check_finite("contrastive losses", contrastive.iter().map(|point| point.1))?;
-    let panels: Vec<(&str, Vec<Point>, RGBColor)> =
-        [("next_token loss", next_token, SERIES[0]), ("contrastive loss", contrastive, SERIES[3])]
-            .into_iter()
-            .filter(|(_, points, _)| !points.is_empty())
-            .collect();
-    check_count("losses", panels.len(), 2)?;
+    let similarity = series(|point| point.similarity);
+    check_finite("similarity losses", similarity.iter().map(|point| point.1))?;
+    let panels: Vec<(&str, Vec<Point>, RGBColor)> = [
+        ("next_token loss", next_token, SERIES[0]),
+        ("contrastive loss", contrastive, SERIES[3]),
+        ("similarity loss", similarity, SERIES[1]),
+    ]
+    .into_iter()
+    .filter(|(_, points, _)| !points.is_empty())
+    .collect();
+    check_count("losses", panels.len(), 3)?;
     paint(WIDTH, HEIGHT, |canvas| {
         draw_title(canvas, title)?;
         let width = (f64::from(WIDTH) - MARGIN) / panels.len() as f64;

@@ -4,7 +4,7 @@ use super::optimizer::Param;
 use super::rows::Position;
 use crate::Error;
 use crate::model::gem_dir::{read_safetensors, write_safetensors};
-use crate::output::atomic::AtomicDir;
+use crate::output::atomic::{self, AtomicDir};
 use kernels::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -20,9 +20,9 @@ pub struct State {
     pub position: Position,
     /// Best validation figure so far and its step.
     pub best: Option<(f64, u64)>,
-    /// Loss of the first step.
-    pub first_loss: Option<f64>,
-    /// The loss has differed from the first.
+    /// Next-token, contrastive and similarity loss of the first step, 0 where there is none.
+    pub first_losses: Option<[f64; 3]>,
+    /// A loss has differed from the first.
     pub loss_moved: bool,
     /// Consecutive steps with collapsed vectors.
     pub collapsed_steps: u64,
@@ -30,6 +30,8 @@ pub struct State {
     pub train_secs: f64,
     /// The resolved recipe: a resume with another one is refused.
     pub recipe: String,
+    /// Fingerprint of the base model: a resume on another one is refused.
+    pub base_fingerprint: String,
     /// BLAKE3 of the tensors' file, hexadecimal.
     pub tensors_hash: String,
 }
@@ -80,34 +82,66 @@ pub(crate) fn save(root: &Path, state: &State, params: &[Param], keep: usize) ->
     Ok(path)
 }
 
+/// Removes what killed processes left half written under `root`.
+///
+/// # Errors
+/// When the disk refuses.
+pub(crate) fn remove_leftovers(root: &Path) -> Result<(), Error> {
+    if root.is_dir() { Ok(atomic::remove_leftovers_in(root)?) } else { Ok(()) }
+}
+
 /// The newest complete checkpoint under `root`, its numbers put into `params`; `None` where there is none.
 ///
 /// # Errors
-/// When the newest is of another recipe, or every one is damaged.
-pub(crate) fn load(root: &Path, recipe: &str, params: &mut [Param]) -> Result<Option<State>, Error> {
+/// When the newest is of another recipe or base model than `run`, or every one is damaged.
+pub(crate) fn load(root: &Path, run: &State, params: &mut [Param]) -> Result<Option<State>, Error> {
     let mut last_error = None;
     for (_, dir) in dirs(root).into_iter().rev() {
-        match read(&dir, recipe, params) {
+        match read(&dir, run, params) {
             Ok(state) => return Ok(Some(state)),
-            // A recipe that differs is the user's mistake; a damaged checkpoint falls back on the one before.
-            Err(e @ Error::Recipe(_)) => return Err(e),
+            // A recipe or a model that differs is the user's mistake; a damaged checkpoint falls back on the one before.
+            Err(e @ (Error::Recipe(_) | Error::Fingerprint { .. })) => return Err(e),
             Err(e) => last_error = Some(e),
         }
     }
     last_error.map_or(Ok(None), Err)
 }
 
-fn read(dir: &Path, recipe: &str, params: &mut [Param]) -> Result<State, Error> {
+/// Refuses to go on from the checkpoints of another run; damaged ones are passed over, as by [`load`].
+///
+/// # Errors
+/// When the newest is of another recipe or base model than `run`.
+pub(crate) fn refuse_other_run(root: &Path, run: &State) -> Result<(), Error> {
+    for (_, dir) in dirs(root).into_iter().rev() {
+        match read_state(&dir, run) {
+            Ok(_) => return Ok(()),
+            Err(e @ (Error::Recipe(_) | Error::Fingerprint { .. })) => return Err(e),
+            Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+fn read_state(dir: &Path, run: &State) -> Result<State, Error> {
     let path = dir.join(STATE_FILE);
     let file = |reason: String| Error::File { path: path.clone(), reason };
     let text = std::fs::read_to_string(&path).map_err(|e| file(e.to_string()))?;
     let state: State = serde_json::from_str(&text).map_err(|e| file(e.to_string()))?;
-    if state.recipe != recipe {
+    if state.recipe != run.recipe {
         return Err(Error::Recipe(format!(
             "{} was made by another recipe; resume with that one or choose another output directory",
             dir.display()
         )));
     }
+    if state.base_fingerprint != run.base_fingerprint {
+        let (expected, found) = (state.base_fingerprint, run.base_fingerprint.clone());
+        return Err(Error::Fingerprint { path: dir.into(), expected, found });
+    }
+    Ok(state)
+}
+
+fn read(dir: &Path, run: &State, params: &mut [Param]) -> Result<State, Error> {
+    let state = read_state(dir, run)?;
     let path = dir.join(TENSORS_FILE);
     let file = |reason: String| Error::File { path: path.clone(), reason };
     let bytes = std::fs::read(&path).map_err(|e| file(e.to_string()))?;

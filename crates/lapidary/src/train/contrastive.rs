@@ -16,6 +16,14 @@ pub struct Vectors {
     pub negative: Vec<f32>,
 }
 
+impl Vectors {
+    /// Multiplies every number by `factor`.
+    pub(super) fn scale(&mut self, factor: f32) {
+        let Self { query, positive, negative } = self;
+        [query, positive, negative].into_iter().flatten().for_each(|x| *x *= factor);
+    }
+}
+
 /// The loss and its gradients.
 #[derive(Debug, Clone)]
 pub struct InfoNce {
@@ -29,12 +37,19 @@ pub struct InfoNce {
     pub mean_pairwise_cosine: f64,
 }
 
-struct Unit {
-    values: Vec<f32>,
+/// Vectors scaled to length one, row-major `[_, D]`, and the lengths they had.
+pub(super) struct Unit {
+    pub(super) values: Vec<f32>,
     norms: Vec<f32>,
 }
 
-fn unit(vectors: &[f32], d: usize) -> Unit {
+impl Unit {
+    pub(super) fn row(&self, i: usize, d: usize) -> &[f32] {
+        &self.values[i * d..(i + 1) * d]
+    }
+}
+
+pub(super) fn unit(vectors: &[f32], d: usize) -> Unit {
     /// Keeps a zero vector finite, as `torch.nn.functional.normalize` does.
     const FLOOR: f32 = 1e-12;
     let norms: Vec<f32> = vectors.chunks(d).map(|v| v.iter().map(|x| x * x).sum::<f32>().sqrt().max(FLOOR)).collect();
@@ -42,10 +57,14 @@ fn unit(vectors: &[f32], d: usize) -> Unit {
     Unit { values, norms }
 }
 
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
 /// Turns the gradient by unit vectors into the gradient by the vectors: the part along the vector is lost.
-fn through_norm(gradient: &mut [f32], unit: &Unit, d: usize) {
+pub(super) fn through_norm(gradient: &mut [f32], unit: &Unit, d: usize) {
     for ((g, u), norm) in gradient.chunks_mut(d).zip(unit.values.chunks(d)).zip(&unit.norms) {
-        let along: f32 = g.iter().zip(u).map(|(g, u)| g * u).sum();
+        let along = dot(g, u);
         g.iter_mut().zip(u).for_each(|(g, u)| *g = (*g - along * u) / norm);
     }
 }
@@ -66,7 +85,6 @@ pub fn info_nce(vectors: &Vectors, d: usize, scale: f32) -> InfoNce {
     let query = unit(&vectors.query, d);
     let candidates = unit(&[vectors.positive.as_slice(), &vectors.negative].concat(), d);
     let m = candidates.norms.len();
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
     // Per query: loss, d loss / d similarity of each candidate, d loss / d log scale.
     let rows: Vec<(f64, Vec<f32>, f64)> = (query.values.par_chunks(d).enumerate())
         .map(|(i, q)| {

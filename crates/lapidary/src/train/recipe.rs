@@ -87,6 +87,22 @@ impl Default for OptimizerRecipe {
     }
 }
 
+/// Training-free embeddings of the base model, whose similarities the trained ones are to have.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TeacherRecipe {
+    /// Methods whose cosines are averaged; none: no teacher.
+    pub methods: Vec<MethodRecipe>,
+    /// Weight of the distillation, beside `(1 - α) next-token + α contrastive`.
+    pub weight: f64,
+}
+
+impl Default for TeacherRecipe {
+    fn default() -> Self {
+        Self { methods: Vec::new(), weight: 1.0 }
+    }
+}
+
 /// The losses.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -99,6 +115,8 @@ pub struct LossRecipe {
     pub learnable_temperature: bool,
     /// Dropout of the outputs of attention and feed-forward, where gradients flow.
     pub hidden_dropout: f64,
+    /// Distillation of the base model's own similarities; its loss has no temperature.
+    pub teacher: TeacherRecipe,
 }
 
 impl Default for LossRecipe {
@@ -108,6 +126,7 @@ impl Default for LossRecipe {
             temperature: 0.05,
             learnable_temperature: false,
             hidden_dropout: 0.0,
+            teacher: TeacherRecipe::default(),
         }
     }
 }
@@ -271,6 +290,11 @@ impl Recipe {
         }
         positive("loss.temperature", self.loss.temperature)?;
         ratio("loss.hidden_dropout", self.loss.hidden_dropout, 0.9)?;
+        let TeacherRecipe { methods, weight } = &self.loss.teacher;
+        positive("loss.teacher.weight", *weight)?;
+        if self.trained == Trained::Full && !methods.is_empty() {
+            return Err(wrong("loss.teacher.methods", "none with trained = \"full\" (the teacher is the base model)", methods.len()));
+        }
         let BudgetRecipe { rows, batch_rows, micro_batch_tokens, max_tokens, min_tokens, shuffle_buffer } =
             &self.budget;
         positive("budget.rows", *rows as f64)?;

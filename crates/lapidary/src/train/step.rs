@@ -5,6 +5,7 @@
 //! taken over the vectors of all micro-batches (GradCache, arXiv 2101.06983).
 
 use super::contrastive::{Vectors, info_nce};
+use super::similarity::{TeacherCosines, distil};
 use crate::Error;
 use crate::model::{Adapter, AdapterView, Decoder, ForwardOptions, HiddenDropout, Kv, KvCache, Segment};
 use kernels::ops;
@@ -13,15 +14,17 @@ use layout::{Layout, Plan, Rng, TokenId, View};
 use rand::SeedableRng as _;
 use std::ops::Range;
 
-/// Weights of the two losses, and the contrastive loss's temperature.
+/// Weights of the losses, and the temperature of those over cosines.
 #[derive(Debug, Clone, Copy)]
-pub struct LossWeights {
+pub struct LossWeights<'a> {
     /// Weight of the next-token loss.
     pub next_token: f64,
     /// Weight of the contrastive loss.
     pub contrastive: f64,
     /// `1 / temperature`.
     pub scale: f32,
+    /// Weight of the distillation of similarities, and the teacher's cosines of the batch's texts.
+    pub similarity: Option<(f64, &'a TeacherCosines)>,
 }
 
 /// How the step is run.
@@ -44,9 +47,11 @@ pub struct StepResult {
     pub next_token: f64,
     /// Contrastive loss, nats; NaN without pairs.
     pub contrastive: f64,
+    /// One minus the correlation with the teacher's cosines, mean of both views; NaN without a teacher.
+    pub similarity: f64,
     /// Mean cosine of different queries.
     pub mean_pairwise_cosine: f64,
-    /// d loss / d log scale, weighted.
+    /// d loss / d log scale of the contrastive loss, weighted.
     pub log_scale_gradient: f64,
     /// Gradients in the order of the variables; `None` where no loss reached.
     pub gradients: Vec<Option<Tensor>>,
@@ -198,7 +203,7 @@ fn side(vectors: &mut Vectors, view: View) -> &mut Vec<f32> {
 pub fn step(
     model: &StepModel<'_>,
     plans: &[Plan],
-    weights: &LossWeights,
+    weights: &LossWeights<'_>,
     options: &StepOptions,
 ) -> Result<StepResult, Error> {
     let batches = micro_batches(plans, model, options)?;
@@ -210,6 +215,7 @@ pub fn step(
     let mut result = StepResult {
         next_token: f64::NAN,
         contrastive: f64::NAN,
+        similarity: f64::NAN,
         mean_pairwise_cosine: 0.0,
         log_scale_gradient: 0.0,
         gradients: Vec::new(),
@@ -220,7 +226,18 @@ pub fn step(
         result.contrastive = nce.loss;
         result.mean_pairwise_cosine = nce.mean_pairwise_cosine;
         result.log_scale_gradient = nce.log_scale_gradient * weights.contrastive;
-        nce.gradient
+        let mut gradient = nce.gradient;
+        gradient.scale(weights.contrastive as f32);
+        if let Some((weight, teacher)) = weights.similarity {
+            result.similarity = 0.0;
+            // Both views are of the text that the teacher read.
+            for (z, dz) in [(&vectors.query, &mut gradient.query), (&vectors.positive, &mut gradient.positive)] {
+                let found = distil(z, d, teacher);
+                result.similarity += found.loss / 2.0;
+                dz.iter_mut().zip(found.gradient).for_each(|(sum, g)| *sum += weight as f32 / 2.0 * g);
+            }
+        }
+        gradient
     };
     if let [batch] = batches.as_slice() {
         let gradient = |vectors: &Vectors| if wants_pairs { contrast(vectors) } else { Vectors::default() };
@@ -228,11 +245,9 @@ pub fn step(
     } else {
         let (detached, view) = (model.decoder.detached(), model.adapter.view(false));
         let mut all = Vectors::default();
-        let mut counts = Vec::new();
         if wants_pairs {
             for batch in &batches {
                 let vectors = vectors_of(model, &detached, batch, &view, options.hidden_dropout)?;
-                counts.push(vectors.len());
                 vectors.into_iter().for_each(|(view, z)| side(&mut all, view).extend(z));
             }
         }
@@ -260,14 +275,14 @@ pub fn step(
 struct Run<'a> {
     model: &'a StepModel<'a>,
     options: &'a StepOptions,
-    weights: &'a LossWeights,
+    weights: &'a LossWeights<'a>,
     num_labels: usize,
     next_token: f64,
     gradients: Vec<Option<Tensor>>,
 }
 
 impl Run<'_> {
-    /// Runs one micro-batch with a graph and adds its gradients; `gradient` gives d loss / d vectors.
+    /// Runs one micro-batch with a graph and adds its gradients; `gradient` gives the weighted d loss / d vectors.
     fn micro_batch(
         &mut self,
         batch: &MicroBatch<'_>,
@@ -300,8 +315,8 @@ impl Run<'_> {
             // The sum of z * dz has dz as its gradient by z: the closed form enters the graph here.
             let flat: Vec<f32> =
                 views.iter().flat_map(|view| side(&mut dz, *view).drain(..d).collect::<Vec<f32>>()).collect();
-            if self.weights.contrastive > 0.0 {
-                let dz = (Tensor::from_vec(flat, z.dims(), &Device::Cpu)? * self.weights.contrastive)?;
+            if self.weights.contrastive > 0.0 || self.weights.similarity.is_some() {
+                let dz = Tensor::from_vec(flat, z.dims(), &Device::Cpu)?;
                 add((z * dz)?.sum_all()?)?;
             }
         }

@@ -1,38 +1,31 @@
-//! The training loop: batches, steps, validation, checkpoints, guards.
+//! The training loop: batches, updates, validation, checkpoints.
 
 use super::checkpoint::{self, State};
-use super::optimizer::{self, Group, Param, global_norm};
+use super::checks::{check_longest_row, refuse_to_replace};
+use super::optimizer::{Group, Param};
 use super::recipe::{Recipe, Trained, WeightFormat};
 use super::rows::{RowStream, first_rows};
-use super::schedule::learning_rate_factor;
-use super::step::{LossWeights, StepModel, StepOptions, StepResult, step};
+use super::teacher::Teachers;
+use super::update::{StepMetrics, Update};
 use crate::Error;
-use crate::data::RowRef;
 use crate::data::sts::StsPairs;
 use crate::embed::{EmbedOptions, Embedder};
 use crate::eval::standardise::Standardisation;
 use crate::eval::sts::score_pairs;
 use crate::model::{Adapter, BaseModel, GemConfig, GemDir, NamedVars};
-use kernels::{AdamW, Device, Matrix, Tensor, Var};
-use layout::{Example, Loss, Method, Plan, Rng, SpecialInit};
+use kernels::{Device, Matrix, Var};
+use layout::{Method, Rng, SpecialInit};
 use rand::SeedableRng as _;
-use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 /// Rows over which the standardisation is fitted.
 const STANDARDISATION_ROWS: usize = 1024;
-/// Rows over which it is fitted for a validation.
-const VALIDATION_ROWS: usize = 256;
-/// Mean pairwise cosine of queries at and above which vectors have collapsed.
-const COLLAPSED: f64 = 0.9995;
-/// Steps in a row that the collapse guard waits.
-const COLLAPSED_STEPS: u64 = 20;
-/// Steps after which a loss that never moved is an error.
-const CONSTANT_STEPS: u64 = 20;
-/// The logit scale is at most 100, as in CLIP.
-const MAX_LOG_SCALE: f32 = 4.605_170_2;
+/// Rows over which it is fitted for a validation, and over which that of a teacher is.
+const FEW_STANDARDISATION_ROWS: usize = 256;
+/// The directories that a run writes beside its checkpoints.
+const MODEL_DIR: &str = "model";
+const BEST_DIR: &str = "best";
 
 /// Where a run writes, and how often.
 #[derive(Debug, Clone)]
@@ -45,38 +38,6 @@ pub struct RunOptions {
     pub keep_checkpoints: usize,
     /// Stop after this many steps of the run, as an interrupt would; 0: never.
     pub stop_after_steps: u64,
-}
-
-/// What one step measured.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct StepMetrics {
-    /// Step, from 1.
-    pub step: u64,
-    /// Steps of the whole run.
-    #[serde(skip)]
-    pub steps: u64,
-    /// Weighted sum of the losses, nats.
-    pub loss: f64,
-    /// Mean next-token loss, nats; null without labels.
-    pub next_token: f64,
-    /// Contrastive loss, nats; null without pairs.
-    pub contrastive: f64,
-    /// Weight of the contrastive loss.
-    pub alpha: f64,
-    /// Gradient norm before clipping.
-    pub grad_norm: f64,
-    /// Learning rate of the adapter or weights.
-    pub learning_rate: f64,
-    /// Contrastive temperature.
-    pub temperature: f64,
-    /// Mean cosine of different queries.
-    pub mean_pairwise_cosine: f64,
-    /// Positions run per second of this step.
-    pub tokens_per_sec: f64,
-    /// Rows learned from so far.
-    pub rows: u64,
-    /// Seconds of training so far.
-    pub train_secs: f64,
 }
 
 /// What a run tells its watcher.
@@ -120,6 +81,7 @@ pub struct Trainer<'a> {
     base: &'a mut BaseModel,
     method: Box<dyn Method + Send + Sync>,
     adapter: Adapter,
+    teachers: Option<Teachers>,
     weights: NamedVars,
     params: Vec<Param>,
     log_scale: Var,
@@ -159,14 +121,20 @@ impl<'a> Trainer<'a> {
     /// Prepares a run.
     ///
     /// # Errors
-    /// When the method is not trainable or a setting does not fit the model.
+    /// When the method is not trainable, a setting does not fit the model, or the output directory holds another run
+    /// or something that is none.
     pub fn new(recipe: Recipe, base: &'a mut BaseModel, options: RunOptions) -> Result<Self, Error> {
         let settings = serde_json::Value::Object(recipe.method.settings.clone());
         let method = build_method(base, &recipe.method.name, settings)?;
         if !method.trainable() {
             return Err(layout::MethodError::NotTrained { method: method.name() }.into());
         }
+        for dir in [MODEL_DIR, BEST_DIR].map(|name| options.out.join(name)) {
+            refuse_to_replace(&dir)?;
+        }
+        check_longest_row(&recipe, method.as_ref(), base)?;
         let special = special_rows(base, method.as_ref())?;
+        let teachers = Teachers::new(&recipe.loss.teacher, base)?;
         match recipe.weights {
             WeightFormat::Stored => {}
             WeightFormat::Bf16 => base.decoder.restore_frozen(Matrix::to_bf16)?,
@@ -184,8 +152,20 @@ impl<'a> Trainer<'a> {
             params.push(Param::new("special_tokens".into(), Group::Special, special.clone()));
         }
         params.push(Param::new("log_scale".into(), Group::Temperature, log_scale.clone()));
-        let recipe_text = recipe.to_toml()?;
-        Ok(Self { recipe, recipe_text, base, method, adapter, weights, params, log_scale, options })
+        let mut resolved = recipe.clone();
+        if let serde_json::Value::Object(settings) = method.settings() {
+            resolved.method.settings = settings;
+        }
+        let recipe_text = resolved.to_toml()?;
+        let trainer =
+            Self { recipe, recipe_text, base, method, adapter, teachers, weights, params, log_scale, options };
+        checkpoint::refuse_other_run(&trainer.checkpoints(), &trainer.fresh_state())?;
+        Ok(trainer)
+    }
+
+    /// Steps of the whole run.
+    pub fn steps(&self) -> u64 {
+        self.recipe.steps()
     }
 
     /// Number of trained numbers.
@@ -197,6 +177,14 @@ impl<'a> Trainer<'a> {
     /// The trained variables, for tests and tools: name, group, value, moments.
     pub fn params(&self) -> &[Param] {
         &self.params
+    }
+
+    fn fresh_state(&self) -> State {
+        State {
+            recipe: self.recipe_text.clone(),
+            base_fingerprint: self.base.fingerprint.clone(),
+            ..State::default()
+        }
     }
 
     fn checkpoints(&self) -> PathBuf {
@@ -213,15 +201,20 @@ impl<'a> Trainer<'a> {
         stop: &AtomicBool,
         watch: &mut dyn FnMut(Event<'_>) -> Result<(), Error>,
     ) -> Result<Outcome, Error> {
-        let mut state = match checkpoint::load(&self.checkpoints(), &self.recipe_text, &mut self.params)? {
+        let fresh = self.fresh_state();
+        checkpoint::remove_leftovers(&self.checkpoints())?;
+        let mut state = match checkpoint::load(&self.checkpoints(), &fresh, &mut self.params)? {
             Some(state) => {
                 watch(Event::Resumed { step: state.step })?;
                 state
             }
-            None => State { recipe: self.recipe_text.clone(), ..State::default() },
+            None => fresh,
         };
         let pairs = self.validation_pairs()?;
         let sample = first_rows(&self.recipe.data, &self.base.tokenizer, &self.recipe.budget, STANDARDISATION_ROWS)?;
+        if let Some(teachers) = &mut self.teachers {
+            teachers.fit(self.base, &sample[..sample.len().min(FEW_STANDARDISATION_ROWS)])?;
+        }
         let steps = self.recipe.steps();
         let last_step = match self.options.stop_after_steps {
             0 => u64::MAX,
@@ -248,8 +241,7 @@ impl<'a> Trainer<'a> {
                 watch(Event::Checkpoint(&path))?;
             }
         }
-        let model = self.options.out.join("model");
-        let best = self.options.out.join("best");
+        let (model, best) = (self.options.out.join(MODEL_DIR), self.options.out.join(BEST_DIR));
         match state.best {
             Some((_, at)) if at != state.step && GemConfig::is_gem(&best) => copy_dir(&best, &model)?,
             _ => self.save_model(&model, &sample)?,
@@ -280,27 +272,19 @@ impl<'a> Trainer<'a> {
             for _ in 0..self.recipe.budget.batch_rows {
                 prepared.push(stream.next_example()?);
             }
-            let clock = Instant::now();
-            let (metrics, position) = (
-                one_step(
-                    StepContext {
-                        recipe: &self.recipe,
-                        base: self.base,
-                        method: self.method.as_ref(),
-                        adapter: &self.adapter,
-                        params: &mut self.params,
-                        log_scale: &self.log_scale,
-                    },
-                    &prepared,
-                    state,
-                    clock,
-                )?,
-                stream.position(),
-            );
+            let update = Update {
+                recipe: &self.recipe,
+                base: self.base,
+                method: self.method.as_ref(),
+                adapter: &self.adapter,
+                teachers: self.teachers.as_ref(),
+                params: &mut self.params,
+                log_scale: &self.log_scale,
+            };
+            let metrics = update.run(&prepared, state)?;
             state.step += 1;
-            state.position = position;
-            state.train_secs += clock.elapsed().as_secs_f64();
-            let metrics = StepMetrics { train_secs: state.train_secs, ..metrics };
+            state.position = stream.position();
+            state.train_secs = metrics.train_secs;
             watch(Event::Step(&metrics))?;
         }
         Ok(())
@@ -341,7 +325,7 @@ impl<'a> Trainer<'a> {
         state: &mut State,
         watch: &mut dyn FnMut(Event<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let standardisation = self.fit(&sample[..sample.len().min(VALIDATION_ROWS)])?;
+        let standardisation = self.fit(&sample[..sample.len().min(FEW_STANDARDISATION_ROWS)])?;
         let (decoder, view) = (self.base.decoder.detached(), self.adapter.view(false));
         let embedder = Embedder {
             decoder: &decoder,
@@ -355,7 +339,7 @@ impl<'a> Trainer<'a> {
         let best = state.best.is_none_or(|(best, _)| spearman > best);
         if best {
             state.best = Some((spearman, state.step));
-            self.save_model(&self.options.out.join("best"), sample)?;
+            self.save_model(&self.options.out.join(BEST_DIR), sample)?;
         }
         watch(Event::Validation { step: state.step, spearman, best })
     }
@@ -382,127 +366,6 @@ impl<'a> Trainer<'a> {
         let weights = full.then_some(self.weights.as_slice());
         GemDir { config, adapter: &self.adapter, standardisation: Some(&standardisation), weights, texts }.save(path)
     }
-}
-
-/// What one step reads and changes.
-struct StepContext<'a> {
-    recipe: &'a Recipe,
-    base: &'a BaseModel,
-    method: &'a (dyn Method + Send + Sync),
-    adapter: &'a Adapter,
-    params: &'a mut [Param],
-    log_scale: &'a Var,
-}
-
-fn one_step(
-    context: StepContext<'_>,
-    batch: &[(Example, RowRef)],
-    state: &mut State,
-    clock: Instant,
-) -> Result<StepMetrics, Error> {
-    let StepContext { recipe, base, method, adapter, params, log_scale } = context;
-    let at = (state.step, recipe.steps());
-    let plans = (batch.iter().enumerate())
-        .map(|(i, (example, _))| {
-            // Every row of the run has its own stream of random numbers: a resume needs no generator state.
-            let mut rng = Rng::seed_from_u64(recipe.seed);
-            rng.set_stream(1 + state.step * recipe.budget.batch_rows as u64 + i as u64);
-            method.train_plan(example, &mut rng)
-        })
-        .collect::<Result<Vec<Plan>, _>>()?;
-    let alpha = recipe.loss.alpha.at(at);
-    let weight = |loss: Loss| {
-        method.objective().terms.iter().filter(|t| t.loss == loss).map(|t| f64::from(t.weight.at(alpha as f32))).sum()
-    };
-    let log = log_scale.to_vec1::<f32>()?[0];
-    let weights =
-        LossWeights { next_token: weight(Loss::NextToken), contrastive: weight(Loss::Contrastive), scale: log.exp() };
-    let options = StepOptions {
-        micro_batch_tokens: recipe.budget.micro_batch_tokens,
-        split_frozen: recipe.trained == Trained::Lora,
-        hidden_dropout: recipe.loss.hidden_dropout as f32,
-        dropout_seed: recipe.seed.wrapping_add(state.step << 20),
-    };
-    let vars: Vec<Var> = params.iter().map(|p| p.var.clone()).collect();
-    let model = StepModel { decoder: &base.decoder, adapter, vars: &vars };
-    let mut result = step(&model, &plans, &weights, &options)?;
-    if recipe.loss.learnable_temperature {
-        let last = result.gradients.len() - 1;
-        result.gradients[last] = Some(Tensor::from_vec(vec![result.log_scale_gradient as f32], 1, &Device::Cpu)?);
-    }
-    let norm = global_norm(&result.gradients)?;
-    let loss = weighted(weights.next_token, result.next_token) + weighted(weights.contrastive, result.contrastive);
-    guard(&result, (loss, norm), state, batch)?;
-    let factor = {
-        let o = &recipe.optimizer;
-        learning_rate_factor(o.decay, at, o.warmup_ratio, o.floor_ratio)
-    };
-    let o = &recipe.optimizer;
-    let settings = |group: Group| {
-        let decay = if group == Group::Weights { o.weight_decay as f32 } else { 0.0 };
-        let adamw = AdamW { beta1: o.beta1 as f32, beta2: o.beta2 as f32, eps: o.eps as f32, weight_decay: decay };
-        let peak = match group {
-            Group::Weights => o.learning_rate,
-            Group::Special => o.special_learning_rate,
-            Group::Temperature => o.temperature_learning_rate,
-        };
-        (adamw, peak * factor)
-    };
-    optimizer::step(params, &result.gradients, (state.step + 1, norm, o.max_grad_norm), settings)?;
-    if recipe.loss.learnable_temperature {
-        let clamped = log_scale.to_vec1::<f32>()?[0].clamp(0.0, MAX_LOG_SCALE);
-        log_scale.set(&Tensor::from_vec(vec![clamped], 1, &Device::Cpu)?)?;
-    }
-    Ok(StepMetrics {
-        step: state.step + 1,
-        steps: at.1,
-        loss,
-        next_token: result.next_token,
-        contrastive: result.contrastive,
-        alpha,
-        grad_norm: norm,
-        learning_rate: o.learning_rate * factor,
-        temperature: 1.0 / f64::from(weights.scale),
-        mean_pairwise_cosine: result.mean_pairwise_cosine,
-        tokens_per_sec: result.num_tokens as f64 / clock.elapsed().as_secs_f64(),
-        rows: (state.step + 1) * recipe.budget.batch_rows as u64,
-        train_secs: 0.0,
-    })
-}
-
-fn weighted(weight: f64, loss: f64) -> f64 {
-    if weight == 0.0 || loss.is_nan() { 0.0 } else { weight * loss }
-}
-
-/// Stops a run that has gone wrong, before its numbers reach the weights.
-fn guard(
-    result: &StepResult,
-    (loss, norm): (f64, f64),
-    state: &mut State,
-    batch: &[(Example, RowRef)],
-) -> Result<(), Error> {
-    let stop = |reason: String| Err(Error::Training { step: state.step + 1, reason });
-    let infinite = |x: f64| x.is_infinite();
-    if !loss.is_finite() || !norm.is_finite() || infinite(result.next_token) || infinite(result.contrastive) {
-        let rows: Vec<String> = batch.iter().take(8).map(|(_, row)| row.to_string()).collect();
-        let more = batch.len().saturating_sub(rows.len());
-        return stop(format!("loss {loss}, gradient norm {norm}; rows {} and {more} more", rows.join(", ")));
-    }
-    state.collapsed_steps = if result.mean_pairwise_cosine > COLLAPSED { state.collapsed_steps + 1 } else { 0 };
-    if state.collapsed_steps >= COLLAPSED_STEPS {
-        return stop(format!(
-            "the vectors have collapsed: mean pairwise cosine {:.5} for {COLLAPSED_STEPS} steps",
-            result.mean_pairwise_cosine
-        ));
-    }
-    match state.first_loss {
-        None => state.first_loss = Some(loss),
-        Some(first) => state.loss_moved |= (loss - first).abs() > 1e-7 * (1.0 + first.abs()),
-    }
-    if state.step + 1 >= CONSTANT_STEPS && !state.loss_moved {
-        return stop(format!("the loss is {loss} since the first step: nothing is learned"));
-    }
-    Ok(())
 }
 
 fn copy_dir(from: &Path, to: &Path) -> Result<(), Error> {

@@ -215,8 +215,8 @@ fn step_plans(reference: &Reference) -> Vec<Plan> {
     plans
 }
 
-fn weights(alpha: f64) -> LossWeights {
-    LossWeights { next_token: 1.0 - alpha, contrastive: alpha, scale: 20.0 }
+fn weights(alpha: f64) -> LossWeights<'static> {
+    LossWeights { next_token: 1.0 - alpha, contrastive: alpha, scale: 20.0, similarity: None }
 }
 
 /// Numbers of the variable called `name`.

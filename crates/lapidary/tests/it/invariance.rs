@@ -17,7 +17,7 @@ use crate::common::{
 
 /// A matrix product's order of summation depends on its number of rows: f32 rounding, as a share of the largest number.
 const ROUNDING: f64 = 1e-5;
-const WEIGHTS: LossWeights = LossWeights { next_token: 0.6, contrastive: 0.4, scale: 20.0 };
+const WEIGHTS: LossWeights<'_> = LossWeights { next_token: 0.6, contrastive: 0.4, scale: 20.0, similarity: None };
 
 /// Training plans of texts of the given lengths.
 fn plans(settings: serde_json::Value, lengths: &[usize]) -> Vec<Plan> {

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 /// Training text within the sample.
 pub(super) const TRAINING_FILE: &str = "wiki_sentences.txt.gz";
-/// Rows over which the baselines' standardisation is fitted.
+/// Rows over which the standardisation of every method in the table is fitted.
 pub(super) const STANDARDISATION_ROWS: usize = 256;
 /// A part of Banking77 that takes a minute: experiments, and test rows per label.
 const BANKING_EXPERIMENTS: usize = 2;
@@ -89,7 +89,7 @@ fn questions(path: &Path) -> Result<Vec<Question>> {
         .collect())
 }
 
-/// Scores a method that needs no training, standardised on `fit`.
+/// Scores a model, standardised on `fit`: the same post-processing for all.
 pub(super) fn method(
     mut model: Lapidary,
     name: &str,
@@ -98,16 +98,10 @@ pub(super) fn method(
     context: &Context,
 ) -> Result<(Lapidary, MethodScore)> {
     model.standardise_on(fit, &mut |_| {})?;
-    let score = trained(&model, name, samples, context)?;
-    Ok((model, score))
-}
-
-/// Scores a model that has its standardisation.
-pub(super) fn trained(model: &Lapidary, name: &str, samples: &Samples, context: &Context) -> Result<MethodScore> {
     let mut sets = Vec::new();
     for (set, pairs) in &samples.sts {
         let label = format!("{set}, {name}");
-        let (raw, standardised) = raw_and_standardised(model, pairs, &label, context)?;
+        let (raw, standardised) = raw_and_standardised(&model, pairs, &label, context)?;
         let standardised = standardised.context("a standardisation is fitted before a method is scored")?;
         sets.push((set.clone(), raw, standardised));
     }
@@ -118,7 +112,7 @@ pub(super) fn trained(model: &Lapidary, name: &str, samples: &Samples, context: 
             .collect::<Vec<_>>()
             .join("; ")
     ));
-    Ok(MethodScore { name: name.to_owned(), sets })
+    Ok((model, MethodScore { name: name.to_owned(), sets }))
 }
 
 /// Accuracy times 100 on a part of Banking77 by the MTEB protocol.

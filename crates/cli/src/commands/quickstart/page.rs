@@ -3,10 +3,12 @@
 use super::Findings;
 use crate::table::aligned;
 use anyhow::{Context as _, Result};
+use lapidary::output::atomic::write_file;
 use lapidary::report::bars::{Series, bar_comparison};
-use lapidary::report::curves::{LossPoint, loss_curves};
+use lapidary::report::curves::loss_curves;
 use lapidary::report::heat_map::similarity_heat_map;
 use lapidary::report::html::{Block, Cell, Check, Figure, Page, Section, Table, render};
+use std::io::Write as _;
 use std::path::Path;
 
 /// Sentences of three subjects, to look at their similarities.
@@ -85,15 +87,6 @@ pub(super) fn print(findings: &Findings, secs: f64) {
 }
 
 fn figures(findings: &Findings) -> Result<Vec<(&'static str, Figure)>> {
-    let points: Vec<LossPoint> = findings
-        .steps
-        .iter()
-        .map(|s| LossPoint {
-            step: s.step,
-            next_token: Some(s.next_token).filter(|x| x.is_finite()),
-            contrastive: Some(s.contrastive).filter(|x| x.is_finite()),
-        })
-        .collect();
     let groups: Vec<String> = findings.methods.iter().map(|m| m.name.clone()).collect();
     let (set, ..) = findings.methods[0].sets.first().context("an STS set is always measured")?;
     let of = |pick: fn(&(String, f64, f64)) -> f64| findings.methods.iter().map(|m| m.sets.first().map(pick)).collect();
@@ -113,13 +106,13 @@ fn figures(findings: &Findings) -> Result<Vec<(&'static str, Figure)>> {
             alternative: format!("Bars of the {set} scores of each method, also in the table above."),
         },
     )];
-    if points.len() > 1 {
+    if findings.losses.len() > 1 {
         figures.push((
             "loss.png",
             Figure {
-                png: loss_curves("Training losses", &points)?,
+                png: loss_curves("Training losses", &findings.losses)?,
                 caption: "Next-token loss: how well the text is written again from the special tokens alone. Contrastive loss: how well a text is told from the others of its batch.".into(),
-                alternative: "Curves of the two losses over the steps.".into(),
+                alternative: "Curves of the losses over the steps.".into(),
             },
         ));
     }
@@ -138,7 +131,7 @@ pub(super) fn write(findings: &Findings, out: &Path, secs: f64) -> Result<()> {
     let figures = figures(findings)?;
     for (name, figure) in &figures {
         let path = out.join(name);
-        std::fs::write(&path, &figure.png).with_context(|| format!("{}: cannot write", path.display()))?;
+        write_file(&path, |file| file.write_all(&figure.png))?;
     }
     let best = |column: usize| {
         let scores = findings
@@ -190,6 +183,6 @@ pub(super) fn write(findings: &Findings, out: &Path, secs: f64) -> Result<()> {
         ],
         footer: format!("Written by lapidary {}.", env!("CARGO_PKG_VERSION")),
     };
-    let path = out.join("report.html");
-    std::fs::write(&path, render(&page)?).with_context(|| format!("{}: cannot write", path.display()))
+    let html = render(&page)?;
+    Ok(write_file(&out.join("report.html"), |file| file.write_all(html.as_bytes()))?)
 }

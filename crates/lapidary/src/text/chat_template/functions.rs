@@ -98,6 +98,23 @@ impl Date {
         ((1..=9999).contains(&year) && (1..=last).contains(&day)).then_some(Self { year, month, day })
     }
 
+    /// The day, in universal time, of a moment `secs` seconds after 1970 began; `None` after the year 9999.
+    pub fn from_unix_secs(secs: u64) -> Option<Self> {
+        const SECS_PER_DAY: u64 = 86_400;
+        // Years that begin in March end with the leap day; 400 of them (an era) always have as many days.
+        const DAYS_PER_ERA: u64 = 146_097;
+        const DAYS_FROM_MARCH_0_TO_1970: u64 = 719_468;
+        let days = secs / SECS_PER_DAY + DAYS_FROM_MARCH_0_TO_1970;
+        let (era, day_of_era) = (days / DAYS_PER_ERA, days % DAYS_PER_ERA);
+        let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let months_after_march = (5 * day_of_year + 2) / 153;
+        let day = day_of_year - (153 * months_after_march + 2) / 5 + 1;
+        let month = (months_after_march + 2) % 12 + 1;
+        let year = era * 400 + year_of_era + u64::from(month <= 2);
+        Self::new(u16::try_from(year).ok()?, u8::try_from(month).ok()?, u8::try_from(day).ok()?)
+    }
+
     fn month_name(self) -> &'static str {
         MONTHS[usize::from(self.month) - 1]
     }

@@ -107,3 +107,21 @@ fn missing_tokens_are_undefined() {
     let template = ChatTemplate::new("{{ bos_token is defined }} {{ eos_token }}", None, None).unwrap();
     assert_eq!(template.render(&[], false).unwrap(), "False ");
 }
+
+/// Days as `date -u -d @SECS` gives them.
+#[test]
+fn days_of_seconds_since_1970() {
+    for (secs, want) in [
+        (0, (1970, 1, 1)),
+        (86_399, (1970, 1, 1)),
+        (951_782_400, (2000, 2, 29)),
+        (951_868_800, (2000, 3, 1)),
+        (1_709_164_800, (2024, 2, 29)),
+        (1_767_225_599, (2025, 12, 31)),
+        (4_107_542_400, (2100, 3, 1)),
+    ] {
+        let (year, month, day) = want;
+        assert_eq!(Date::from_unix_secs(secs), Date::new(year, month, day), "{secs}");
+    }
+    assert_eq!(Date::from_unix_secs(u64::MAX), None);
+}
