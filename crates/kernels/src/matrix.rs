@@ -187,25 +187,24 @@ impl Matrix {
 
     /// `y = x W^T`: `[t, cols] -> [t, rows]`.
     pub(crate) fn forward(&self, x: &[f32], t: usize) -> Vec<f32> {
-        let mut y = vec![0f32; t * self.rows];
         if t == 0 {
-            return y;
+            return Vec::new();
         }
         if t <= FEW_ROWS {
+            let mut y = vec![0f32; t * self.rows];
             self.forward_few(x, t, &mut y);
             return y;
         }
+        let mut y = Vec::with_capacity(t * self.rows);
         self.for_blocks(|first, block| {
             let n = block.len() / self.cols;
-            cpu::gemm(
-                &mut y[first..],
-                self.rows,
-                (t, n, self.cols),
-                rows_of(x, self.cols),
-                cpu::transposed(block, self.cols),
-                false,
-            );
+            let columns = &mut y.spare_capacity_mut()[first..];
+            let (x, block) = (rows_of(x, self.cols), cpu::transposed(block, self.cols));
+            cpu::gemm_into(columns, self.rows, (t, n, self.cols), x, block);
         });
+        // SAFETY: the blocks are all rows of the matrix, and each wrote its columns of every row of `y`; a matrix has
+        // at least one row and one column.
+        unsafe { y.set_len(t * self.rows) };
         y
     }
 
@@ -232,11 +231,18 @@ impl Matrix {
 
     /// `dx = dy W`: `[t, rows] -> [t, cols]`.
     pub(crate) fn backward(&self, dy: &[f32], t: usize) -> Vec<f32> {
-        let mut dx = vec![0f32; t * self.cols];
+        let mut dx = Vec::with_capacity(t * self.cols);
         self.for_blocks(|first, block| {
-            let k = block.len() / self.cols;
-            let dy = View { values: &dy[first..], row_stride: self.rows, col_stride: 1 };
-            cpu::gemm(&mut dx, self.cols, (t, self.cols, k), dy, rows_of(block, self.cols), first > 0);
+            let shape = (t, self.cols, block.len() / self.cols);
+            let (dy, block) =
+                (View { values: &dy[first..], row_stride: self.rows, col_stride: 1 }, rows_of(block, self.cols));
+            if first > 0 {
+                cpu::gemm(&mut dx, self.cols, shape, dy, block, true);
+                return;
+            }
+            cpu::gemm_into(dx.spare_capacity_mut(), self.cols, shape, dy, block);
+            // SAFETY: the product wrote every column of every row; a matrix has at least one row to sum over.
+            unsafe { dx.set_len(t * self.cols) };
         });
         dx
     }

@@ -174,7 +174,10 @@ fn train(trainer: &mut Trainer<'_>, out: &Path, context: &Context) -> Result<(Pa
     let outcome = trainer.run(&stop, &mut |event| watch.on(&event))?;
     watch.finish();
     match outcome.model {
-        Some(model) => Ok((model, outcome.state, watch.losses()?)),
+        Some(model) => {
+            watch.leave_metrics(&model)?;
+            Ok((model, outcome.state, watch.losses()?))
+        }
         None => {
             let text = format!("interrupted after step {}; the same command goes on from there", outcome.state.step);
             Err(crate::failure::Interrupted(text).into())

@@ -109,5 +109,6 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<()> {
         context.note(&format!("picture: {}", picture.display()));
     }
     let model = outcome.model.context("a finished run without a model")?;
+    watch.leave_metrics(&model)?;
     Ok(writeln!(stdout().lock(), "{}", model.display())?)
 }

@@ -145,6 +145,16 @@ impl<'a> Watch<'a> {
         self.bar.finish_and_clear();
     }
 
+    /// Puts the metrics of the whole run into the model's directory, to stay with what they are of.
+    ///
+    /// # Errors
+    /// When they cannot be read or written.
+    pub(crate) fn leave_metrics(&self, model: &Path) -> Result<()> {
+        let path = self.out.join(METRICS_FILE);
+        let metrics = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        Ok(write_file(&model.join(METRICS_FILE), |file| file.write_all(&metrics))?)
+    }
+
     /// The losses of the whole run, earlier calls included.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod bad_input;
+mod talk;
 mod tiny_model;
 mod train;
 mod vectors;

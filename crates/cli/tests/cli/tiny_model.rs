@@ -23,6 +23,9 @@ pub(crate) fn write(dir: &Path, seed: u64) {
     fs::write(dir.join("config.json"), config.to_string()).unwrap();
     fs::write(dir.join("tokenizer.json"), tokenizer().to_string()).unwrap();
     fs::write(dir.join("model.safetensors"), weights(seed)).unwrap();
+    let template = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}\
+                    {{ strftime_now('%Y') }}{% if add_generation_prompt %}assistant: {% endif %}";
+    fs::write(dir.join("tokenizer_config.json"), json!({"chat_template": template}).to_string()).unwrap();
 }
 
 /// Byte-level BPE without merges: one token for each byte.

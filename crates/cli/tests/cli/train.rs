@@ -40,6 +40,69 @@ fn files_under(dir: &Path) -> Vec<(String, Vec<u8>)> {
     files
 }
 
+/// The files of a run's model but its metrics, which tell how long steps took.
+fn model_files(run: &Path) -> Vec<(String, Vec<u8>)> {
+    let (metrics, files): (Vec<_>, Vec<_>) =
+        files_under(&run.join("model")).into_iter().partition(|(name, _)| name == "metrics.jsonl");
+    assert_eq!(metrics.len(), 1);
+    files
+}
+
+/// A hundred steps with a checkpoint after every second.
+const LONG: [&str; 4] = ["--set", "budget.rows=400", "--set", "validation.every_steps=0"];
+
+/// Starts a long run and hands it over once its fifth checkpoint is there.
+#[cfg(unix)]
+fn started(dir: &Path, out: &str) -> std::process::Child {
+    let mut command = lapidary(dir);
+    let piped =
+        command.args(train(out, &LONG)).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let mut child = piped.spawn().unwrap();
+    let checkpoint = dir.join(out).join("checkpoints/step-00000010");
+    while !checkpoint.exists() {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended before its tenth step");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    child
+}
+
+#[cfg(unix)]
+#[test]
+fn a_killed_run_goes_on_and_gives_the_same_model() {
+    use std::os::unix::process::ExitStatusExt as _;
+    let dir = workshop();
+    let dir = dir.path();
+    stdout(run(dir, &train("straight", &LONG)));
+    let mut child = started(dir, "killed");
+    child.kill().unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(9), "the run was over before it could be killed");
+    // What a kill in the middle of a checkpoint leaves is cleared away.
+    fs::create_dir(dir.join("killed/checkpoints/step-00000099.tmp-1-0")).unwrap();
+    stdout(run(dir, &train("killed", &LONG)));
+    assert_eq!(model_files(&dir.join("killed")), model_files(&dir.join("straight")));
+    let left = fs::read_dir(dir.join("killed/checkpoints")).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut left: Vec<_> = left.collect();
+    left.sort();
+    assert_eq!(left, ["step-00000098", "step-00000100"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_leaves_a_checkpoint() {
+    let dir = workshop();
+    let dir = dir.path();
+    let child = started(dir, "ended");
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{stderr}");
+    assert!(stderr.contains("the same command goes on from there"), "{stderr}");
+    assert!(!dir.join("ended/model").exists());
+    stdout(run(dir, &train("straight", &LONG)));
+    stdout(run(dir, &train("ended", &LONG)));
+    assert_eq!(model_files(&dir.join("ended")), model_files(&dir.join("straight")));
+}
+
 #[test]
 fn an_ended_run_goes_on_and_gives_the_same_model() {
     let dir = workshop();
@@ -52,7 +115,7 @@ fn an_ended_run_goes_on_and_gives_the_same_model() {
     let stderr = String::from_utf8(output.stderr.clone()).unwrap();
     assert!(stderr.contains("going on after step 3"), "{stderr}");
     stdout(output);
-    assert_eq!(files_under(&dir.join("straight/model")), files_under(&dir.join("ended/model")));
+    assert_eq!(model_files(&dir.join("straight")), model_files(&dir.join("ended")));
     let steps = |run: &str| -> Vec<u64> {
         let text = fs::read_to_string(dir.join(run).join("metrics.jsonl")).unwrap();
         let rows = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());

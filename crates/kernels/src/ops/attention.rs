@@ -3,7 +3,7 @@
 //! Visibility is a list of key intervals per query: no `[T, S]` mask exists, hidden keys cost nothing, and the
 //! softmax is in f32. Keys are numbered over `[past | new]`.
 
-use crate::cpu::{axpy, dot, output, slice, tensor, wanted, with_values};
+use crate::cpu::{axpy, dot, exp, output, slice, tensor, wanted, with_values};
 use crate::kv::KvLayer;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -111,12 +111,8 @@ impl AttentionSpec {
             }
         }
         let max = p.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let mut sum = 0f32;
-        for p in p.iter_mut() {
-            *p = (*p - max).exp();
-            sum += *p;
-        }
-        let inverse = 1.0 / sum;
+        p.iter_mut().for_each(|p| *p = exp(*p - max));
+        let inverse = 1.0 / p.iter().sum::<f32>();
         p.iter_mut().for_each(|p| *p *= inverse);
     }
 

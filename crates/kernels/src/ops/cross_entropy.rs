@@ -5,7 +5,7 @@
 //! online as in FlashAttention (arXiv 2205.14135), the head's rows standing for both keys and values.
 
 use super::Weight;
-use crate::cpu::{View, gemm, output, rows_of, slice, tensor, transposed, wanted, with_values};
+use crate::cpu::{View, exp, gemm, output, rows_of, slice, tensor, transposed, wanted, with_values};
 use crate::matrix::Matrix;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -111,7 +111,7 @@ impl Softmax {
             let rescale = (*max - new_max).exp();
             carried.iter_mut().for_each(|c| *c *= rescale);
             *max = new_max;
-            logits.iter_mut().for_each(|l| *l = (*l - new_max).exp());
+            logits.iter_mut().for_each(|l| *l = exp(*l - new_max));
             let block: f64 = logits.chunks(64).map(|part| f64::from(part.iter().sum::<f32>())).sum();
             *sum = *sum * f64::from(rescale) + block;
         });

@@ -146,7 +146,11 @@ struct Adapted {
 
 /// The rows `rows` of `x [_, width]`, one after the other.
 fn gather(x: &[f32], width: usize, rows: &[u32]) -> Vec<f32> {
-    rows.iter().flat_map(|r| &x[*r as usize * width..(*r as usize + 1) * width]).copied().collect()
+    let mut gathered = Vec::with_capacity(rows.len() * width);
+    for row in rows {
+        gathered.extend_from_slice(&x[*row as usize * width..(*row as usize + 1) * width]);
+    }
+    gathered
 }
 
 /// `x[rows] += scale * values`.

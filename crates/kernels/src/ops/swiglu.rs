@@ -1,6 +1,6 @@
 //! The gated unit of the feed-forward network (arXiv 2002.05202): `act(gate) * up`.
 
-use crate::cpu::{output, slice, wanted, with_values};
+use crate::cpu::{exp, output, slice, wanted, with_values};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -18,10 +18,11 @@ const CUBIC: f32 = 0.044_715;
 
 impl Activation {
     /// Value and derivative.
+    #[inline(always)]
     fn evaluate(self, x: f32) -> (f32, f32) {
         match self {
             Self::Silu => {
-                let s = 1.0 / (1.0 + (-x).exp());
+                let s = 1.0 / (1.0 + exp(-x));
                 (x * s, s * (1.0 + x * (1.0 - s)))
             }
             Self::GeluTanh => {

@@ -293,7 +293,11 @@ impl Recipe {
         let TeacherRecipe { methods, weight } = &self.loss.teacher;
         positive("loss.teacher.weight", *weight)?;
         if self.trained == Trained::Full && !methods.is_empty() {
-            return Err(wrong("loss.teacher.methods", "none with trained = \"full\" (the teacher is the base model)", methods.len()));
+            return Err(wrong(
+                "loss.teacher.methods",
+                "none with trained = \"full\" (the teacher is the base model)",
+                methods.len(),
+            ));
         }
         let BudgetRecipe { rows, batch_rows, micro_batch_tokens, max_tokens, min_tokens, shuffle_buffer } =
             &self.budget;

@@ -45,7 +45,7 @@ pub struct StepOptions {
 pub struct StepResult {
     /// Mean next-token loss over all labels of the batch, nats; NaN without labels.
     pub next_token: f64,
-    /// Contrastive loss, nats; NaN without pairs.
+    /// Contrastive loss, nats; NaN without pairs, or where neither it nor the similarities have a weight.
     pub contrastive: f64,
     /// One minus the correlation with the teacher's cosines, mean of both views; NaN without a teacher.
     pub similarity: f64,
@@ -116,9 +116,10 @@ fn labels<'a>(parts: impl Iterator<Item = (&'a Layout, Range<usize>)>) -> (Vec<V
     (places, ids)
 }
 
-/// Groups consecutive plans so that the positions with a graph stay within the budget.
+/// Groups the rows that run, plan by plan, so that the positions with a graph stay within the budget.
 fn micro_batches<'a>(
     plans: &'a [Plan],
+    runs: &dyn Fn(&Layout) -> bool,
     model: &StepModel<'_>,
     options: &StepOptions,
 ) -> Result<Vec<MicroBatch<'a>>, Error> {
@@ -126,14 +127,15 @@ fn micro_batches<'a>(
     let mut groups: Vec<Vec<&Layout>> = Vec::new();
     let mut tokens = 0;
     for plan in plans {
-        let graph: usize = plan.rows.iter().map(|row| row.num_tokens() - frozen(row)).sum();
+        let rows = || plan.rows.iter().filter(|row| runs(row));
+        let graph: usize = rows().map(|row| row.num_tokens() - frozen(row)).sum();
         match groups.last_mut() {
             Some(group) if tokens + graph <= options.micro_batch_tokens => {
-                group.extend(&plan.rows);
+                group.extend(rows());
                 tokens += graph;
             }
             _ => {
-                groups.push(plan.rows.iter().collect());
+                groups.push(rows().collect());
                 tokens = graph;
             }
         }
@@ -206,12 +208,17 @@ pub fn step(
     weights: &LossWeights<'_>,
     options: &StepOptions,
 ) -> Result<StepResult, Error> {
-    let batches = micro_batches(plans, model, options)?;
+    let rows = || plans.iter().flat_map(|p| &p.rows);
+    // Vectors that no loss asks for are not made, and rows that have nothing else do not run.
+    let wants_vectors = weights.contrastive > 0.0 || weights.similarity.is_some();
+    let wants_pairs = wants_vectors && rows().any(|row| !row.pooled().is_empty());
+    let runs = |row: &Layout| wants_vectors || row.labels().iter().any(Option::is_some);
+    let batches = micro_batches(plans, &runs, model, options)?;
     let d = model.decoder.config().hidden_size;
-    let wants_pairs = plans.iter().flat_map(|p| &p.rows).any(|row| !row.pooled().is_empty());
     let num_labels = plans.iter().flat_map(|p| &p.rows).flat_map(Layout::labels).flatten().count();
     let tracked = model.adapter.view(true);
-    let mut run = Run { model, options, weights, num_labels, next_token: 0.0, gradients: vec![None; model.vars.len()] };
+    let gradients = vec![None; model.vars.len()];
+    let mut run = Run { model, options, weights, wants_pairs, num_labels, next_token: 0.0, gradients };
     let mut result = StepResult {
         next_token: f64::NAN,
         contrastive: f64::NAN,
@@ -219,29 +226,13 @@ pub fn step(
         mean_pairwise_cosine: 0.0,
         log_scale_gradient: 0.0,
         gradients: Vec::new(),
-        num_tokens: plans.iter().map(Plan::num_tokens).sum(),
+        num_tokens: batches.iter().flat_map(|batch| &batch.rows).map(|row| row.num_tokens()).sum(),
     };
-    let mut contrast = |vectors: &Vectors| {
-        let nce = info_nce(vectors, d, weights.scale);
-        result.contrastive = nce.loss;
-        result.mean_pairwise_cosine = nce.mean_pairwise_cosine;
-        result.log_scale_gradient = nce.log_scale_gradient * weights.contrastive;
-        let mut gradient = nce.gradient;
-        gradient.scale(weights.contrastive as f32);
-        if let Some((weight, teacher)) = weights.similarity {
-            result.similarity = 0.0;
-            // Both views are of the text that the teacher read.
-            for (z, dz) in [(&vectors.query, &mut gradient.query), (&vectors.positive, &mut gradient.positive)] {
-                let found = distil(z, d, teacher);
-                result.similarity += found.loss / 2.0;
-                dz.iter_mut().zip(found.gradient).for_each(|(sum, g)| *sum += weight as f32 / 2.0 * g);
-            }
-        }
-        gradient
+    let mut from_vectors = |vectors: &Vectors| {
+        if wants_pairs { vectors_gradient(vectors, d, weights, &mut result) } else { Vectors::default() }
     };
     if let [batch] = batches.as_slice() {
-        let gradient = |vectors: &Vectors| if wants_pairs { contrast(vectors) } else { Vectors::default() };
-        run.micro_batch(batch, &tracked, gradient)?;
+        run.micro_batch(batch, &tracked, from_vectors)?;
     } else {
         let (detached, view) = (model.decoder.detached(), model.adapter.view(false));
         let mut all = Vectors::default();
@@ -251,7 +242,7 @@ pub fn step(
                 vectors.into_iter().for_each(|(view, z)| side(&mut all, view).extend(z));
             }
         }
-        let mut gradient = if wants_pairs { contrast(&all) } else { Vectors::default() };
+        let mut gradient = from_vectors(&all);
         for batch in &batches {
             // Vectors were collected micro-batch by micro-batch: each takes its share from the front.
             run.micro_batch(batch, &tracked, |own| {
@@ -271,11 +262,32 @@ pub fn step(
     Ok(result)
 }
 
+/// The weighted gradient of the losses over vectors; the losses go into `result`.
+fn vectors_gradient(vectors: &Vectors, d: usize, weights: &LossWeights<'_>, result: &mut StepResult) -> Vectors {
+    let nce = info_nce(vectors, d, weights.scale);
+    result.contrastive = nce.loss;
+    result.mean_pairwise_cosine = nce.mean_pairwise_cosine;
+    result.log_scale_gradient = nce.log_scale_gradient * weights.contrastive;
+    let mut gradient = nce.gradient;
+    gradient.scale(weights.contrastive as f32);
+    if let Some((weight, teacher)) = weights.similarity {
+        result.similarity = 0.0;
+        // Both views are of the text that the teacher read.
+        for (z, dz) in [(&vectors.query, &mut gradient.query), (&vectors.positive, &mut gradient.positive)] {
+            let found = distil(z, d, teacher);
+            result.similarity += found.loss / 2.0;
+            dz.iter_mut().zip(found.gradient).for_each(|(sum, g)| *sum += weight as f32 / 2.0 * g);
+        }
+    }
+    gradient
+}
+
 /// A step in progress.
 struct Run<'a> {
     model: &'a StepModel<'a>,
     options: &'a StepOptions,
     weights: &'a LossWeights<'a>,
+    wants_pairs: bool,
     num_labels: usize,
     next_token: f64,
     gradients: Vec<Option<Tensor>>,
@@ -302,7 +314,7 @@ impl Run<'_> {
             });
             Ok(())
         };
-        let pooled = pooled_rows(batch.graph_parts());
+        let pooled = if self.wants_pairs { pooled_rows(batch.graph_parts()) } else { Vec::new() };
         if !pooled.is_empty() {
             let (views, rows): (Vec<View>, Vec<_>) = pooled.into_iter().unzip();
             let z = ops::pool(&hidden, rows)?; // [_, D]
@@ -315,10 +327,8 @@ impl Run<'_> {
             // The sum of z * dz has dz as its gradient by z: the closed form enters the graph here.
             let flat: Vec<f32> =
                 views.iter().flat_map(|view| side(&mut dz, *view).drain(..d).collect::<Vec<f32>>()).collect();
-            if self.weights.contrastive > 0.0 || self.weights.similarity.is_some() {
-                let dz = Tensor::from_vec(flat, z.dims(), &Device::Cpu)?;
-                add((z * dz)?.sum_all()?)?;
-            }
+            let dz = Tensor::from_vec(flat, z.dims(), &Device::Cpu)?;
+            add((z * dz)?.sum_all()?)?;
         }
         let (places, ids) = labels(batch.graph_parts());
         if !ids.is_empty() {

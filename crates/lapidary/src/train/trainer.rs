@@ -180,11 +180,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn fresh_state(&self) -> State {
-        State {
-            recipe: self.recipe_text.clone(),
-            base_fingerprint: self.base.fingerprint.clone(),
-            ..State::default()
-        }
+        State { recipe: self.recipe_text.clone(), base_fingerprint: self.base.fingerprint.clone(), ..State::default() }
     }
 
     fn checkpoints(&self) -> PathBuf {

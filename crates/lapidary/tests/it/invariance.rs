@@ -5,6 +5,7 @@ use lapidary::embed::{EmbedOptions, Embedder};
 use lapidary::eval::standardise::Standardisation;
 use lapidary::model::{Adapter, BaseModel, Decoder, ForwardOptions, Kv, LoraConfig, ModelFiles, Segment};
 use lapidary::train::build_method;
+use lapidary::train::similarity::TeacherCosines;
 use lapidary::train::step::{LossWeights, StepOptions, StepResult};
 use layout::{Example, Input, Layout, LayoutParts, Plan, Rng, TokenId, View};
 use rand::SeedableRng as _;
@@ -172,21 +173,31 @@ fn a_frozen_prefix_changes_no_loss_and_no_gradient() {
 #[test]
 fn micro_batches_change_no_loss_and_no_gradient() {
     let mut decoder = tiny();
-    let plans = plans(
-        json!({ "scope": "all", "token_dropout": { "form": "delete", "ratio": 0.3 } }),
-        &[9, 4, 12, 2, 7, 5, 5, 8],
-    );
+    let lengths = [9, 4, 12, 2, 7, 5, 5, 8];
+    let mut plans = plans(json!({ "scope": "all", "token_dropout": { "form": "delete", "ratio": 0.3 } }), &lengths);
+    let with_negatives = Example {
+        text: random_ids(6, 70),
+        positive: Some(random_ids(5, 71)),
+        negatives: vec![random_ids(4, 72), random_ids(9, 73)],
+    };
+    plans.insert(3, gem(json!({ "scope": "all" })).train_plan(&with_negatives, &mut Rng::seed_from_u64(5)).unwrap());
+    let d = decoder.config().hidden_size;
+    let seen: Vec<f32> = (0..plans.len() * d).map(|i| (i as f32 * 0.37).sin()).collect();
+    let teacher = TeacherCosines::new(&[seen], d);
+    let weights = LossWeights { similarity: Some((0.7, &teacher)), ..WEIGHTS };
     for full in [false, true] {
         let adapter = adapter(&decoder, !full, 3);
         let mut vars = adapter_vars(&adapter);
         if full {
             vars.extend(decoder.make_trainable().unwrap());
         }
-        let want = run_step(&decoder, &adapter, &vars, &plans, (WEIGHTS, WHOLE));
+        let want = run_step(&decoder, &adapter, &vars, &plans, (weights, WHOLE));
+        assert!(want.similarity > 0.1 && want.contrastive > 0.1);
         for micro_batch_tokens in [1, 60] {
             let options = StepOptions { micro_batch_tokens, ..WHOLE };
-            let found = run_step(&decoder, &adapter, &vars, &plans, (WEIGHTS, options));
+            let found = run_step(&decoder, &adapter, &vars, &plans, (weights, options));
             gradients_equal(&found, &want, &vars);
+            scalar_close(found.similarity, want.similarity, ROUNDING, "similarity loss");
             scalar_close(found.log_scale_gradient, want.log_scale_gradient, 20.0 * ROUNDING, "log scale");
         }
     }

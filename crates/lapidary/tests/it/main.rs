@@ -13,3 +13,4 @@ mod models;
 mod report;
 mod safetensors_dir;
 mod training;
+mod training_refusals;

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::common::{bits, close_to_each_other, golden, values};
 
-const TEXTS: [&str; 8] = [
+pub(crate) const TEXTS: [&str; 8] = [
     "a man plays a guitar",
     "rivers run to the sea",
     "the cat sleeps all day",
@@ -45,12 +45,12 @@ fn tokenizer_json() -> String {
 }
 
 /// A folder with the tiny model and lines of text.
-struct Workshop {
+pub(crate) struct Workshop {
     folder: TempDir,
 }
 
 impl Workshop {
-    fn new(lines: &[&str]) -> Self {
+    pub(crate) fn new(lines: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let model = folder.path().join("base");
         std::fs::create_dir(&model).unwrap();
@@ -64,7 +64,7 @@ impl Workshop {
         Self { folder }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -72,11 +72,11 @@ impl Workshop {
         ModelFiles::Directory(self.path("base"))
     }
 
-    fn base(&self) -> BaseModel {
+    pub(crate) fn base(&self) -> BaseModel {
         BaseModel::load(&self.model()).unwrap()
     }
 
-    fn recipe(&self, changes: &[&str]) -> Recipe {
+    pub(crate) fn recipe(&self, changes: &[&str]) -> Recipe {
         let text = format!(
             "model = 'tiny'\n[method]\nname = 'gem'\n[method.settings]\nnum_special_tokens = 3\n[data]\npaths = [{:?}]\n\
              [budget]\nrows = 80\nbatch_rows = 4\nmin_tokens = 1\nmax_tokens = 24\nshuffle_buffer = 5\n[lora]\nr = 4\n\
@@ -87,14 +87,14 @@ impl Workshop {
         Recipe::parse(&text, &changes).unwrap()
     }
 
-    fn options(&self, out: &str) -> RunOptions {
+    pub(crate) fn options(&self, out: &str) -> RunOptions {
         RunOptions { out: self.path(out), checkpoint_every_steps: 7, keep_checkpoints: 3, stop_after_steps: 0 }
     }
 }
 
 /// All that a run told, and what it left behind.
-struct Told {
-    metrics: Vec<StepMetrics>,
+pub(crate) struct Told {
+    pub(crate) metrics: Vec<StepMetrics>,
     resumed: Vec<u64>,
     result: Result<Outcome, Error>,
     params: Vec<ParamState>,
@@ -104,18 +104,21 @@ struct Told {
 type ParamState = (String, Vec<f32>, Vec<f32>, Vec<f32>);
 
 impl Told {
-    fn error(&self) -> String {
+    pub(crate) fn error(&self) -> String {
         self.result.as_ref().unwrap_err().to_string()
     }
 
-    fn outcome(&self) -> &Outcome {
+    pub(crate) fn outcome(&self) -> &Outcome {
         self.result.as_ref().unwrap()
     }
 }
 
-fn train(recipe: &Recipe, base: &mut BaseModel, options: RunOptions) -> Told {
+pub(crate) fn train(recipe: &Recipe, base: &mut BaseModel, options: RunOptions) -> Told {
     let (mut metrics, mut resumed) = (Vec::new(), Vec::new());
-    let mut trainer = Trainer::new(recipe.clone(), base, options).unwrap();
+    let mut trainer = match Trainer::new(recipe.clone(), base, options) {
+        Ok(trainer) => trainer,
+        Err(error) => return Told { metrics, resumed, result: Err(error), params: Vec::new() },
+    };
     let result = trainer.run(&AtomicBool::new(false), &mut |event| {
         match event {
             Event::Step(step) => metrics.push(*step),
@@ -130,9 +133,12 @@ fn train(recipe: &Recipe, base: &mut BaseModel, options: RunOptions) -> Told {
     Told { metrics, resumed, result, params: trainer.params().iter().map(param).collect() }
 }
 
-/// Without what a clock says.
+/// Without what a clock says, and comparable: no similarity loss is -1.
 fn timeless(metrics: &[StepMetrics]) -> Vec<StepMetrics> {
-    metrics.iter().map(|m| StepMetrics { tokens_per_sec: 0.0, train_secs: 0.0, ..*m }).collect()
+    let similarity = |m: &StepMetrics| if m.similarity.is_nan() { -1.0 } else { m.similarity };
+    let timeless =
+        |m: &StepMetrics| StepMetrics { tokens_per_sec: 0.0, train_secs: 0.0, similarity: similarity(m), ..*m };
+    metrics.iter().map(timeless).collect()
 }
 
 fn mean(metrics: &[StepMetrics], of: impl Fn(&StepMetrics) -> f64) -> f64 {
@@ -170,7 +176,11 @@ fn a_stopped_run_goes_on_as_if_it_had_not_stopped() {
     let mut lines: Vec<&str> = TEXTS.to_vec();
     lines.extend(["a", "be", "one more text which is longer than the others are", "no", "yes and no"]);
     let shop = Workshop::new(&lines);
-    for extra in ["loss.hidden_dropout=0.1", "loss.learnable_temperature=true"] {
+    for extra in [
+        "loss.hidden_dropout=0.1",
+        "loss.learnable_temperature=true",
+        "loss.teacher.methods=[{name='mean'}, {name='last'}]",
+    ] {
         let recipe = shop.recipe(&[extra, "budget.min_tokens=3"]);
         let name = |run: &str| format!("{run} {extra}");
         let straight = train(&recipe, &mut shop.base(), shop.options(&name("straight")));
