@@ -39,13 +39,23 @@ impl Context {
     /// # Errors
     /// As [`Context::files`], or when the hash differs.
     pub(crate) fn fetch(&self, model: &str, verify: bool) -> Result<ModelFiles> {
-        let source = ModelSource::resolve(model)?;
+        self.fetcher(verify)?.fetch(&ModelSource::resolve(model)?)
+    }
+
+    /// A file of a data set on the hub, fetched if it is not on this machine.
+    ///
+    /// # Errors
+    /// When fetching fails.
+    pub(crate) fn data_set_file(&self, id: &str, file: &str) -> Result<PathBuf> {
+        self.fetcher(false)?.data_set_file(id, file)
+    }
+
+    fn fetcher(&self, verify: bool) -> Result<Fetcher> {
         let fetcher = Fetcher::from_env(FetchOptions { offline: self.offline, verify })?;
-        let fetcher = match &self.cache {
+        Ok(match &self.cache {
             Some(cache) => fetcher.with_cache_dir(cache.clone()),
             None => fetcher,
-        };
-        fetcher.fetch(&source)
+        })
     }
 
     /// A GEM directory with its base model, or a base model with the default method.
@@ -109,7 +119,7 @@ impl Context {
 }
 
 /// Tells the model which day it is: some chat templates say so in every prompt.
-fn dated(mut model: Lapidary) -> Lapidary {
+pub(crate) fn dated(mut model: Lapidary) -> Lapidary {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).ok();
     if let Some(today) = since.and_then(|since| Date::from_unix_secs(since.as_secs())) {
         model.set_date(today);

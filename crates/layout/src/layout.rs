@@ -222,7 +222,8 @@ impl Layout {
         &self.parts.pooled
     }
 
-    /// The length of the longest leading segment of unadapted ordinary tokens that see nothing outside it.
+    /// The length of the longest leading segment of unadapted ordinary tokens without labels that see nothing outside
+    /// it.
     ///
     /// Such a segment needs no gradient when only the adapter and the special rows are trained: it runs
     /// through the inference path, and the rest of the row runs against its keys and values. 0 if none.
@@ -230,8 +231,9 @@ impl Layout {
     pub fn frozen_len(&self) -> usize {
         let num_tokens = self.num_tokens() as u32;
         let (mut frozen, mut reach) = (0, 0);
-        for (query, (input, adapted)) in (0_u32..).zip(self.inputs().iter().zip(self.adapted())) {
-            if *adapted || matches!(input, Input::Special(_)) {
+        let positions = self.inputs().iter().zip(self.adapted()).zip(self.labels());
+        for (query, ((input, adapted), label)) in (0_u32..).zip(positions) {
+            if *adapted || matches!(input, Input::Special(_)) || label.is_some() {
                 break;
             }
             let keys = self.visibility().allowed_keys(query, num_tokens);

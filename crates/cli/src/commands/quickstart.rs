@@ -5,7 +5,7 @@ mod measure;
 mod page;
 
 use crate::commands::train_watch::Watch;
-use crate::context::Context;
+use crate::context::{Context, dated};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use lapidary::data::sts::StsPairs;
@@ -20,8 +20,10 @@ use std::time::Instant;
 
 /// The recipe, compiled in so that the program needs no file of ours but the data.
 const RECIPE: &str = include_str!("../../../../recipes/quickstart.toml");
+/// Where the hub has STSBenchmark: data set and file.
+const HUB_STS_BENCHMARK: (&str, &str) = ("mteb/stsbenchmark-sts", "test.jsonl.gz");
 /// Methods that need no training, and the untrained GEM.
-const UNTRAINED: [&str; 5] = ["mean", "last", "echo", "prompt-eol", "gem"];
+const UNTRAINED: [&str; 6] = ["mean", "weighted-mean", "last", "echo", "prompt-eol", "gem"];
 /// Rows learned from in a second on two cores, for `--minutes`; measured by the quickstart itself on the machines at
 /// hand, and only a first guess: the bar shows the true time left.
 const ROWS_PER_SECOND: f64 = 5.0;
@@ -30,7 +32,7 @@ const ROWS_PER_SECOND: f64 = 5.0;
 #[command(after_help = "Examples:
   lapidary quickstart
   lapidary quickstart --minutes 3 --out /tmp/first-gem
-  lapidary quickstart --rows 8192 --data ~/mteb      # with STSBenchmark/test.jsonl.gz in ~/mteb")]
+  lapidary quickstart --rows 4096 --out runs/4096 --data ~/mteb      # with STSBenchmark/test.jsonl.gz in ~/mteb")]
 pub(crate) struct QuickstartArgs {
     /// Rows of training text to learn from
     #[arg(long, value_name = "N", conflicts_with = "minutes")]
@@ -41,9 +43,12 @@ pub(crate) struct QuickstartArgs {
     /// Where the GEM, its plots and report.html go
     #[arg(long, value_name = "DIR", default_value = "runs/quickstart")]
     out: PathBuf,
-    /// A directory of MTEB tasks: STSBenchmark is measured too if it is there
+    /// A directory of MTEB tasks, whose STSBenchmark is measured too
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+    /// Measure STSBenchmark too, fetched from the hub (its licence keeps it out of the repository)
+    #[arg(long, conflicts_with = "data")]
+    hub_data: bool,
     /// The repository's sample data [default: data/ here or above the program]
     #[arg(long, value_name = "DIR", hide = true)]
     sample: Option<PathBuf>,
@@ -71,7 +76,8 @@ pub(crate) fn run(args: &QuickstartArgs, context: &Context) -> Result<()> {
     let started = Instant::now();
     let sample = sample_dir(args)?;
     let files = context.files(&args.model)?;
-    let samples = Samples::load(&sample, args.data.as_deref())?;
+    let benchmark = sts_benchmark(args, context)?;
+    let samples = Samples::load(&sample, benchmark)?;
     let rows = match (args.rows, args.minutes) {
         (Some(rows), _) => Some(rows),
         (None, Some(minutes)) if minutes > 0.0 => Some(((minutes * 60.0 * ROWS_PER_SECOND) as u64).max(128)),
@@ -102,7 +108,8 @@ pub(crate) fn run(args: &QuickstartArgs, context: &Context) -> Result<()> {
     let (methods, base_banking) = untrained(&files, &samples, &fit, context)?;
     let (model, state, losses) = train(&mut trainer, &args.out, context)?;
     drop(trainer);
-    let (gem, score) = measure::method(Lapidary::load(&model, &files)?, "GEM, trained", &samples, &fit, context)?;
+    let (gem, score) =
+        measure::method(dated(Lapidary::load(&model, &files)?), "GEM, trained", &samples, &fit, context)?;
     let banking = measure::banking(&gem, &samples, "GEM", context)?;
     let mut findings = examine(&gem, &files, &samples, &fit, context)?;
     findings.methods = methods.into_iter().chain([score]).collect();
@@ -193,7 +200,7 @@ fn examine(
     fit: &[Vec<u32>],
     context: &Context,
 ) -> Result<Findings> {
-    let base = Lapidary::untrained(files, gem.method().name(), gem.method().settings())?;
+    let base = dated(Lapidary::untrained(files, gem.method().name(), gem.method().settings())?);
     let knowledge = measure::knowledge(&base, gem, samples, context)?;
     let checks = checks::run(&base, gem, &fit[..fit.len().min(8)], &knowledge, context)?;
     let sentences = page::EXAMPLES.map(str::to_owned).to_vec();
@@ -213,8 +220,14 @@ fn examine(
     })
 }
 
-/// The pairs of a file, if it is there.
-fn pairs_if_there(dir: &Path, task: &str) -> Result<Option<StsPairs>> {
-    let dir = dir.join(task);
-    if dir.is_dir() { Ok(Some(StsPairs::load_split(&dir, "test")?)) } else { Ok(None) }
+/// STSBenchmark's test pairs, where the user names a place that has them.
+fn sts_benchmark(args: &QuickstartArgs, context: &Context) -> Result<Option<StsPairs>> {
+    if args.hub_data {
+        return Ok(Some(StsPairs::load(&context.data_set_file(HUB_STS_BENCHMARK.0, HUB_STS_BENCHMARK.1)?)?));
+    }
+    let Some(dir) = args.data.as_ref().map(|dir| dir.join("STSBenchmark")) else { return Ok(None) };
+    if !dir.is_dir() {
+        bail!("--data: expected {} to be a directory, found none", dir.display());
+    }
+    Ok(Some(StsPairs::load_split(&dir, "test")?))
 }

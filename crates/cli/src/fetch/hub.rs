@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
+use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use serde_json::Value;
 
@@ -29,15 +29,7 @@ impl Fetcher {
         if let Some(dir) = complete_in_cache(&cached) {
             return Ok(dir);
         }
-        if self.options.offline {
-            let dir = self.hub_cache_dir.display();
-            bail!("not in the hub's cache ({dir}), and --offline forbids fetching it");
-        }
-        let mut builder = ApiBuilder::from_cache(cache.clone()).with_token(self.hub_token.clone());
-        if let Some(endpoint) = &self.hub_endpoint {
-            builder = builder.with_endpoint(endpoint.clone());
-        }
-        let api = builder.build().map_err(explain)?;
+        let api = self.hub_api(cache)?;
         let info = api.repo(named).info().map_err(explain)?;
         if info.sha.is_empty() || !info.sha.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
             bail!("expected a commit of revision `{revision}`, found `{}`", shortened(&info.sha));
@@ -48,6 +40,31 @@ impl Fetcher {
         let dir = fetch_files(&api.repo(pinned), &listed)?;
         cached.create_ref(&info.sha).with_context(|| format!("revision {revision}"))?;
         Ok(dir)
+    }
+
+    /// One file of a data set: as cached, or the newest.
+    ///
+    /// # Errors
+    /// In one line: no connection, no such data set or file, a full disk.
+    pub(crate) fn data_set_file(&self, id: &str, file: &str) -> Result<PathBuf> {
+        let cache = Cache::new(self.hub_cache_dir.clone());
+        let named = Repo::new(id.to_owned(), RepoType::Dataset);
+        match cache.repo(named.clone()).get(file) {
+            Some(path) => Ok(path),
+            None => self.hub_api(cache)?.repo(named).get(file).map_err(explain).with_context(|| format!("{id} {file}")),
+        }
+    }
+
+    fn hub_api(&self, cache: Cache) -> Result<Api> {
+        if self.options.offline {
+            let dir = self.hub_cache_dir.display();
+            bail!("not in the hub's cache ({dir}), and --offline forbids fetching it");
+        }
+        let mut builder = ApiBuilder::from_cache(cache).with_token(self.hub_token.clone());
+        if let Some(endpoint) = &self.hub_endpoint {
+            builder = builder.with_endpoint(endpoint.clone());
+        }
+        builder.build().map_err(explain)
     }
 }
 
@@ -118,9 +135,9 @@ fn explain(error: ApiError) -> anyhow::Error {
     let text = error.to_string();
     let line = shortened_line(&text);
     if text.contains("status code 401") || text.contains("status code 403") {
-        anyhow::anyhow!("no such model, or one that asks for a token (HF_TOKEN) ({line})")
+        anyhow::anyhow!("nothing of that name, or something that asks for a token (HF_TOKEN) ({line})")
     } else if text.contains("status code 404") {
-        anyhow::anyhow!("no such model or revision on the hub ({line})")
+        anyhow::anyhow!("nothing of that name, revision or file on the hub ({line})")
     } else {
         anyhow::anyhow!("the hub cannot be reached; a model directory can be given instead ({line})")
     }
@@ -134,6 +151,10 @@ fn shortened_line(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::fetch::FetchOptions;
+    use serde_json::json;
+    use std::collections::BTreeMap;
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::net::TcpListener;
 
     fn fetcher(dir: &Path, offline: bool) -> Fetcher {
         Fetcher {
@@ -168,6 +189,69 @@ mod tests {
         fetcher.hub("org/name", Some("v2")).unwrap_err();
         fs::write(snapshot.join(WEIGHTS_INDEX), r#"{"weight_map": {"a": "../../x.safetensors"}}"#).unwrap();
         fetcher.hub("org/name", None).unwrap_err();
+    }
+
+    /// A hub of one model and one data set on the loopback interface; answers until the test ends.
+    fn hub_server() -> String {
+        const COMMIT: &str = "0123456789abcdef";
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let index = r#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}"#;
+        let files = [(CONFIG, "{}"), (TOKENIZER, "{\"t\": 1}"), (WEIGHTS_INDEX, index)];
+        let files = files.into_iter().chain([("1.safetensors", "one"), ("2.safetensors", "two")]);
+        let files: BTreeMap<String, String> = files
+            .map(|(name, text)| (format!("/org/name/resolve/{COMMIT}/{name}"), text.to_owned()))
+            .chain([("/datasets/org/sts/resolve/main/test.jsonl.gz".to_owned(), "pairs".to_owned())])
+            .collect();
+        let names = [CONFIG, TOKENIZER, WEIGHTS_INDEX, "1.safetensors", "2.safetensors", "README.md"];
+        let siblings: Vec<Value> = names.iter().map(|name| json!({"rfilename": name})).collect();
+        let info = json!({"sha": COMMIT, "siblings": siblings}).to_string();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut request = String::new();
+                let mut reader = BufReader::new(stream.try_clone().unwrap());
+                while reader.read_line(&mut request).unwrap() > 2 {}
+                let path = request.split(' ').nth(1).unwrap();
+                let (status, body) = match files.get(path) {
+                    Some(text) => ("206 Partial Content", text.as_str()),
+                    None if path.starts_with("/api/models/org/name") => ("200 OK", info.as_str()),
+                    None => ("404 Not Found", ""),
+                };
+                // The first request of a file asks for one byte, to learn its size and commit.
+                let sent = if request.to_ascii_lowercase().contains("range: bytes=0-0") { &body[..1] } else { body };
+                write!(
+                    stream,
+                    "HTTP/1.1 {status}\r\ncontent-length: {}\r\ncontent-range: bytes 0-0/{}\r\n\
+                     x-repo-commit: {COMMIT}\r\netag: \"{}\"\r\nconnection: close\r\n\r\n{sent}",
+                    sent.len(),
+                    body.len(),
+                    path.replace('/', "-"),
+                )
+                .unwrap();
+            }
+        });
+        endpoint
+    }
+
+    #[test]
+    fn a_model_and_a_file_of_a_data_set_come_from_the_hub_once() {
+        let cache = tempfile::tempdir().unwrap();
+        let online = Fetcher { hub_endpoint: Some(hub_server()), ..fetcher(cache.path(), false) };
+        let dir = online.hub("org/name", None).unwrap();
+        for (name, text) in [(CONFIG, "{}"), ("1.safetensors", "one"), ("2.safetensors", "two")] {
+            assert_eq!(fs::read_to_string(dir.join(name)).unwrap(), text);
+        }
+        assert!(!dir.join("README.md").exists());
+        let file = online.data_set_file("org/sts", "test.jsonl.gz").unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "pairs");
+        let message = format!("{:#}", online.hub("org/other", None).unwrap_err());
+        assert!(message.contains("on the hub") && !message.contains('\n'), "{message}");
+        let message = format!("{:#}", online.data_set_file("org/sts", "train.jsonl.gz").unwrap_err());
+        assert!(message.contains("train.jsonl.gz"), "{message}");
+        let offline = fetcher(cache.path(), true);
+        assert_eq!(offline.hub("org/name", None).unwrap(), dir);
+        assert_eq!(offline.data_set_file("org/sts", "test.jsonl.gz").unwrap(), file);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod bad_input;
+mod quickstart;
 mod talk;
 mod tiny_model;
 mod train;
@@ -52,7 +53,9 @@ fn error_line(output: &Output) -> String {
 #[test]
 fn help_has_examples_and_no_command_is_a_usage_error() {
     let dir = tempfile::tempdir().unwrap();
-    for command in ["train", "embed", "similarity", "chat", "generate", "reconstruct", "inspect", "eval", "fetch"] {
+    for command in
+        ["quickstart", "train", "embed", "similarity", "chat", "generate", "reconstruct", "inspect", "eval", "fetch"]
+    {
         let help = stdout(run(dir.path(), &[command, "--help"]));
         assert!(help.contains("Examples:\n  lapidary "), "{help}");
     }

@@ -13,11 +13,16 @@ const MAX_POSITIONS: usize = 256;
 
 /// Writes the model; another `seed` makes another model.
 pub(crate) fn write(dir: &Path, seed: u64) {
+    write_for_rows_of(dir, seed, MAX_POSITIONS);
+}
+
+/// As [`write()`], for rows of up to `max_positions` tokens.
+pub(crate) fn write_for_rows_of(dir: &Path, seed: u64, max_positions: usize) {
     fs::create_dir_all(dir).unwrap();
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": VOCAB, "hidden_size": HIDDEN,
         "intermediate_size": INTERMEDIATE, "num_hidden_layers": LAYERS, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "head_dim": 8, "hidden_act": "silu", "max_position_embeddings": MAX_POSITIONS,
+        "num_key_value_heads": 1, "head_dim": 8, "hidden_act": "silu", "max_position_embeddings": max_positions,
         "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true, "bos_token_id": 1, "eos_token_id": 2,
     });
     fs::write(dir.join("config.json"), config.to_string()).unwrap();

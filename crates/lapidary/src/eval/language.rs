@@ -78,6 +78,26 @@ impl<'a> LanguageModel<'a> {
         Ok(perplexity::perplexity(&windows, &sums)?)
     }
 
+    /// The tokens of the answer letters.
+    ///
+    /// # Errors
+    /// When a letter is more than one token of this tokenizer: the protocol cannot be followed then.
+    pub fn answer_letters(&self) -> Result<[TokenId; 4], Error> {
+        let mut tokens = [0; 4];
+        for (token, letter) in tokens.iter_mut().zip(LETTERS) {
+            let encoded = self.base.tokenizer.encode(letter)?;
+            let [only] = encoded.as_slice() else {
+                return Err(Error::Setting {
+                    field: format!("answer letter {letter:?}"),
+                    expected: "one token of the model's tokenizer".into(),
+                    found: format!("{} tokens", encoded.len()),
+                });
+            };
+            *token = *only;
+        }
+        Ok(tokens)
+    }
+
     /// Multiple choice by the likelihood of the letter after each prompt (the MMLU protocol).
     ///
     /// # Errors
@@ -89,25 +109,14 @@ impl<'a> LanguageModel<'a> {
         num_fewshot: usize,
         progress: &mut dyn FnMut(usize),
     ) -> Result<MultipleChoiceScore, Error> {
-        let letters = LETTERS.map(|letter| self.base.tokenizer.encode(letter));
-        let mut tokens = [0; 4];
-        for (token, encoded) in tokens.iter_mut().zip(letters) {
-            let encoded = encoded?;
-            let [only] = encoded.as_slice() else {
-                return Err(Error::Internal(format!(
-                    "an answer letter is {} tokens of this tokenizer, expected 1",
-                    encoded.len()
-                )));
-            };
-            *token = *only as usize;
-        }
+        let tokens = self.answer_letters()?;
         let mut scores = Vec::with_capacity(questions.len());
         for (i, prompt) in multiple_choice::prompts(questions, dev, num_fewshot)?.iter().enumerate() {
             let mut ids: Vec<TokenId> = self.base.bos().into_iter().collect();
             ids.extend(self.base.tokenizer.encode(prompt)?);
             let logits = self.next_logits(&ids)?;
             // The softmax's sum is the same for the four letters: logits order them as likelihoods do.
-            scores.push(tokens.map(|token| f64::from(logits[token])));
+            scores.push(tokens.map(|token| f64::from(logits[token as usize])));
             progress(i + 1);
         }
         Ok(multiple_choice::score(questions, &scores)?)
