@@ -4,6 +4,7 @@
 
 mod common;
 mod eval;
+mod gemma3_270m;
 mod generate;
 mod golden_families;
 mod golden_reference;

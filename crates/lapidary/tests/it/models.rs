@@ -8,7 +8,6 @@ pub(crate) fn real_model() -> PathBuf {
 }
 
 /// The second built-in model, which only ignored tests need.
-#[allow(dead_code, reason = "of the two test binaries that share this file one uses it")]
 pub(crate) fn gemma3() -> PathBuf {
     cached("gemma3-270m", "gemma-3-270m-q4_k_m.gguf", "Gemma")
 }
