@@ -241,38 +241,8 @@ impl GemConfig {
 /// When a file is missing, a tensor has another shape than the base model demands, or a number is not finite.
 pub(crate) fn load_parts(dir: &Path, decoder: &Decoder) -> Result<(Adapter, Option<Standardisation>), Error> {
     let file = |name: &str, reason: String| Error::File { path: dir.join(name), reason };
-    let config_path = dir.join(ADAPTER_CONFIG_FILE);
-    let lora = if config_path.exists() {
-        let text = std::fs::read_to_string(&config_path).map_err(|e| file(ADAPTER_CONFIG_FILE, e.to_string()))?;
-        let peft: PeftConfig = serde_json::from_str(&text).map_err(|e| file(ADAPTER_CONFIG_FILE, e.to_string()))?;
-        if peft.r > decoder.config().hidden_size {
-            return Err(file(
-                ADAPTER_CONFIG_FILE,
-                format!("r: expected at most {}, found {}", decoder.config().hidden_size, peft.r),
-            ));
-        }
-        Some(LoraConfig { r: peft.r, lora_alpha: peft.lora_alpha, target_modules: peft.target_modules })
-    } else {
-        None
-    };
     let d = decoder.config().hidden_size;
-    let special_path = dir.join(SPECIAL_FILE);
-    let special = if special_path.exists() {
-        let mut tensors = read_safetensors(&special_path)?;
-        match tensors.remove("embeddings") {
-            Some((values, shape)) if shape.len() == 2 && shape[1] == d => {
-                values.chunks(d).map(<[f32]>::to_vec).collect()
-            }
-            other => {
-                return Err(file(
-                    SPECIAL_FILE,
-                    format!("embeddings: expected [k, {d}], found {:?}", other.map(|o| o.1)),
-                ));
-            }
-        }
-    } else {
-        Vec::new()
-    };
+    let (lora, special) = (load_lora_config(dir, d)?, load_special_rows(dir, d)?);
     let mut rng = <layout::Rng as rand::SeedableRng>::seed_from_u64(0);
     let adapter = Adapter::new(decoder, lora, &special, &mut rng)?;
     if adapter.config().is_some() {
@@ -304,4 +274,37 @@ pub(crate) fn load_parts(dir: &Path, decoder: &Decoder) -> Result<(Adapter, Opti
         None
     };
     Ok((adapter, standardisation))
+}
+
+/// The adapter's config, if there is an adapter.
+fn load_lora_config(dir: &Path, d: usize) -> Result<Option<LoraConfig>, Error> {
+    let path = dir.join(ADAPTER_CONFIG_FILE);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let file = |reason: String| Error::File { path: path.clone(), reason };
+    let text = std::fs::read_to_string(&path).map_err(|e| file(e.to_string()))?;
+    let PeftConfig { r, lora_alpha, target_modules, .. } =
+        serde_json::from_str(&text).map_err(|e| file(e.to_string()))?;
+    if r > d {
+        return Err(file(format!("r: expected at most {d}, found {r}")));
+    }
+    Ok(Some(LoraConfig { r, lora_alpha, target_modules }))
+}
+
+/// The rows of the special tokens, `[k, D]`; none where there is no file of them.
+fn load_special_rows(dir: &Path, d: usize) -> Result<Vec<Vec<f32>>, Error> {
+    let path = dir.join(SPECIAL_FILE);
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    match read_safetensors(&path)?.remove("embeddings") {
+        Some((values, shape)) if shape.len() == 2 && shape[1] == d => {
+            Ok(values.chunks(d).map(<[f32]>::to_vec).collect())
+        }
+        other => {
+            let reason = format!("embeddings: expected [k, {d}], found {:?}", other.map(|o| o.1));
+            Err(Error::File { path, reason })
+        }
+    }
 }

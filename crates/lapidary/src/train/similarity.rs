@@ -127,7 +127,7 @@ mod tests {
     fn a_student_that_is_its_teacher_has_nothing_to_learn() {
         let (d, b) = (6, 5);
         let vectors = numbers(b * d, 0.9);
-        let got = distil(&vectors, d, &TeacherCosines::new(&[vectors.clone()], d));
+        let got = distil(&vectors, d, &TeacherCosines::new(std::slice::from_ref(&vectors), d));
         assert!(got.loss.abs() < 1e-9, "{}", got.loss);
         assert!(got.gradient.iter().all(|g| g.abs() < 1e-6));
     }
