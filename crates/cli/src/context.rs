@@ -88,7 +88,7 @@ impl Context {
             }
             let method = args.method.as_deref().unwrap_or(DEFAULT_METHOD);
             let loaded = Lapidary::untrained(&self.files(&model)?, method, settings).with_context(|| model.clone())?;
-            return Ok(dated(loaded));
+            return Ok(dated(loaded, today()));
         }
         let config = GemConfig::load(dir)?;
         if let Some(method) = args.method.as_ref().filter(|method| **method != config.method) {
@@ -106,7 +106,7 @@ impl Context {
         match Lapidary::load(dir, &files) {
             // These name the GEM or the file at fault already.
             Err(error @ (Error::Fingerprint { .. } | Error::File { .. })) => Err(error.into()),
-            loaded => Ok(dated(loaded.with_context(|| model.clone())?)),
+            loaded => Ok(dated(loaded.with_context(|| model.clone())?, today())),
         }
     }
 
@@ -118,10 +118,15 @@ impl Context {
     }
 }
 
+/// The day in universal time, where the clock is set.
+pub(crate) fn today() -> Option<Date> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    Date::from_unix_secs(since.as_secs())
+}
+
 /// Tells the model which day it is: some chat templates say so in every prompt.
-pub(crate) fn dated(mut model: Lapidary) -> Lapidary {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).ok();
-    if let Some(today) = since.and_then(|since| Date::from_unix_secs(since.as_secs())) {
+pub(crate) fn dated(mut model: Lapidary, today: Option<Date>) -> Lapidary {
+    if let Some(today) = today {
         model.set_date(today);
     }
     model

@@ -5,7 +5,7 @@ mod measure;
 mod page;
 
 use crate::commands::train_watch::Watch;
-use crate::context::{Context, dated};
+use crate::context::{Context, dated, today};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use lapidary::data::sts::StsPairs;
@@ -108,10 +108,13 @@ pub(crate) fn run(args: &QuickstartArgs, context: &Context) -> Result<()> {
     let (methods, base_banking) = untrained(&files, &samples, &fit, context)?;
     let (model, state, losses) = train(&mut trainer, &args.out, context)?;
     drop(trainer);
-    let (gem, score) =
-        measure::method(dated(Lapidary::load(&model, &files)?), "GEM, trained", &samples, &fit, context)?;
+    // One day for both models: the checks compare what their templates write.
+    let today = today();
+    let gem = dated(Lapidary::load(&model, &files)?, today);
+    let (gem, score) = measure::method(gem, "GEM, trained", &samples, &fit, context)?;
     let banking = measure::banking(&gem, &samples, "GEM", context)?;
-    let mut findings = examine(&gem, &files, &samples, &fit, context)?;
+    let base = dated(Lapidary::untrained(&files, gem.method().name(), gem.method().settings())?, today);
+    let mut findings = examine(&gem, &base, &samples, &fit, context)?;
     findings.methods = methods.into_iter().chain([score]).collect();
     findings.banking = Some((base_banking, banking));
     findings.rows = rows;
@@ -195,14 +198,13 @@ fn train(trainer: &mut Trainer<'_>, out: &Path, context: &Context) -> Result<(Pa
 /// Everything that is measured of the trained model beside its embeddings.
 fn examine(
     gem: &Lapidary,
-    files: &ModelFiles,
+    base: &Lapidary,
     samples: &Samples,
     fit: &[Vec<u32>],
     context: &Context,
 ) -> Result<Findings> {
-    let base = dated(Lapidary::untrained(files, gem.method().name(), gem.method().settings())?);
-    let knowledge = measure::knowledge(&base, gem, samples, context)?;
-    let checks = checks::run(&base, gem, &fit[..fit.len().min(8)], &knowledge, context)?;
+    let knowledge = measure::knowledge(base, gem, samples, context)?;
+    let checks = checks::run(base, gem, &fit[..fit.len().min(8)], &knowledge, context)?;
     let sentences = page::EXAMPLES.map(str::to_owned).to_vec();
     let vectors = gem.embed(&sentences)?;
     let reply = checks::reply(gem)?;

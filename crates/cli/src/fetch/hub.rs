@@ -49,10 +49,11 @@ impl Fetcher {
     pub(crate) fn data_set_file(&self, id: &str, file: &str) -> Result<PathBuf> {
         let cache = Cache::new(self.hub_cache_dir.clone());
         let named = Repo::new(id.to_owned(), RepoType::Dataset);
-        match cache.repo(named.clone()).get(file) {
-            Some(path) => Ok(path),
-            None => self.hub_api(cache)?.repo(named).get(file).map_err(explain).with_context(|| format!("{id} {file}")),
+        if let Some(path) = cache.repo(named.clone()).get(file) {
+            return Ok(path);
         }
+        let fetched = self.hub_api(cache).and_then(|api| api.repo(named).get(file).map_err(explain));
+        fetched.with_context(|| format!("{file} of the data set {id}"))
     }
 
     fn hub_api(&self, cache: Cache) -> Result<Api> {
@@ -139,7 +140,7 @@ fn explain(error: ApiError) -> anyhow::Error {
     } else if text.contains("status code 404") {
         anyhow::anyhow!("nothing of that name, revision or file on the hub ({line})")
     } else {
-        anyhow::anyhow!("the hub cannot be reached; a model directory can be given instead ({line})")
+        anyhow::anyhow!("the hub cannot be reached; a directory can be given instead ({line})")
     }
 }
 
@@ -219,7 +220,11 @@ mod tests {
                     None => ("404 Not Found", ""),
                 };
                 // The first request of a file asks for one byte, to learn its size and commit.
-                let sent = if request.to_ascii_lowercase().contains("range: bytes=0-0") { &body[..1] } else { body };
+                let sent = if request.to_ascii_lowercase().contains("range: bytes=0-0") {
+                    body.get(..1).unwrap_or("")
+                } else {
+                    body
+                };
                 write!(
                     stream,
                     "HTTP/1.1 {status}\r\ncontent-length: {}\r\ncontent-range: bytes 0-0/{}\r\n\
@@ -248,7 +253,7 @@ mod tests {
         let message = format!("{:#}", online.hub("org/other", None).unwrap_err());
         assert!(message.contains("on the hub") && !message.contains('\n'), "{message}");
         let message = format!("{:#}", online.data_set_file("org/sts", "train.jsonl.gz").unwrap_err());
-        assert!(message.contains("train.jsonl.gz"), "{message}");
+        assert!(message.contains("train.jsonl.gz") && message.contains("on the hub"), "{message}");
         let offline = fetcher(cache.path(), true);
         assert_eq!(offline.hub("org/name", None).unwrap(), dir);
         assert_eq!(offline.data_set_file("org/sts", "test.jsonl.gz").unwrap(), file);

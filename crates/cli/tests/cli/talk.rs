@@ -4,7 +4,7 @@ use crate::{error_line, run, run_with_input, stdout, tiny_model};
 use std::fs;
 use std::path::Path;
 
-/// A directory with a base model and an untrained GEM of it.
+/// A directory with a base model.
 fn workshop() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     tiny_model::write(&dir.path().join("base"), 1);

@@ -29,7 +29,7 @@ pub(crate) fn write_for_rows_of(dir: &Path, seed: u64, max_positions: usize) {
     fs::write(dir.join("tokenizer.json"), tokenizer().to_string()).unwrap();
     fs::write(dir.join("model.safetensors"), weights(seed)).unwrap();
     let template = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}\
-                    {{ strftime_now('%Y') }}{% if add_generation_prompt %}assistant: {% endif %}";
+                    {{ strftime_now('%%') }}{% if add_generation_prompt %}assistant: {% endif %}";
     fs::write(dir.join("tokenizer_config.json"), json!({"chat_template": template}).to_string()).unwrap();
 }
 

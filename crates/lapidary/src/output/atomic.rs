@@ -210,7 +210,12 @@ pub fn recover_dir(path: &Path) -> Result<bool, OutputError> {
     if target.exists() {
         return Ok(false);
     }
-    let Some(aside) = siblings(&target, ASIDE)?.pop() else {
+    // A name that only looks alike is somebody's own.
+    let ours = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.and_then(written_name).is_some_and(|(_, mark)| mark == ASIDE)
+    };
+    let Some(aside) = siblings(&target, ASIDE)?.into_iter().rfind(ours) else {
         return Ok(false);
     };
     fs::rename(&aside, &target).map_err(cannot("rename to", &target))?;
@@ -419,9 +424,10 @@ mod tests {
         fs::rename(&path, dir.path().join("model.old-1-1")).unwrap();
         fs::create_dir(dir.path().join("model.tmp-1-0")).unwrap();
         fs::write(dir.path().join("my.tmp-notes"), "mine").unwrap();
+        fs::create_dir(dir.path().join("model.old-notes")).unwrap();
         remove_leftovers_in(dir.path()).unwrap();
         assert_eq!(names(&path), ["a"]);
         assert!(!recover_dir(&path).unwrap());
-        assert_eq!(names(dir.path()), ["model", "my.tmp-notes"]);
+        assert_eq!(names(dir.path()), ["model", "model.old-notes", "my.tmp-notes"]);
     }
 }

@@ -1,15 +1,19 @@
 //! What is checked before a run, so that it does not fail late or replace what is not its own.
 
 use super::recipe::Recipe;
+use super::teacher::Teachers;
 use crate::Error;
 use crate::model::{BaseModel, GemConfig};
-use layout::{Example, Method, Rng};
+use layout::{Example, Layout, Method, Rng};
 use rand::SeedableRng as _;
 use std::path::Path;
 
 /// A run replaces what an earlier run left, and nothing else.
 pub(super) fn refuse_to_replace(dir: &Path) -> Result<(), Error> {
-    let holds_something = std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
+    let holds_something = match std::fs::read_dir(dir) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(_) => dir.exists(),
+    };
     if holds_something && !GemConfig::is_gem(dir) {
         return Err(Error::File {
             path: dir.into(),
@@ -21,20 +25,34 @@ pub(super) fn refuse_to_replace(dir: &Path) -> Result<(), Error> {
 }
 
 /// A row that the model cannot run is told before the run, not when the data first have one so long.
-pub(super) fn check_longest_row(recipe: &Recipe, method: &dyn Method, base: &BaseModel) -> Result<(), Error> {
+///
+/// # Errors
+/// When a text of `budget.max_tokens` makes a longer row than the model allows, in training or for a teacher.
+pub(super) fn check_longest_row(
+    recipe: &Recipe,
+    method: &dyn Method,
+    teachers: Option<&Teachers>,
+    base: &BaseModel,
+) -> Result<(), Error> {
+    /// The form of a row is drawn: one of a hundred is missed once in a hundred thousand runs.
+    const DRAWS: usize = 1200;
     let limit = base.decoder.config().max_position_embeddings;
-    let example = Example { text: vec![0; recipe.budget.max_tokens.min(limit + 1)], ..Example::default() };
-    // The forms of a row are drawn: enough draws to meet each.
+    let text = vec![0; recipe.budget.max_tokens.min(limit + 1)];
+    let fits = |rows: Vec<Layout>| rows.iter().flat_map(Layout::positions).all(|position| (*position as usize) < limit);
     let mut rng = Rng::seed_from_u64(recipe.seed);
-    for _ in 0..64 {
-        let rows = method.train_plan(&example, &mut rng)?.rows;
-        if let Some(position) = rows.iter().flat_map(|row| row.positions()).max().filter(|p| **p as usize >= limit) {
-            return Err(Error::Setting {
-                field: "budget.max_tokens".into(),
-                expected: format!("rows of at most {limit} positions, the model's limit"),
-                found: format!("{}, which makes a row of {}", recipe.budget.max_tokens, position + 1),
-            });
-        }
+    let example = Example { text, ..Example::default() };
+    // Rows as long as the model's longest are few and slow to draw: a handful shows what they come to.
+    let draws = (DRAWS * 64 / example.text.len().max(64)).max(16);
+    let mut all_fit = teachers.map_or(Ok(true), |teachers| teachers.rows_of(&example.text).map(fits))?;
+    for _ in 0..draws {
+        all_fit &= fits(method.train_plan(&example, &mut rng)?.rows);
     }
-    Ok(())
+    if all_fit {
+        return Ok(());
+    }
+    Err(Error::Setting {
+        field: "budget.max_tokens".into(),
+        expected: format!("texts whose rows have at most {limit} positions, the model's limit"),
+        found: recipe.budget.max_tokens.to_string(),
+    })
 }

@@ -115,7 +115,8 @@ pub struct LossRecipe {
     pub learnable_temperature: bool,
     /// Dropout of the outputs of attention and feed-forward, where gradients flow.
     pub hidden_dropout: f64,
-    /// Distillation of the base model's own similarities; its loss has no temperature.
+    /// Distillation of the base model's own similarities; its loss has no temperature. A continuation row (see the
+    /// method's settings) shows the special tokens a part of the text, the teacher reads all of it.
     pub teacher: TeacherRecipe,
 }
 

@@ -14,7 +14,7 @@ use layout::{Layout, Plan, Rng, TokenId, View};
 use rand::SeedableRng as _;
 use std::ops::Range;
 
-/// Weights of the losses, and the temperature of those over cosines.
+/// Weights of the losses, and the temperature of the contrastive one.
 #[derive(Debug, Clone, Copy)]
 pub struct LossWeights<'a> {
     /// Weight of the next-token loss.
@@ -47,9 +47,9 @@ pub struct StepResult {
     pub next_token: f64,
     /// Contrastive loss, nats; NaN without pairs, or where neither it nor the similarities have a weight.
     pub contrastive: f64,
-    /// One minus the correlation with the teacher's cosines, mean of both views; NaN without a teacher.
+    /// One minus the correlation of the queries' cosines with the teacher's; NaN without a teacher.
     pub similarity: f64,
-    /// Mean cosine of different queries.
+    /// Mean cosine of different queries; NaN where no vectors are made.
     pub mean_pairwise_cosine: f64,
     /// d loss / d log scale of the contrastive loss, weighted.
     pub log_scale_gradient: f64,
@@ -223,7 +223,7 @@ pub fn step(
         next_token: f64::NAN,
         contrastive: f64::NAN,
         similarity: f64::NAN,
-        mean_pairwise_cosine: 0.0,
+        mean_pairwise_cosine: f64::NAN,
         log_scale_gradient: 0.0,
         gradients: Vec::new(),
         num_tokens: batches.iter().flat_map(|batch| &batch.rows).map(|row| row.num_tokens()).sum(),
@@ -271,13 +271,10 @@ fn vectors_gradient(vectors: &Vectors, d: usize, weights: &LossWeights<'_>, resu
     let mut gradient = nce.gradient;
     gradient.scale(weights.contrastive as f32);
     if let Some((weight, teacher)) = weights.similarity {
-        result.similarity = 0.0;
-        // Both views are of the text that the teacher read.
-        for (z, dz) in [(&vectors.query, &mut gradient.query), (&vectors.positive, &mut gradient.positive)] {
-            let found = distil(z, d, teacher);
-            result.similarity += found.loss / 2.0;
-            dz.iter_mut().zip(found.gradient).for_each(|(sum, g)| *sum += weight as f32 / 2.0 * g);
-        }
+        // The queries alone: a given positive is another text than the teacher read.
+        let found = distil(&vectors.query, d, teacher);
+        result.similarity = found.loss;
+        gradient.query.iter_mut().zip(found.gradient).for_each(|(sum, g)| *sum += weight as f32 * g);
     }
     gradient
 }

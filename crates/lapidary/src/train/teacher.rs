@@ -7,7 +7,7 @@ use crate::Error;
 use crate::embed::{EmbedOptions, Embedder};
 use crate::eval::standardise::Standardisation;
 use crate::model::BaseModel;
-use layout::{Example, Method, TokenId};
+use layout::{Example, Layout, Method, TokenId};
 
 /// Standardised embeddings of the base model, by one method or several.
 pub(super) struct Teachers {
@@ -51,6 +51,15 @@ impl Teachers {
         };
         let methods = recipe.methods.iter().enumerate().map(build).collect::<Result<Vec<_>, Error>>()?;
         Ok((!methods.is_empty()).then_some(Self { methods }))
+    }
+
+    /// The rows that the teachers make of a text.
+    ///
+    /// # Errors
+    /// When a method refuses the text.
+    pub(super) fn rows_of(&self, text: &[TokenId]) -> Result<Vec<Layout>, Error> {
+        let plans = self.methods.iter().map(|teacher| teacher.method.embed_plan(text));
+        Ok(plans.collect::<Result<Vec<_>, _>>()?.into_iter().flat_map(|plan| plan.rows).collect())
     }
 
     /// Fits each teacher's standardisation on unlabelled texts.

@@ -132,9 +132,9 @@ impl<'a> Trainer<'a> {
         for dir in [MODEL_DIR, BEST_DIR].map(|name| options.out.join(name)) {
             refuse_to_replace(&dir)?;
         }
-        check_longest_row(&recipe, method.as_ref(), base)?;
-        let special = special_rows(base, method.as_ref())?;
         let teachers = Teachers::new(&recipe.loss.teacher, base)?;
+        check_longest_row(&recipe, method.as_ref(), teachers.as_ref(), base)?;
+        let special = special_rows(base, method.as_ref())?;
         match recipe.weights {
             WeightFormat::Stored => {}
             WeightFormat::Bf16 => base.decoder.restore_frozen(Matrix::to_bf16)?,

@@ -32,11 +32,11 @@ pub struct StepMetrics {
     /// Steps of the whole run.
     #[serde(skip)]
     pub steps: u64,
-    /// Weighted sum of the losses, nats.
+    /// Weighted sum of the losses.
     pub loss: f64,
     /// Mean next-token loss, nats; null without labels.
     pub next_token: f64,
-    /// Contrastive loss, nats; null without pairs.
+    /// Contrastive loss, nats; null without pairs or weight.
     pub contrastive: f64,
     /// One minus the correlation with the teacher's cosines; null without a teacher.
     pub similarity: f64,
@@ -48,7 +48,7 @@ pub struct StepMetrics {
     pub learning_rate: f64,
     /// Contrastive temperature.
     pub temperature: f64,
-    /// Mean cosine of different queries.
+    /// Mean cosine of different queries; null where no vectors are made.
     pub mean_pairwise_cosine: f64,
     /// Positions run per second of this step.
     pub tokens_per_sec: f64,
@@ -197,12 +197,10 @@ fn guard(
         ));
     }
     // Each loss by itself: their weighted sum moves with the schedule of α.
-    let losses = [result.next_token, result.contrastive, result.similarity].map(|x| if x.is_nan() { 0.0 } else { x });
-    match state.first_losses {
-        None => state.first_losses = Some(losses),
-        Some(first) => {
-            state.loss_moved |= first.iter().zip(losses).any(|(first, x)| (x - first).abs() > 1e-7 * (1.0 + first));
-        }
+    let losses = [result.next_token, result.contrastive, result.similarity];
+    for (first, loss) in state.first_losses.iter_mut().zip(losses).filter(|(_, loss)| !loss.is_nan()) {
+        let first = *first.get_or_insert(loss);
+        state.loss_moved |= (loss - first).abs() > 1e-7 * (1.0 + first);
     }
     if state.step + 1 >= CONSTANT_STEPS && !state.loss_moved {
         return stop(format!("the loss is {loss} since the first step: nothing is learned"));

@@ -51,6 +51,7 @@ fn frozen_len_by_scan(row: &Layout) -> usize {
         (0..end).all(|query| {
             matches!(row.inputs()[query], Input::Token(_))
                 && !row.adapted()[query]
+                && row.labels()[query].is_none()
                 && (end..num_tokens).all(|key| !row.visibility().allows(query as u32, key as u32))
         })
     };
@@ -110,10 +111,18 @@ proptest! {
     }
 
     #[test]
-    fn rows_of_any_rule_are_checked_and_truncated(rule in visibility(), free in 0..NUM_TOKENS) {
+    fn rows_of_any_rule_are_checked_and_truncated(
+        rule in visibility(),
+        free in 0..NUM_TOKENS,
+        labelled in prop::option::of(0..NUM_TOKENS as usize),
+    ) {
         let blind = (0..NUM_TOKENS).find(|&q| (0..NUM_TOKENS).all(|k| !rule.allows(q, k)));
         let empty = rule.cuts.iter().any(|cut| cut.queries.is_empty() || cut.keys.is_empty());
-        let made = Layout::new(parts(rule.clone(), free));
+        let mut parts = parts(rule.clone(), free);
+        if let Some(at) = labelled {
+            parts.labels[at] = Some(5);
+        }
+        let made = Layout::new(parts);
         prop_assert_eq!(made.is_err(), empty || blind.is_some());
         let Ok(row) = made else { return Ok(()) };
         prop_assert_eq!(row.frozen_len(), frozen_len_by_scan(&row));
