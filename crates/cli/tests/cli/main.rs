@@ -25,6 +25,17 @@ fn run(dir: &Path, args: &[impl AsRef<OsStr>]) -> Output {
     lapidary(dir).args(args).output().unwrap()
 }
 
+/// The largest file a process may write stands for the room that is left: writing more fails as on a full disk.
+#[cfg(unix)]
+fn run_on_a_full_disk(dir: &Path, args: &[impl AsRef<OsStr>]) -> Output {
+    let plain = lapidary(dir);
+    let mut limited = Command::new("sh");
+    limited.current_dir(dir).envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    // Blocks of 512 or 1024 bytes, by the shell. Ignored, the signal leaves the error of the write.
+    limited.args(["-c", "trap '' XFSZ; ulimit -f 4; exec \"$@\"", "sh"]).arg(plain.get_program()).arg("--offline");
+    limited.args(args).output().unwrap()
+}
+
 fn run_with_input(dir: &Path, args: &[&str], input: &[u8]) -> Output {
     let command = &mut lapidary(dir);
     let piped = command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -1,8 +1,11 @@
 //! Training from the command line: an ended run goes on exactly, a full disk and another base model lose nothing.
 
-use crate::{error_line, lapidary, run, stdout, tiny_model};
+use crate::{error_line, run, stdout, tiny_model};
+#[cfg(unix)]
+use crate::{lapidary, run_on_a_full_disk};
 use std::fs;
 use std::path::Path;
+#[cfg(unix)]
 use std::process::Command;
 
 /// A directory with a base model, forty sentences, a validation set and a recipe of six steps.
@@ -173,7 +176,6 @@ fn wrong_recipes_are_told_in_one_line() {
     assert!(message.contains("broken.toml") && message.contains("line 2"), "{message}");
 }
 
-/// The largest file a process may write stands for the room that is left: writing more fails as on a full disk.
 #[cfg(unix)]
 #[test]
 fn a_full_disk_keeps_the_last_checkpoint() {
@@ -183,13 +185,7 @@ fn a_full_disk_keeps_the_last_checkpoint() {
     stdout(run(dir, &train("run", &[&late[..], &["--stop-after-steps", "2"]].concat())));
     let kept = dir.join("run/checkpoints/step-00000002");
     let before = files_under(&kept);
-    let plain = lapidary(dir);
-    let mut limited = Command::new("sh");
-    limited.current_dir(dir).envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    // Blocks of 512 or 1024 bytes, by the shell. Ignored, the signal leaves the error of the write.
-    limited.args(["-c", "trap '' XFSZ; ulimit -f 4; exec \"$@\"", "sh"]).arg(plain.get_program()).arg("--offline");
-    let output = limited.args(train("run", &late)).output().unwrap();
-    let message = error_line(&output);
+    let message = error_line(&run_on_a_full_disk(dir, &train("run", &late)));
     assert!(message.contains("step-00000004"), "{message}");
     assert!(message.to_lowercase().contains("too large"), "{message}");
     assert_eq!(files_under(&kept), before);

@@ -103,3 +103,23 @@ fn similar_texts_are_ranked_and_drawn() {
     let ranked = stdout(run(dir, &["similarity", "--model", "base", "--query", "one", "two", "one"]));
     assert!(ranked.lines().next().unwrap().ends_with("1.000  one"), "{ranked}");
 }
+
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_the_old_vectors() {
+    let dir = with_model();
+    let dir = dir.path();
+    let lines: Vec<String> = (0..200).map(|i| format!("text number {i}")).collect();
+    fs::write(dir.join("texts.txt"), lines.join("\n")).unwrap();
+    for name in ["v.npy", "v.jsonl", "v.parquet"] {
+        fs::write(dir.join(name), "the vectors of yesterday").unwrap();
+        let args = ["embed", "--model", "base", "--input", "texts.txt", "--output", name];
+        let message = error_line(&crate::run_on_a_full_disk(dir, &args));
+        assert!(message.contains(name) && message.to_lowercase().contains("too large"), "{message}");
+        assert_eq!(fs::read(dir.join(name)).unwrap(), b"the vectors of yesterday", "{name}");
+    }
+    let left = fs::read_dir(dir)
+        .unwrap()
+        .filter(|entry| entry.as_ref().unwrap().file_name().to_str().unwrap().contains(".tmp-"));
+    assert_eq!(left.count(), 0);
+}

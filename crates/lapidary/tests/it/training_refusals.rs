@@ -38,7 +38,7 @@ fn another_base_model_cannot_resume() {
 fn settings_that_cannot_be_are_told_before_the_run() {
     let shop = Workshop::new(&TEXTS);
     for (change, expected) in [
-        ("budget.max_tokens=100000", "budget.max_tokens: expected rows of at most"),
+        ("budget.max_tokens=100000", "budget.max_tokens: expected texts whose rows have at most"),
         ("lora.r=100000000", "lora.r"),
         ("lora.r=0", "lora.r"),
         ("loss.teacher.methods=[{name='gem'}]", "loss.teacher.methods[0].name"),
@@ -72,14 +72,14 @@ fn a_teacher_is_learned_from() {
         "budget.batch_rows=8",
         "lora.r=8",
         "optimizer.learning_rate=1e-2",
-        "loss.alpha.value=0.0",
+        "loss.alpha.value=0.3",
         "loss.teacher.weight=2.0",
         "loss.teacher.methods=[{name='mean'}]",
     ]);
     let told = train(&recipe, &mut shop.base(), shop.options("run"));
     assert!(told.outcome().finished);
     let (first, last) = (told.metrics[0].similarity, told.metrics[told.metrics.len() - 1].similarity);
-    assert!(last < 0.5 * first, "{first} before, {last} after");
+    assert!(last < 0.7 * first, "{first} before, {last} after");
     let next_token = (told.metrics[0].next_token, told.metrics[told.metrics.len() - 1].next_token);
     assert!(next_token.1 < next_token.0, "{next_token:?}");
 }
