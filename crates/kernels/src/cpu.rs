@@ -137,7 +137,8 @@ pub(crate) fn gemm(
 ) {
     // SAFETY: `MaybeUninit<f32>` has the layout of `f32`, and a product writes numbers only.
     let c = unsafe { std::slice::from_raw_parts_mut(c.as_mut_ptr().cast::<MaybeUninit<f32>>(), c.len()) };
-    product(c, c_stride, (m, n, k), a, b, keep);
+    // SAFETY: `c` was a slice of numbers.
+    unsafe { product(c, c_stride, (m, n, k), a, b, keep) };
 }
 
 /// As [`gemm`] with `keep` off, into memory that need not hold numbers yet: clearing it first would cost as much as
@@ -150,11 +151,13 @@ pub(crate) fn gemm_into(
     b: View<'_>,
 ) {
     assert!(mnk.2 > 0, "gemm: nothing to sum");
-    product(c, c_stride, mnk, a, b, false);
+    // SAFETY: without `keep` nothing of `c` is read.
+    unsafe { product(c, c_stride, mnk, a, b, false) };
 }
 
-/// With `keep`, what is read of `c` must be numbers.
-fn product(
+/// # Safety
+/// With `keep`, the outputs in `c` hold numbers already: they are read.
+unsafe fn product(
     c: &mut [MaybeUninit<f32>],
     c_stride: usize,
     (m, n, k): (usize, usize, usize),

@@ -210,7 +210,7 @@ mod tests {
 
     /// Writes the file that `scripts/io_golden.py` checks with PyArrow.
     #[test]
-    #[ignore = "writes into tests/golden/io"]
+    #[ignore = "checks nothing: writes the file for PyArrow into tests/golden/io, by hand when the layout changes"]
     fn write_for_pyarrow() {
         let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/io");
         let path = Path::new(dir).join("vectors.parquet");

@@ -133,10 +133,10 @@ fn mean_pairwise_cosine(unit: &[f32], d: usize) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn numbers(count: usize, salt: f32) -> Vec<f32> {
+    pub(in crate::train) fn numbers(count: usize, salt: f32) -> Vec<f32> {
         (0..count).map(|i| (i as f32 * 0.7 + salt).sin() + 0.1 * (i as f32 * salt).cos()).collect()
     }
 

@@ -99,10 +99,7 @@ pub fn distil(vectors: &[f32], d: usize, teacher: &TeacherCosines) -> Distillati
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn numbers(count: usize, salt: f32) -> Vec<f32> {
-        (0..count).map(|i| (i as f32 * 0.7 + salt).sin() + 0.1 * (i as f32 * salt).cos()).collect()
-    }
+    use crate::train::contrastive::tests::numbers;
 
     #[test]
     fn gradient_equals_finite_differences() {

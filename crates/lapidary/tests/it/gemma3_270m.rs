@@ -22,7 +22,7 @@ struct Case {
 }
 
 #[test]
-#[ignore = "needs gemma3-270m: cargo run --release -- fetch gemma3-270m"]
+#[ignore = "needs gemma3-270m, 253 MB that nobody else needs; .ci/run fetches it and runs this"]
 fn the_decoder_agrees_with_transformers() {
     let cases: Vec<Case> = serde_json::from_str(include_str!("../golden/gemma3_270m.json")).unwrap();
     let model = Lapidary::untrained(&ModelFiles::Gguf(gemma3()), "last", serde_json::Value::Null).unwrap();

@@ -76,6 +76,17 @@ impl Workshop {
         BaseModel::load(&self.model()).unwrap()
     }
 
+    /// Makes the base model another one, by one bit.
+    pub(crate) fn change_base(&self) {
+        let weights = self.path("base/model.safetensors");
+        let mut bytes = std::fs::read(&weights).unwrap();
+        let at = bytes.len() - 4;
+        bytes[at] ^= 1;
+        // The file is mapped by models that are in use: it is replaced, not changed.
+        std::fs::remove_file(&weights).unwrap();
+        std::fs::write(&weights, bytes).unwrap();
+    }
+
     pub(crate) fn recipe(&self, changes: &[&str]) -> Recipe {
         let text = format!(
             "model = 'tiny'\n[method]\nname = 'gem'\n[method.settings]\nnum_special_tokens = 3\n[data]\npaths = [{:?}]\n\
@@ -388,13 +399,7 @@ fn every_file_counts(model: &Path, base: &ModelFiles, fingerprint: &str) {
 }
 
 fn wrong_base(shop: &Workshop) {
-    let weights = shop.path("base/model.safetensors");
-    let mut bytes = std::fs::read(&weights).unwrap();
-    let at = bytes.len() - 4;
-    bytes[at] ^= 1;
-    // The file is mapped by models that are in use: it is replaced, not changed.
-    std::fs::remove_file(&weights).unwrap();
-    std::fs::write(&weights, bytes).unwrap();
+    shop.change_base();
     let found = Lapidary::load(&shop.path("moved"), &shop.model());
     assert!(matches!(found, Err(Error::Fingerprint { .. })), "{:?}", found.err());
 }

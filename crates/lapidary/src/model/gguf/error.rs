@@ -11,7 +11,7 @@ use kernels::StorageType;
 pub enum GgufError {
     #[error("cannot read {path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
-    #[error("not a GGUF file: expected the bytes {:?} at offset 0, found {found:?}", b"GGUF")]
+    #[error("not a GGUF file: expected it to begin with \"GGUF\", found \"{}\"", found.escape_ascii())]
     Magic { found: [u8; 4] },
     #[error("GGUF version: expected 2 or 3 (little endian), found {found}")]
     Version { found: u32 },
