@@ -135,10 +135,14 @@ pub(crate) fn gemm(
     b: View<'_>,
     keep: bool,
 ) {
-    // SAFETY: `MaybeUninit<f32>` has the layout of `f32`, and a product writes numbers only.
-    let c = unsafe { std::slice::from_raw_parts_mut(c.as_mut_ptr().cast::<MaybeUninit<f32>>(), c.len()) };
     // SAFETY: `c` was a slice of numbers.
-    unsafe { product(c, c_stride, (m, n, k), a, b, keep) };
+    unsafe { product(as_uninit(c), c_stride, (m, n, k), a, b, keep) };
+}
+
+/// Numbers as a place for numbers; what is written there is numbers only.
+pub(crate) fn as_uninit(c: &mut [f32]) -> &mut [MaybeUninit<f32>] {
+    // SAFETY: `MaybeUninit<f32>` has the layout of `f32`, and the products that take it write numbers only.
+    unsafe { std::slice::from_raw_parts_mut(c.as_mut_ptr().cast::<MaybeUninit<f32>>(), c.len()) }
 }
 
 /// As [`gemm`] with `keep` off, into memory that need not hold numbers yet: clearing it first would cost as much as
@@ -157,7 +161,7 @@ pub(crate) fn gemm_into(
 
 /// # Safety
 /// With `keep`, the outputs in `c` hold numbers already: they are read.
-unsafe fn product(
+pub(crate) unsafe fn product(
     c: &mut [MaybeUninit<f32>],
     c_stride: usize,
     (m, n, k): (usize, usize, usize),

@@ -7,6 +7,7 @@
 //! H head_dim, F intermediate_size, V vocabulary.
 
 mod adamw;
+mod bf16;
 mod cpu;
 mod kv;
 mod matrix;

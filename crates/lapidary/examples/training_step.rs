@@ -1,6 +1,6 @@
 //! Runs training steps on rows of random tokens, for `scripts/bench_training.py` to take the CPU time of.
 //!
-//! Arguments: model file, steps, rows of a step, tokens of a row, method settings as JSON.
+//! Arguments: model file, steps, rows of a step, tokens of a row, method settings as JSON; frozen weights are bf16.
 
 use lapidary::layout::{Example, Rng};
 use lapidary::model::{Adapter, BaseModel, LoraConfig, ModelFiles};
@@ -16,7 +16,8 @@ fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         return Err("expected: MODEL STEPS ROWS TOKENS SETTINGS".into());
     };
     let (steps, rows, tokens): (u64, usize, usize) = (steps.parse()?, rows.parse()?, tokens.parse()?);
-    let base = BaseModel::load(&ModelFiles::Gguf(model.into()))?;
+    let mut base = BaseModel::load(&ModelFiles::Gguf(model.into()))?;
+    base.decoder.restore_frozen(|matrix| Ok(matrix.to_bf16()))?;
     let method = build_method(&base, "gem", serde_json::from_str(settings)?)?;
     let mut rng = Rng::seed_from_u64(0);
     let adapter =

@@ -5,7 +5,7 @@
 //! online as in FlashAttention (arXiv 2205.14135), the head's rows standing for both keys and values.
 
 use super::Weight;
-use crate::cpu::{View, exp, gemm, output, rows_of, slice, tensor, transposed, wanted, with_values};
+use crate::cpu::{View, as_uninit, exp, gemm, output, rows_of, slice, tensor, transposed, wanted, with_values};
 use crate::matrix::Matrix;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -138,10 +138,10 @@ impl FrozenHead {
         let mut softmax = Softmax::new(m);
         let mut mean = vec![0f32; if self.wants_gradient { m * d } else { 0 }];
         let mut scratch = Vec::new();
-        self.weight.for_blocks(|first, block| {
-            let n = block.len() / d;
+        self.weight.for_blocks(|block| {
+            let (first, n) = (block.first, block.rows);
             scratch.resize(m * n, 0f32);
-            gemm(&mut scratch, n, (m, n, d), rows_of(x, d), transposed(block, d), false);
+            block.forward(x, m, as_uninit(&mut scratch), n);
             self.head.cap(&mut scratch);
             let slopes = self.head.softcap.filter(|_| self.wants_gradient).map(|_| scratch.clone());
             softmax.take(&mut scratch, n, first, &self.labels, &mut mean);
@@ -149,7 +149,7 @@ impl FrozenHead {
                 if let Some(capped) = slopes {
                     scratch.iter_mut().zip(capped).for_each(|(p, l)| *p *= self.head.slope(l));
                 }
-                gemm(&mut mean, d, (m, d, n), rows_of(&scratch, n), rows_of(block, d), true);
+                block.add_backward(&scratch, m, &mut mean);
             }
         });
         let mut row = vec![0f32; d];

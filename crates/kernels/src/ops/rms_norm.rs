@@ -59,12 +59,10 @@ impl CustomOp2 for RmsNorm {
                 .for_each(|((dx, x), dy)| {
                     // With g = dy * (w + offset) and r = 1 / rms: dx = r * g - x * r^3 * mean(g * x).
                     let r = self.inverse_rms(x);
-                    let mut g_dot_x = 0f32;
-                    for (((dx, dy), w), x) in dx.iter_mut().zip(dy).zip(&w_values).zip(x) {
+                    for ((dx, dy), w) in dx.iter_mut().zip(dy).zip(&w_values) {
                         *dx = dy * (w + self.offset);
-                        g_dot_x += *dx * x;
                     }
-                    let back = r * r * r * g_dot_x / width as f32;
+                    let back = r * r * r * dot(dx, x) / width as f32;
                     for (dx, x) in dx.iter_mut().zip(x) {
                         *dx = *dx * r - x * back;
                     }

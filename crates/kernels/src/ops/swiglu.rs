@@ -16,22 +16,46 @@ pub enum Activation {
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
 const CUBIC: f32 = 0.044_715;
 
-impl Activation {
-    /// Value and derivative.
-    #[inline(always)]
-    fn evaluate(self, x: f32) -> (f32, f32) {
-        match self {
-            Self::Silu => {
-                let s = 1.0 / (1.0 + exp(-x));
-                (x * s, s * (1.0 + x * (1.0 - s)))
-            }
-            Self::GeluTanh => {
-                let t = (SQRT_2_OVER_PI * (x + CUBIC * x * x * x)).tanh();
-                let inner = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x);
-                (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner)
-            }
+/// Value and derivative.
+#[inline(always)]
+fn silu(x: f32) -> (f32, f32) {
+    let s = 1.0 / (1.0 + exp(-x));
+    (x * s, s * (1.0 + x * (1.0 - s)))
+}
+
+/// Value and derivative.
+#[inline(always)]
+fn gelu_tanh(x: f32) -> (f32, f32) {
+    let t = (SQRT_2_OVER_PI * (x + CUBIC * x * x * x)).tanh();
+    let inner = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x);
+    (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner)
+}
+
+/// One loop for each non-linearity: a choice within the loop would keep it from becoming vector instructions.
+fn forward(y: &mut [f32], gate: &[f32], up: &[f32], activation: impl Fn(f32) -> (f32, f32) + Sync) {
+    y.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK)).for_each(|((y, gate), up)| {
+        for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
+            *y = activation(*gate).0 * up;
         }
-    }
+    });
+}
+
+/// Gradients of gate and up.
+fn backward(
+    (d_gate, d_up): (&mut [f32], &mut [f32]),
+    (gate, up, dy): (&[f32], &[f32], &[f32]),
+    activation: impl Fn(f32) -> (f32, f32) + Sync,
+) {
+    let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(dy.par_chunks(CHUNK));
+    d_gate.par_chunks_mut(CHUNK).zip(d_up.par_chunks_mut(CHUNK)).zip(inputs).for_each(
+        |((d_gate, d_up), ((gate, up), dy))| {
+            for (((d_gate, d_up), gate), (up, dy)) in d_gate.iter_mut().zip(d_up).zip(gate).zip(up.iter().zip(dy)) {
+                let (value, slope) = activation(*gate);
+                *d_gate = dy * up * slope;
+                *d_up = dy * value;
+            }
+        },
+    );
 }
 
 struct Gated(Activation);
@@ -60,11 +84,10 @@ impl CustomOp2 for Gated {
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         let (gate, up) = (slice(s1, l1, "gated")?, slice(s2, l2, "gated")?);
         let mut y = vec![0f32; gate.len()];
-        y.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK)).for_each(|((y, gate), up)| {
-            for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
-                *y = self.0.evaluate(*gate).0 * up;
-            }
-        });
+        match self.0 {
+            Activation::Silu => forward(&mut y, gate, up, silu),
+            Activation::GeluTanh => forward(&mut y, gate, up, gelu_tanh),
+        }
         Ok(output(y, l1.shape()))
     }
 
@@ -74,16 +97,11 @@ impl CustomOp2 for Gated {
         with_values(gate, |gate| {
             with_values(up, |up| {
                 with_values(dy, |dy| {
-                    let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(dy.par_chunks(CHUNK));
-                    d_gate.par_chunks_mut(CHUNK).zip(d_up.par_chunks_mut(CHUNK)).zip(inputs).for_each(
-                        |((d_gate, d_up), ((gate, up), dy))| {
-                            for i in 0..gate.len() {
-                                let (value, slope) = self.0.evaluate(gate[i]);
-                                d_gate[i] = dy[i] * up[i] * slope;
-                                d_up[i] = dy[i] * value;
-                            }
-                        },
-                    );
+                    let (gradients, inputs) = ((&mut d_gate[..], &mut d_up[..]), (gate, up, dy));
+                    match self.0 {
+                        Activation::Silu => backward(gradients, inputs, silu),
+                        Activation::GeluTanh => backward(gradients, inputs, gelu_tanh),
+                    }
                 })
             })
         })???;

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot set up its case fails there")]
 
 mod adamw;
+mod bf16;
 mod errors;
 mod forward;
 mod gradients;

@@ -442,7 +442,8 @@ impl Decoder {
         Ok(vars)
     }
 
-    /// Stores every frozen matrix anew, in the format that `convert` gives.
+    /// Stores every frozen matrix that products read anew, in the format that `convert` gives; token embeddings, of
+    /// which single rows are read, stay as they are.
     ///
     /// # Errors
     /// As `convert`.
@@ -453,12 +454,7 @@ impl Decoder {
             }
             Ok(())
         };
-        restore(&mut self.embedding)?;
-        if self.config.tie_word_embeddings {
-            self.head.weight = self.embedding.clone();
-        } else {
-            restore(&mut self.head.weight)?;
-        }
+        restore(&mut self.head.weight)?;
         self.layers.iter_mut().flat_map(|l| &mut l.linears).try_for_each(|l| restore(&mut l.weight))
     }
 

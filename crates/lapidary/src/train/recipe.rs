@@ -17,16 +17,16 @@ pub enum Trained {
     Full,
 }
 
-/// Number format of frozen weights during training; all arithmetic is f32.
+/// Number format of frozen weights in training, and with it of the products with them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WeightFormat {
-    /// As the model's file stores them (quantised weights stay quantised).
+    /// As the model's file stores them (quantised weights stay quantised); products in f32.
     #[default]
     Stored,
-    /// Rounded to bf16.
+    /// Products of numbers rounded to bf16, summed in f32: fast on CPUs with units for them (AVX-512-BF16, AMX).
     Bf16,
-    /// Widened to f32.
+    /// Widened to f32; products in f32.
     F32,
 }
 

@@ -137,7 +137,7 @@ impl<'a> Trainer<'a> {
         let special = special_rows(base, method.as_ref())?;
         match recipe.weights {
             WeightFormat::Stored => {}
-            WeightFormat::Bf16 => base.decoder.restore_frozen(Matrix::to_bf16)?,
+            WeightFormat::Bf16 => base.decoder.restore_frozen(|m| Ok(m.to_bf16()))?,
             WeightFormat::F32 => base.decoder.restore_frozen(|m| Matrix::from_f32(m.to_f32(), m.rows(), m.cols()))?,
         }
         let mut rng = Rng::seed_from_u64(recipe.seed);

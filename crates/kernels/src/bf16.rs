@@ -1,0 +1,383 @@
+//! Products of f32 rows with bf16 weights, summed in f32, on whatever units the machine has.
+//!
+//! The weights are packed once: panels of 32 columns, two consecutive summands of a column side by side, which is
+//! what both AMX tiles (`tdpbf16ps`) and AVX-512 (`vdpbf16ps`) read. The rows are rounded to bf16 on their way in.
+//! Every output is summed over its own row in an order that depends on nothing but the matrix, so that a row's
+//! result is the same bits alone and in any company.
+
+use crate::cpu::{self, View, rows_of};
+use rayon::prelude::*;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+use std::sync::OnceLock;
+
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+/// Columns of a panel, and rows and columns of a block of outputs.
+pub(crate) const BLOCK: usize = 32;
+/// Rows that a task takes: their bf16 form stays in a core's second-level cache while the panels pass by.
+const TASK_ROWS: usize = 128;
+
+/// 32 bf16 numbers in a cache line of their own.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+struct Line([u16; 32]);
+
+/// The units that do the products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Units {
+    /// Tiles of 16 x 32: sixteen times the rate of f32.
+    #[cfg(target_arch = "x86_64")]
+    Amx,
+    /// Vectors: twice the rate of f32.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// The f32 product, on numbers rounded to bf16.
+    Portable,
+}
+
+impl Units {
+    /// The best of this machine.
+    pub(crate) fn best() -> Self {
+        static BEST: OnceLock<Units> = OnceLock::new();
+        *BEST.get_or_init(|| Self::available()[0])
+    }
+
+    /// All of this machine, best first.
+    pub(crate) fn available() -> Vec<Self> {
+        let mut units = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            if amx::is_available() {
+                units.push(Self::Amx);
+            }
+            if std::arch::is_x86_feature_detected!("avx512f") && std::arch::is_x86_feature_detected!("avx512bf16") {
+                units.push(Self::Avx512);
+            }
+        }
+        units.push(Self::Portable);
+        units
+    }
+}
+
+/// A matrix `[k, n]` of bf16 numbers, packed for products `[t, k] x [k, n]`.
+pub(crate) struct Packed {
+    lines: Vec<Line>,
+    k: usize,
+    n: usize,
+}
+
+/// The upper half of the f32 bits, rounded to nearest even.
+#[inline(always)]
+fn round(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+    // A comparison of integers, unlike one of floats, does not keep loops from becoming vector instructions.
+    let is_nan = bits & 0x7fff_ffff > 0x7f80_0000;
+    (if is_nan { 0x7fc0_0000 } else { rounded } >> 16) as u16
+}
+
+fn widen(x: u16) -> f32 {
+    f32::from_bits(u32::from(x) << 16)
+}
+
+impl Packed {
+    /// Packs `[k, n]` numbers; the number of row i and column j stands at `at(i, j)` of `values`.
+    pub(crate) fn new(values: &[f32], (k, n): (usize, usize), at: impl Fn(usize, usize) -> usize + Sync) -> Self {
+        let lines_of_panel = k.div_ceil(BLOCK) * BLOCK;
+        let mut lines = vec![Line([0; 32]); n.div_ceil(BLOCK) * lines_of_panel];
+        lines.par_chunks_mut(lines_of_panel).enumerate().for_each(|(panel, lines)| {
+            for j in 0..BLOCK.min(n - panel * BLOCK) {
+                for i in 0..k {
+                    lines[i / 2 * 2 + j / 16].0[j % 16 * 2 + i % 2] = round(values[at(i, panel * BLOCK + j)]);
+                }
+            }
+        });
+        Self { lines, k, n }
+    }
+
+    fn lines_of_panel(&self) -> usize {
+        self.k.div_ceil(BLOCK) * BLOCK
+    }
+
+    /// Column `j`, `[k]`.
+    pub(crate) fn column(&self, j: usize, out: &mut [f32]) {
+        let panel = &self.lines[j / BLOCK * self.lines_of_panel()..];
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = widen(panel[i / 2 * 2 + j % BLOCK / 16].0[j % 16 * 2 + i % 2]);
+        }
+    }
+
+    /// `y = x B` over the columns `columns` and the summands `summands` of the matrix: row i of `x` has
+    /// `summands.len()` numbers, row i of `y` starts at `i * y_stride`. With `keep`, the products are added to `y`.
+    ///
+    /// # Safety
+    /// With `keep`, the outputs in `y` hold numbers already: they are read.
+    pub(crate) unsafe fn product(
+        &self,
+        units: Units,
+        x: &[f32],
+        (summands, columns): (Range<usize>, Range<usize>),
+        y: &mut [MaybeUninit<f32>],
+        y_stride: usize,
+        keep: bool,
+    ) {
+        let (k, n) = (summands.len(), columns.len());
+        if k == 0 || n == 0 || x.is_empty() {
+            return;
+        }
+        let t = x.len() / k;
+        assert!(x.len() == t * k && n <= y_stride && (t - 1) * y_stride + n <= y.len(), "product: sizes disagree");
+        assert!(summands.end <= self.k && columns.end <= self.n, "product: beyond the matrix");
+        assert!(summands.start.is_multiple_of(BLOCK) && columns.start.is_multiple_of(BLOCK), "product: between blocks");
+        let panels = columns.start / BLOCK..columns.end.div_ceil(BLOCK);
+        // Few rows: their panels are shared out among the threads; many: the rows are.
+        let tasks = t.div_ceil(TASK_ROWS);
+        let shares = rayon::current_num_threads().div_ceil(tasks).min(panels.len());
+        let per_share = panels.len().div_ceil(shares);
+        let output = Output { first: y.as_mut_ptr().cast::<f32>(), stride: y_stride };
+        (0..tasks * shares).into_par_iter().for_each(|task| {
+            let rows = task / shares * TASK_ROWS..(task / shares * TASK_ROWS + TASK_ROWS).min(t);
+            let from = panels.start + task % shares * per_share;
+            let panels = from..(from + per_share).min(panels.end);
+            let job = Job {
+                packed: self,
+                x: &x[rows.start * k..rows.end * k],
+                rows: rows.len(),
+                summands: summands.clone(),
+                columns: columns.clone(),
+                panels,
+                // SAFETY: the assertions above keep row `rows.start` inside of `y`.
+                output: unsafe { output.row(rows.start) },
+                keep,
+            };
+            // SAFETY: tasks have rows or columns of their own, so that no two write the same outputs; each stays
+            // within its rows and the columns, which the assertions above keep inside of `y`; the caller answers
+            // for what is read there.
+            unsafe { job.run(units) };
+        });
+    }
+}
+
+/// Where outputs go.
+#[derive(Clone, Copy)]
+struct Output {
+    first: *mut f32,
+    stride: usize,
+}
+
+// SAFETY: a place to write to, shared by tasks that write to different parts of it.
+unsafe impl Sync for Output {}
+// SAFETY: as above.
+unsafe impl Send for Output {}
+
+impl Output {
+    /// # Safety
+    /// The row is one of the output.
+    unsafe fn row(self, row: usize) -> Self {
+        // SAFETY: as the caller says.
+        Self { first: unsafe { self.first.add(row * self.stride) }, stride: self.stride }
+    }
+}
+
+/// Some rows times some panels.
+struct Job<'a> {
+    packed: &'a Packed,
+    x: &'a [f32],
+    rows: usize,
+    summands: Range<usize>,
+    columns: Range<usize>,
+    panels: Range<usize>,
+    output: Output,
+    keep: bool,
+}
+
+impl Job<'_> {
+    /// # Safety
+    /// The output has the job's rows and columns, which nobody else writes; with `keep` they hold numbers.
+    unsafe fn run(&self, units: Units) {
+        match units {
+            #[cfg(target_arch = "x86_64")]
+            Units::Amx => {
+                let _tiles = amx::Tiles::new();
+                // SAFETY: the units were found to be there, the tiles are set up, and the caller answers for the rest.
+                unsafe {
+                    self.blocks(|a, a_stride, b, steps, c, c_stride, keep| {
+                        amx::block(a, a_stride, b, steps, c, c_stride, keep)
+                    })
+                };
+            }
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the units were found to be there, and the caller answers for the rest.
+            Units::Avx512 => unsafe {
+                self.blocks(|a, a_stride, b, steps, c, c_stride, keep| {
+                    avx512::block(a, a_stride, b, steps, c, c_stride, keep)
+                })
+            },
+            // SAFETY: as the caller says.
+            Units::Portable => unsafe { self.portable() },
+        }
+    }
+
+    /// The rows as bf16, each padded with zeros to whole lines, and rows of zeros up to whole blocks.
+    fn rounded(&self) -> Vec<Line> {
+        let (k, width) = (self.summands.len(), self.summands.len().div_ceil(BLOCK));
+        let mut lines = Vec::with_capacity(self.rows.next_multiple_of(BLOCK) * width);
+        for x in self.x.chunks_exact(k) {
+            // Arrays of known length: the rounding of a line becomes vector instructions.
+            let (whole, rest) = x.as_chunks::<BLOCK>();
+            lines.extend(whole.iter().map(|x| Line(x.map(round))));
+            if !rest.is_empty() {
+                lines.push(Line(std::array::from_fn(|i| rest.get(i).map_or(0, |x| round(*x)))));
+            }
+        }
+        lines.resize(self.rows.next_multiple_of(BLOCK) * width, Line([0; 32]));
+        lines
+    }
+
+    /// Runs `block(a, a_stride, b, steps, c, c_stride, keep)` on blocks of 32 x 32 outputs: bytes of `a` between rows,
+    /// `steps` of 32 summands, numbers of `c` between rows.
+    ///
+    /// # Safety
+    /// As of [`Self::run`], and `block` reads 32 rows of `steps` lines at `a`, 32 times `steps` lines at `b`, and
+    /// writes 32 x 32 numbers at `c`.
+    unsafe fn blocks(&self, block: impl Fn(*const u16, usize, *const u16, usize, *mut f32, usize, bool)) {
+        let rounded = self.rounded();
+        let steps = self.summands.len().div_ceil(BLOCK);
+        for panel in self.panels.clone() {
+            let b = &self.packed.lines[panel * self.packed.lines_of_panel() + self.summands.start..][..steps * BLOCK];
+            let first_column = panel * BLOCK - self.columns.start;
+            let columns = BLOCK.min(self.columns.len() - first_column);
+            for first in (0..self.rows).step_by(BLOCK) {
+                let a = rounded[first * steps..(first + BLOCK) * steps].as_ptr().cast::<u16>();
+                let (rows, b, stride) = (BLOCK.min(self.rows - first), b.as_ptr().cast::<u16>(), steps * 64);
+                // SAFETY: the output has these rows and this column.
+                let c = unsafe { self.output.row(first).first.add(first_column) };
+                if rows == BLOCK && columns == BLOCK {
+                    block(a, stride, b, steps, c, self.output.stride, self.keep);
+                    continue;
+                }
+                let mut whole = [[0f32; BLOCK]; BLOCK];
+                block(a, stride, b, steps, whole.as_mut_ptr().cast(), BLOCK, false);
+                for (row, values) in whole.iter().enumerate().take(rows) {
+                    for (column, value) in values.iter().enumerate().take(columns) {
+                        // SAFETY: the output has these rows and columns; with `keep` they hold numbers.
+                        unsafe {
+                            let c = c.add(row * self.output.stride + column);
+                            *c = if self.keep { *c + value } else { *value };
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As of [`Self::run`].
+    unsafe fn portable(&self) {
+        let k = self.summands.len();
+        let x: Vec<f32> = self.x.iter().map(|x| widen(round(*x))).collect();
+        let mut b = vec![0f32; k * BLOCK];
+        let mut y = vec![0f32; self.rows * BLOCK];
+        for panel in self.panels.clone() {
+            let lines = &self.packed.lines[panel * self.packed.lines_of_panel() + self.summands.start..];
+            for (i, row) in b.chunks_mut(BLOCK).enumerate() {
+                for (j, b) in row.iter_mut().enumerate() {
+                    *b = widen(lines[i / 2 * 2 + j / 16].0[j % 16 * 2 + i % 2]);
+                }
+            }
+            let (x, b): (View<'_>, View<'_>) = (rows_of(&x, k), rows_of(&b, BLOCK));
+            cpu::gemm(&mut y, BLOCK, (self.rows, BLOCK, k), x, b, false);
+            let first_column = panel * BLOCK - self.columns.start;
+            let columns = BLOCK.min(self.columns.len() - first_column);
+            for (row, y) in y.chunks(BLOCK).enumerate() {
+                for (column, y) in y.iter().enumerate().take(columns) {
+                    // SAFETY: the output has these rows and columns; with `keep` they hold numbers.
+                    unsafe {
+                        let c = self.output.row(row).first.add(first_column + column);
+                        *c = if self.keep { *c + y } else { *y };
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{Rng as _, SeedableRng as _};
+
+    /// Every unit of this machine against sums in f64 of the rounded numbers, on sizes with and without remainders,
+    /// over parts of the matrix, added or not.
+    #[test]
+    fn products_are_those_of_rounded_numbers() {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
+        let shapes = [(1, 32, 32), (3, 40, 17), (33, 96, 70), (160, 64, 100), (300, 576, 192)];
+        for (t, k, n) in shapes {
+            let mut numbers = |count| (0..count).map(|_| rng.random_range(-1f32..1.0)).collect::<Vec<f32>>();
+            let (matrix, before) = (numbers(k * n), numbers(t * n));
+            let packed = Packed::new(&matrix, (k, n), |i, j| i * n + j);
+            for (summands, columns) in [(0..k, 0..n), (if k > 32 { 32 } else { 0 }..k, if n > 32 { 32 } else { 0 }..n)]
+            {
+                let x = numbers(t * summands.len());
+                for units in Units::available() {
+                    for keep in [false, true] {
+                        let mut y: Vec<_> = before.iter().copied().map(MaybeUninit::new).collect();
+                        // SAFETY: `y` holds numbers.
+                        unsafe { packed.product(units, &x, (summands.clone(), columns.clone()), &mut y, n, keep) };
+                        for (i, x) in x.chunks(summands.len()).enumerate() {
+                            for (c, j) in columns.clone().enumerate() {
+                                let products = x.iter().zip(summands.clone());
+                                let exact: f64 = products
+                                    .map(|(x, s)| {
+                                        f64::from(widen(round(*x))) * f64::from(widen(round(matrix[s * n + j])))
+                                    })
+                                    .sum();
+                                let want = exact + if keep { f64::from(before[i * n + c]) } else { 0.0 };
+                                // SAFETY: `y` held numbers from the start.
+                                let found = f64::from(unsafe { y[i * n + c].assume_init() });
+                                // k summands below 1, each addition rounded
+                                let tolerance = summands.len() as f64 * 6e-8 * (summands.len() as f64).sqrt();
+                                assert!((found - want).abs() <= tolerance, "{units:?} {t} {k} {n}: {found} {want}");
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_is_the_same_alone_and_in_company() {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(2);
+        let (k, n, t) = (96, 64, 200);
+        let mut numbers = |count| (0..count).map(|_| rng.random_range(-1f32..1.0)).collect::<Vec<f32>>();
+        let (packed, x) = (Packed::new(&numbers(k * n), (k, n), |i, j| i * n + j), numbers(t * k));
+        let product = |units, x: &[f32]| {
+            let mut y = vec![MaybeUninit::new(0f32); x.len() / k * n];
+            // SAFETY: `y` holds numbers.
+            unsafe { packed.product(units, x, (0..k, 0..n), &mut y, n, false) };
+            // SAFETY: as above.
+            y.into_iter().map(|y| unsafe { y.assume_init() }.to_bits()).collect::<Vec<u32>>()
+        };
+        for units in Units::available().into_iter().filter(|units| *units != Units::Portable) {
+            let all = product(units, &x);
+            for row in [0, 1, 31, 32, 150, 199] {
+                assert_eq!(product(units, &x[row * k..(row + 1) * k]), all[row * n..(row + 1) * n], "{units:?} {row}");
+            }
+        }
+    }
+
+    #[test]
+    fn rounding_is_to_nearest_even_and_keeps_what_is_no_number() {
+        for x in [0.0, -0.0, 1.0, 1.003_906_2, 1.003_906_4, 1.011_718_8, -3.3e38, 1e-40, f32::INFINITY, f32::NAN] {
+            let want = half::bf16::from_f32(x);
+            assert!(round(x) == want.to_bits() || (x.is_nan() && widen(round(x)).is_nan()), "{x}");
+        }
+        assert!(widen(round(f32::from_bits(0x7fff_ffff))).is_nan());
+    }
+}

@@ -1,0 +1,129 @@
+//! Blocks of outputs on the tile units of x86-64 (Intel AMX: Intel SDM volume 1, chapter 18).
+//!
+//! The intrinsics are not stable in Rust, so the instructions are written out. No tile outlives one `asm` block.
+
+use std::arch::asm;
+use std::sync::OnceLock;
+
+/// Whether the CPU has bf16 tiles and the system lets this process use them.
+pub(super) fn is_available() -> bool {
+    static AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *AVAILABLE.get_or_init(|| {
+        const BF16: u32 = 1 << 22;
+        const TILE: u32 = 1 << 24;
+        let leaf = std::arch::x86_64::__cpuid_count(7, 0);
+        leaf.edx & (BF16 | TILE) == BF16 | TILE && permitted()
+    })
+}
+
+/// Asks the kernel for the tile state, which it allocates for processes that ask alone.
+#[cfg(target_os = "linux")]
+fn permitted() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_int = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_ulong = 18;
+    // SAFETY: a system call that takes two numbers and touches no memory of ours.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn permitted() -> bool {
+    false
+}
+
+/// The argument of `ldtilecfg`.
+#[repr(C, align(64))]
+struct Config {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    bytes_per_row: [u16; 16],
+    rows: [u8; 16],
+}
+
+/// Eight tiles of 16 rows of 64 bytes, for this thread while this lives.
+pub(super) struct Tiles(());
+
+impl Tiles {
+    /// Sets the tiles up; [`is_available`] has said yes.
+    pub(super) fn new() -> Self {
+        assert!(is_available(), "tiles on a machine without them");
+        let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], bytes_per_row: [0; 16], rows: [0; 16] };
+        config.bytes_per_row[..8].fill(64);
+        config.rows[..8].fill(16);
+        // SAFETY: the instruction exists here, and reads the 64 bytes of `config`.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly, preserves_flags)) };
+        Self(())
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: the instruction exists here, or `new` would have stopped.
+        unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+    }
+}
+
+/// `c = a b`, or `c += a b` with `keep`: 32 rows of `steps` lines, `a_stride` bytes apart, by a panel of 32 columns.
+///
+/// # Safety
+/// [`Tiles`] are set up on this thread; `a` has 32 rows, `b` has `32 * steps` lines, `c` 32 rows of 32 numbers,
+/// `c_stride` numbers apart, which hold numbers if they are kept; `steps` is at least 1.
+#[inline]
+pub(super) unsafe fn block(
+    a: *const u16,
+    a_stride: usize,
+    b: *const u16,
+    steps: usize,
+    c: *mut f32,
+    c_stride: usize,
+    keep: bool,
+) {
+    // SAFETY: the instructions exist here; they read and write what the caller says is there.
+    unsafe {
+        asm!(
+            "test {keep:e}, {keep:e}",
+            "jnz 2f",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "jmp 3f",
+            "2:",
+            "tileloadd tmm0, [{c} + {c_stride}*1]",
+            "tileloadd tmm1, [{c} + {c_stride}*1 + 64]",
+            "tileloadd tmm2, [{c_low} + {c_stride}*1]",
+            "tileloadd tmm3, [{c_low} + {c_stride}*1 + 64]",
+            "3:",
+            "tileloadd tmm4, [{a} + {a_stride}*1]",
+            "tileloadd tmm6, [{b} + {b_stride}*1]",
+            "tileloadd tmm7, [{b} + {b_stride}*1 + 64]",
+            "tileloadd tmm5, [{a_low} + {a_stride}*1]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {a}, 64",
+            "add {a_low}, 64",
+            "add {b}, 2048",
+            "dec {steps}",
+            "jnz 3b",
+            "tilestored [{c} + {c_stride}*1], tmm0",
+            "tilestored [{c} + {c_stride}*1 + 64], tmm1",
+            "tilestored [{c_low} + {c_stride}*1], tmm2",
+            "tilestored [{c_low} + {c_stride}*1 + 64], tmm3",
+            keep = in(reg) u32::from(keep),
+            a = inout(reg) a => _,
+            a_low = inout(reg) a.byte_add(16 * a_stride) => _,
+            a_stride = in(reg) a_stride,
+            b = inout(reg) b => _,
+            b_stride = in(reg) 128usize,
+            steps = inout(reg) steps => _,
+            c = in(reg) c,
+            c_low = in(reg) c.add(16 * c_stride),
+            c_stride = in(reg) c_stride * size_of::<f32>(),
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
