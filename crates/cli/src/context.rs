@@ -51,7 +51,7 @@ impl Context {
     }
 
     fn fetcher(&self, verify: bool) -> Result<Fetcher> {
-        let fetcher = Fetcher::from_env(FetchOptions { offline: self.offline, verify })?;
+        let fetcher = Fetcher::from_env(FetchOptions { offline: self.offline, verify, quiet: self.quiet })?;
         Ok(match &self.cache {
             Some(cache) => fetcher.with_cache_dir(cache.clone()),
             None => fetcher,

@@ -17,6 +17,8 @@ pub(crate) struct FetchOptions {
     pub(crate) offline: bool,
     /// Hash a cached built-in model again instead of trusting its marker.
     pub(crate) verify: bool,
+    /// No progress bars.
+    pub(crate) quiet: bool,
 }
 
 /// Finds or fetches model files.

@@ -227,9 +227,15 @@ impl Job<'_> {
         let (k, width) = (self.summands.len(), self.summands.len().div_ceil(BLOCK));
         let mut lines = Vec::with_capacity(self.rows.next_multiple_of(BLOCK) * width);
         for x in self.x.chunks_exact(k) {
-            // Arrays of known length: the rounding of a line becomes vector instructions.
             let (whole, rest) = x.as_chunks::<BLOCK>();
-            lines.extend(whole.iter().map(|x| Line(x.map(round))));
+            lines.extend(whole.iter().map(|x| {
+                // Lengths known to the compiler and no closure: the loop becomes vector instructions.
+                let mut line = [0; BLOCK];
+                for (to, from) in line.iter_mut().zip(x) {
+                    *to = round(*from);
+                }
+                Line(line)
+            }));
             if !rest.is_empty() {
                 lines.push(Line(std::array::from_fn(|i| rest.get(i).map_or(0, |x| round(*x)))));
             }

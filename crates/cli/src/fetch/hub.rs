@@ -159,7 +159,7 @@ mod tests {
 
     fn fetcher(dir: &Path, offline: bool) -> Fetcher {
         Fetcher {
-            options: FetchOptions { offline, verify: false },
+            options: FetchOptions { offline, ..FetchOptions::default() },
             cache_dir: dir.join("own"),
             hub_cache_dir: dir.to_owned(),
             // A port that nobody listens on.

@@ -1,8 +1,9 @@
 //! Root-mean-square layer norm (arXiv 1910.07467), in f32.
 
-use crate::cpu::{dot, output, slice, tensor, with_values};
+use crate::cpu::{dot, filled, output, slice, tensor, with_values};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 struct RmsNorm {
     eps: f32,
@@ -36,13 +37,16 @@ impl CustomOp2 for RmsNorm {
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, w) = (slice(s1, l1, "rms_norm")?, slice(s2, l2, "rms_norm")?);
-        let mut y = vec![0f32; x.len()];
-        y.par_chunks_mut(w.len()).zip(x.par_chunks(w.len())).with_min_len(32).for_each(|(y, x)| {
-            let scale = self.inverse_rms(x);
-            for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
-                *y = x * scale * (w + self.offset);
-            }
-        });
+        let fill = |y: &mut [MaybeUninit<f32>]| {
+            y.par_chunks_mut(w.len()).zip(x.par_chunks(w.len())).with_min_len(32).for_each(|(y, x)| {
+                let scale = self.inverse_rms(x);
+                for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+                    y.write(x * scale * (w + self.offset));
+                }
+            });
+        };
+        // SAFETY: `x` has whole rows of the length of `w`, and every number of each is written.
+        let y = unsafe { filled(x.len(), fill) };
         Ok(output(y, l1.shape()))
     }
 

@@ -1,8 +1,9 @@
 //! Rotary position embedding (arXiv 2104.09864), half-split layout as in `transformers`; tables in f32.
 
-use crate::cpu::{output, slice, tensor, with_values};
+use crate::cpu::{filled, output, slice, tensor, with_values};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 /// Cosine and sine of every angle of a run of tokens: `[T, H / 2]` each, f32.
@@ -26,20 +27,22 @@ impl RopeTable {
 
     fn rotate(&self, x: &[f32], heads: usize, sign: f32) -> Vec<f32> {
         let (half, width) = (self.half, 2 * self.half);
-        let mut y = vec![0f32; x.len()];
-        y.par_chunks_mut(heads * width).zip(x.par_chunks(heads * width)).enumerate().with_min_len(64).for_each(
-            |(t, (y, x))| {
-                let (cos, sin) = (&self.cos[t * half..(t + 1) * half], &self.sin[t * half..(t + 1) * half]);
-                for (y, x) in y.chunks_mut(width).zip(x.chunks(width)) {
-                    let ((y1, y2), (x1, x2)) = (y.split_at_mut(half), x.split_at(half));
-                    for i in 0..half {
-                        y1[i] = x1[i] * cos[i] - sign * x2[i] * sin[i];
-                        y2[i] = x2[i] * cos[i] + sign * x1[i] * sin[i];
+        let fill = |y: &mut [MaybeUninit<f32>]| {
+            y.par_chunks_mut(heads * width).zip(x.par_chunks(heads * width)).enumerate().with_min_len(64).for_each(
+                |(t, (y, x))| {
+                    let (cos, sin) = (&self.cos[t * half..(t + 1) * half], &self.sin[t * half..(t + 1) * half]);
+                    for (y, x) in y.chunks_mut(width).zip(x.chunks(width)) {
+                        let ((y1, y2), (x1, x2)) = (y.split_at_mut(half), x.split_at(half));
+                        for i in 0..half {
+                            y1[i].write(x1[i] * cos[i] - sign * x2[i] * sin[i]);
+                            y2[i].write(x2[i] * cos[i] + sign * x1[i] * sin[i]);
+                        }
                     }
-                }
-            },
-        );
-        y
+                },
+            );
+        };
+        // SAFETY: `x` has whole heads, and both halves of each are written.
+        unsafe { filled(x.len(), fill) }
     }
 }
 

@@ -1,8 +1,9 @@
 //! The gated unit of the feed-forward network (arXiv 2002.05202): `act(gate) * up`.
 
-use crate::cpu::{exp, output, slice, wanted, with_values};
+use crate::cpu::{exp, filled, output, slice, wanted, with_values};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// The non-linearity of the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,17 +33,17 @@ fn gelu_tanh(x: f32) -> (f32, f32) {
 }
 
 /// One loop for each non-linearity: a choice within the loop would keep it from becoming vector instructions.
-fn forward(y: &mut [f32], gate: &[f32], up: &[f32], activation: impl Fn(f32) -> (f32, f32) + Sync) {
+fn forward(y: &mut [MaybeUninit<f32>], gate: &[f32], up: &[f32], activation: impl Fn(f32) -> (f32, f32) + Sync) {
     y.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK)).for_each(|((y, gate), up)| {
         for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
-            *y = activation(*gate).0 * up;
+            y.write(activation(*gate).0 * up);
         }
     });
 }
 
 /// Gradients of gate and up.
 fn backward(
-    (d_gate, d_up): (&mut [f32], &mut [f32]),
+    (d_gate, d_up): (&mut [MaybeUninit<f32>], &mut [MaybeUninit<f32>]),
     (gate, up, dy): (&[f32], &[f32], &[f32]),
     activation: impl Fn(f32) -> (f32, f32) + Sync,
 ) {
@@ -51,8 +52,8 @@ fn backward(
         |((d_gate, d_up), ((gate, up), dy))| {
             for (((d_gate, d_up), gate), (up, dy)) in d_gate.iter_mut().zip(d_up).zip(gate).zip(up.iter().zip(dy)) {
                 let (value, slope) = activation(*gate);
-                *d_gate = dy * up * slope;
-                *d_up = dy * value;
+                d_gate.write(dy * up * slope);
+                d_up.write(dy * value);
             }
         },
     );
@@ -83,28 +84,31 @@ impl CustomOp2 for Gated {
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         let (gate, up) = (slice(s1, l1, "gated")?, slice(s2, l2, "gated")?);
-        let mut y = vec![0f32; gate.len()];
-        match self.0 {
-            Activation::Silu => forward(&mut y, gate, up, silu),
-            Activation::GeluTanh => forward(&mut y, gate, up, gelu_tanh),
-        }
+        // SAFETY: every number of `y` has one of `gate` and one of `up`, and is written.
+        let y = unsafe {
+            filled(gate.len(), |y| match self.0 {
+                Activation::Silu => forward(y, gate, up, silu),
+                Activation::GeluTanh => forward(y, gate, up, gelu_tanh),
+            })
+        };
         Ok(output(y, l1.shape()))
     }
 
     fn bwd(&self, gate: &Tensor, up: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let mut d_gate = vec![0f32; gate.elem_count()];
-        let mut d_up = vec![0f32; up.elem_count()];
-        with_values(gate, |gate| {
-            with_values(up, |up| {
-                with_values(dy, |dy| {
-                    let (gradients, inputs) = ((&mut d_gate[..], &mut d_up[..]), (gate, up, dy));
-                    match self.0 {
-                        Activation::Silu => backward(gradients, inputs, silu),
-                        Activation::GeluTanh => backward(gradients, inputs, gelu_tanh),
-                    }
+        let (mut d_gate, mut d_up) = (Vec::new(), Vec::new());
+        let mut run = |gate: &[f32], up: &[f32], dy: &[f32]| {
+            let len = gate.len();
+            // SAFETY: every number of both gradients has one of each operand, and is written.
+            d_gate = unsafe {
+                filled(len, |d_gate| {
+                    d_up = filled(len, |d_up| match self.0 {
+                        Activation::Silu => backward((d_gate, d_up), (gate, up, dy), silu),
+                        Activation::GeluTanh => backward((d_gate, d_up), (gate, up, dy), gelu_tanh),
+                    });
                 })
-            })
-        })???;
+            };
+        };
+        with_values(gate, |gate| with_values(up, |up| with_values(dy, |dy| run(gate, up, dy))))???;
         Ok((wanted(gate, || d_gate)?, wanted(up, || d_up)?))
     }
 }

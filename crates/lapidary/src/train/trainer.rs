@@ -343,13 +343,7 @@ impl<'a> Trainer<'a> {
     fn save_model(&self, path: &Path, sample: &[Vec<u32>]) -> Result<(), Error> {
         let standardisation = self.fit(sample)?;
         let full = self.recipe.trained == Trained::Full;
-        let mut texts =
-            vec![("recipe.toml", self.recipe_text.clone()), ("tokenizer.json", self.base.tokenizer.to_json()?)];
-        if full {
-            let config =
-                serde_json::to_string_pretty(self.base.decoder.config()).map_err(|e| Error::Internal(e.to_string()))?;
-            texts.push(("decoder_config.json", config));
-        }
+        let texts = vec![("recipe.toml", self.recipe_text.clone()), ("tokenizer.json", self.base.tokenizer.to_json()?)];
         let config = GemConfig {
             version: GemConfig::VERSION,
             method: self.method.name().into(),
