@@ -1,6 +1,6 @@
 """Writes the golden values of the evaluation tests: crates/lapidary/tests/golden/eval/*.json.
 
-Needs numpy, scipy, scikit-learn, jinja2, pyyaml and the files of lm-eval
+Needs numpy, scipy, scikit-learn, pytrec-eval-terrier, jinja2, pyyaml and the files of lm-eval
 (`pip install lm-eval --no-deps` is enough: only its task templates are read).
 
     python scripts/eval_golden.py crates/lapidary/tests/golden/eval
@@ -14,9 +14,12 @@ from pathlib import Path
 
 import jinja2
 import numpy as np
+import pytrec_eval
 import yaml
 from scipy.stats import spearmanr
+from sklearn.cluster import MiniBatchKMeans
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, v_measure_score
 
 
 def spearman_cases():
@@ -100,6 +103,48 @@ def mmlu_case(subject):
     return {"dev": dev, "question": question, "prompt": prompt}
 
 
+def average_precision_cases():
+    rng = np.random.default_rng(11)
+    cases = []
+    for size, digits in [(5, 3), (60, 1), (60, 8)]:
+        relevant = rng.integers(0, 2, size=size)
+        relevant[0] = 1
+        scores = (rng.normal(size=size) + relevant).round(digits)
+        cases.append({"relevant": relevant.astype(bool).tolist(), "scores": scores.tolist(),
+                      "average_precision": float(average_precision_score(relevant, scores))})
+    return cases
+
+
+def clustering_case(rows, width, classes, seed, spread):
+    """mteb 2.x, ClusteringEvaluator and AbsTaskClusteringLegacy, one set."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, size=rows)
+    vectors = (rng.normal(size=(classes, width))[labels] * spread + rng.normal(size=(rows, width))).round(2)
+    model = MiniBatchKMeans(n_clusters=classes, batch_size=500, n_init="auto", compute_labels=True, random_state=42)
+    clusters = model.fit(vectors.astype(np.float32)).labels_
+    return {"num_clusters": classes, "vectors": vectors.tolist(), "labels": labels.tolist(),
+            "clusters": clusters.tolist(), "v_measure": float(v_measure_score(labels, clusters))}
+
+
+def retrieval_case(queries, documents, seed):
+    """mteb 2.x, calculate_retrieval_scores: pytrec_eval on the cosines, mean over the judged queries."""
+    rng = np.random.default_rng(seed)
+    unit = lambda a: a / np.linalg.norm(a, axis=1, keepdims=True)
+    q, d = rng.normal(size=(queries, 4)).round(2), rng.normal(size=(documents, 4)).round(2)
+    d[7] = d[3]  # equal cosines
+    ids = [f"d{i}" for i in range(documents)]
+    qrels = {f"q{i}": {ids[j]: int(g) for j, g in zip(rng.choice(documents, 6, replace=False), [0, 1, 1, 2, 3, 1])}
+             for i in range(queries)}
+    cosines = unit(q).astype(np.float32) @ unit(d).astype(np.float32).T
+    run = {f"q{i}": {ids[j]: float(cosines[i, j]) for j in range(documents)} for i in range(queries)}
+    measures = {"ndcg_cut_10": "ndcg_cut.10", "map_cut_10": "map_cut.10", "map_cut_1000": "map_cut.1000",
+                "recall_10": "recall.10", "recall_100": "recall.100"}
+    scores = pytrec_eval.RelevanceEvaluator(qrels, set(measures.values())).evaluate(run)
+    return {"queries": q.tolist(), "documents": d.tolist(), "document_ids": ids,
+            "judgements": [[[ids.index(k), v] for k, v in qrels[f"q{i}"].items()] for i in range(queries)],
+            **{name: float(np.mean([s[name] for s in scores.values()])) for name in measures}}
+
+
 def main(out):
     out.mkdir(parents=True, exist_ok=True)
     labels = np.random.default_rng(3).integers(0, 7, size=300).tolist() + [9, 9, 9]
@@ -111,6 +156,9 @@ def main(out):
             regression_case(3, 5, 60, 6, False),
             regression_case(9, 16, 72, 7, True),
         ],
+        "average_precision": average_precision_cases(),
+        "clustering": [clustering_case(120, 5, 6, 21, 1.5), clustering_case(1600, 4, 9, 22, 1.2)],
+        "retrieval": retrieval_case(12, 150, 31),
         "mmlu": [mmlu_case("abstract_algebra"), mmlu_case("high_school_us_history")],
     }
     for name, value in golden.items():

@@ -1,14 +1,17 @@
 //! Scores of a model from plain vectors, token ids and log-likelihoods: no model is named here.
 
 pub mod classification;
+pub mod clustering;
 mod error;
 pub mod language;
 mod lbfgs;
 pub mod logistic_regression;
 pub mod metrics;
 pub mod multiple_choice;
+pub mod pair_classification;
 pub mod perplexity;
-mod shuffle;
+mod random;
+pub mod retrieval;
 pub mod standardise;
 pub mod sts;
 

@@ -56,7 +56,7 @@ pub enum DataError {
         path: PathBuf,
     },
     /// None of the files a split may be stored in exists.
-    #[error("{}: expected {split}.jsonl.gz, .jsonl, .parquet, .csv.gz or .csv, found none of them", dir.display())]
+    #[error("{}: expected {split}.jsonl.gz, .jsonl, .parquet, .csv.gz, .csv or .tsv, found none of them", dir.display())]
     NoSplit {
         /// Folder of the task.
         dir: PathBuf,

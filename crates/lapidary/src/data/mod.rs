@@ -4,6 +4,7 @@
 mod csv_rows;
 pub mod error;
 mod lines;
+pub mod mteb;
 mod parquet_rows;
 mod row;
 pub mod shuffle;

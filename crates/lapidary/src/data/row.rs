@@ -96,6 +96,21 @@ impl Row {
         }
     }
 
+    /// The words of `column`, a list or one: texts, whole numbers or truth values as they are written.
+    pub(super) fn words(&self, column: &str) -> Result<Vec<String>, DataError> {
+        let wrong = || self.wrong(column, "a text, a whole number or a list of them");
+        let word = |value: &Value| match value {
+            Value::String(text) => Ok(text.clone()),
+            Value::Number(number) if number.is_i64() || number.is_u64() => Ok(number.to_string()),
+            Value::Bool(value) => Ok(u8::from(*value).to_string()),
+            _ => Err(wrong()),
+        };
+        match self.get(column)? {
+            Value::Array(list) => list.iter().map(word).collect(),
+            value => Ok(vec![word(value)?]),
+        }
+    }
+
     /// Whether the row has this column.
     pub(super) fn has(&self, column: &str) -> bool {
         self.fields.contains_key(column)

@@ -10,7 +10,7 @@ use super::table::Table;
 /// Largest raw text file that is read whole.
 const MAX_TEXT_BYTES: u64 = 1 << 30;
 /// Extensions a split may be stored under, in order of preference.
-const SPLIT_EXTENSIONS: [&str; 5] = ["jsonl.gz", "jsonl", "parquet", "csv.gz", "csv"];
+const SPLIT_EXTENSIONS: [&str; 6] = ["jsonl.gz", "jsonl", "parquet", "csv.gz", "csv", "tsv"];
 
 /// A text with its class.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::error::{EvalError, Result, check_lengths, check_vectors};
 use super::logistic_regression::{LogisticRegression, LogisticRegressionConfig, check_labels};
 use super::metrics::accuracy;
-use super::shuffle::{seeded, shuffle};
+use super::random::{seeded, shuffle};
 
 /// How often and how much to draw; by default as MTEB does unless a task says otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

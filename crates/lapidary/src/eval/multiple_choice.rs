@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::error::{EvalError, Result, check_lengths};
-use super::shuffle::{seeded, shuffle};
+use super::random::{seeded, shuffle};
 
 /// The continuations whose log-likelihoods are compared, in the order of the choices.
 pub const LETTERS: [&str; 4] = [" A", " B", " C", " D"];

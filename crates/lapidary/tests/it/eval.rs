@@ -5,9 +5,12 @@ use std::path::Path;
 use std::time::Instant;
 
 use lapidary::eval::classification::{Protocol, draw_samples};
+use lapidary::eval::clustering::{mini_batch_k_means, v_measure};
 use lapidary::eval::logistic_regression::{LogisticRegression, LogisticRegressionConfig};
 use lapidary::eval::metrics::{accuracy, spearman};
 use lapidary::eval::multiple_choice::{Question, prompts};
+use lapidary::eval::pair_classification::average_precision;
+use lapidary::eval::retrieval::{RetrievalTask, score_retrieval};
 use serde::de::DeserializeOwned;
 
 fn golden<T: DeserializeOwned>(name: &str) -> T {
@@ -44,6 +47,69 @@ fn draws_equal_mteb_with_numpy() {
         assert_eq!(rows, *expected);
     }
     assert_eq!(draws.experiments.len(), case.experiments.len());
+}
+
+#[test]
+fn average_precision_equals_scikit_learn() {
+    #[derive(serde::Deserialize)]
+    struct Case {
+        relevant: Vec<bool>,
+        scores: Vec<f64>,
+        average_precision: f64,
+    }
+    for case in golden::<Vec<Case>>("average_precision") {
+        let found = average_precision(&case.relevant, &case.scores).unwrap();
+        assert!((found - case.average_precision).abs() < 1e-12, "{found} {}", case.average_precision);
+    }
+}
+
+#[test]
+fn clusters_equal_scikit_learn() {
+    #[derive(serde::Deserialize)]
+    struct Case {
+        num_clusters: usize,
+        vectors: Vec<Vec<f32>>,
+        labels: Vec<usize>,
+        clusters: Vec<usize>,
+        v_measure: f64,
+    }
+    for case in golden::<Vec<Case>>("clustering") {
+        let found = v_measure(&case.labels, &case.clusters).unwrap();
+        assert!((found - case.v_measure).abs() < 1e-12, "{found} {}", case.v_measure);
+        let clusters = mini_batch_k_means(&case.vectors, case.num_clusters, 42).unwrap();
+        assert_eq!(clusters, case.clusters);
+    }
+}
+
+#[test]
+fn retrieval_equals_trec_eval() {
+    #[derive(serde::Deserialize)]
+    struct Case {
+        queries: Vec<Vec<f32>>,
+        documents: Vec<Vec<f32>>,
+        document_ids: Vec<String>,
+        judgements: Vec<Vec<(usize, u32)>>,
+        ndcg_cut_10: f64,
+        map_cut_10: f64,
+        map_cut_1000: f64,
+        recall_10: f64,
+        recall_100: f64,
+    }
+    let case: Case = golden("retrieval");
+    let judgements: Vec<_> = case.judgements.into_iter().map(|query| query.into_iter().collect()).collect();
+    let itself = vec![None; judgements.len()];
+    let task =
+        RetrievalTask { document_ids: &case.document_ids, judgements: &judgements, candidates: None, itself: &itself };
+    let found = score_retrieval(&case.queries, &case.documents, &task).unwrap();
+    for (found, want) in [
+        (found.ndcg_at_10, case.ndcg_cut_10),
+        (found.map_at_10, case.map_cut_10),
+        (found.map_at_1000, case.map_cut_1000),
+        (found.recall_at_10, case.recall_10),
+        (found.recall_at_100, case.recall_100),
+    ] {
+        assert!((found - want).abs() < 1e-9, "{found} {want}");
+    }
 }
 
 #[derive(serde::Deserialize)]

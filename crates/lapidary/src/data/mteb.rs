@@ -1,0 +1,149 @@
+//! Evaluation tasks in the layout of the Hugging Face `mteb/*` data sets: one directory a task.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use super::error::DataError;
+use super::tasks::{load_rows, split_file};
+
+/// Texts to be grouped, and the group of each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusteringSet {
+    /// The texts.
+    pub sentences: Vec<String>,
+    /// The class of each.
+    pub labels: Vec<String>,
+}
+
+/// Pairs of texts that belong together or not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LabelledPairs {
+    /// One text of each pair.
+    pub sentence1: Vec<String>,
+    /// The other.
+    pub sentence2: Vec<String>,
+    /// Whether they belong together.
+    pub labels: Vec<bool>,
+}
+
+/// A query with documents to be put in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RerankingQuery {
+    /// The query.
+    pub query: String,
+    /// Documents that answer it, at least one.
+    pub positive: Vec<String>,
+    /// Documents that do not.
+    pub negative: Vec<String>,
+}
+
+/// Queries, documents, and which answer which.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retrieval {
+    /// Ids of the documents.
+    pub document_ids: Vec<String>,
+    /// Title and text of each document, joined by a blank as MTEB does.
+    pub documents: Vec<String>,
+    /// Ids of the queries.
+    pub query_ids: Vec<String>,
+    /// The queries.
+    pub queries: Vec<String>,
+    /// For each query, grades by index of the document.
+    pub judgements: Vec<HashMap<usize, u32>>,
+}
+
+/// Reads `sentences` and `labels`, a set a row.
+///
+/// # Errors
+/// Unreadable files; a missing or ill-typed field or lists of different lengths, with the row; no rows.
+pub fn load_clustering(path: &Path) -> Result<Vec<ClusteringSet>, DataError> {
+    load_rows(path, &["sentences", "labels"], &[], |row| {
+        let set = ClusteringSet { sentences: row.texts("sentences")?, labels: row.words("labels")? };
+        if set.sentences.len() != set.labels.len() {
+            return Err(row.wrong("labels", "as many entries as `sentences`"));
+        }
+        Ok(set)
+    })
+}
+
+/// Reads `sentence1`, `sentence2` and `labels` (or `label`), as lists in one row or a pair a row.
+///
+/// # Errors
+/// As [`load_clustering`].
+pub fn load_pairs(path: &Path) -> Result<LabelledPairs, DataError> {
+    let mut all = LabelledPairs::default();
+    let rows = load_rows(path, &["sentence1", "sentence2"], &["labels", "label"], |row| {
+        let column = if row.has("labels") { "labels" } else { "label" };
+        let (first, second) = (row.texts("sentence1")?, row.texts("sentence2")?);
+        let labels = row.words(column)?;
+        if first.len() != second.len() || first.len() != labels.len() {
+            return Err(row.wrong(column, "as many entries as `sentence1` and `sentence2`"));
+        }
+        let labels = labels.iter().map(|label| match label.as_str() {
+            "1" => Ok(true),
+            "0" => Ok(false),
+            _ => Err(row.wrong(column, "0 or 1")),
+        });
+        Ok((first, second, labels.collect::<Result<Vec<bool>, _>>()?))
+    })?;
+    for (first, second, labels) in rows {
+        all.sentence1.extend(first);
+        all.sentence2.extend(second);
+        all.labels.extend(labels);
+    }
+    Ok(all)
+}
+
+/// Reads `query`, `positive` and `negative`. Queries without a positive document are left out: nothing can be scored.
+///
+/// # Errors
+/// As [`load_clustering`].
+pub fn load_reranking(path: &Path) -> Result<Vec<RerankingQuery>, DataError> {
+    let rows = load_rows(path, &["query", "positive", "negative"], &[], |row| {
+        Ok(RerankingQuery {
+            query: row.text("query")?.to_owned(),
+            positive: row.texts("positive")?,
+            negative: row.texts("negative")?,
+        })
+    })?;
+    Ok(rows.into_iter().filter(|query| !query.positive.is_empty()).collect())
+}
+
+/// Reads `corpus` (`_id`, `title`, `text`), `queries` (`_id`, `text`) and `qrels/SPLIT` (`query-id`, `corpus-id`,
+/// `score`) of a directory. Queries without a judgement are left out.
+///
+/// # Errors
+/// As [`load_clustering`]; or when a judgement names a query or a document that is not there.
+pub fn load_retrieval(dir: &Path, split: &str) -> Result<Retrieval, DataError> {
+    let corpus = load_rows(&split_file(dir, "corpus")?, &["_id", "text"], &["title"], |row| {
+        let title = if row.has("title") { row.optional_text("title")?.unwrap_or_default() } else { "" };
+        let text = row.optional_text("text")?.unwrap_or_default();
+        Ok((row.text("_id")?.to_owned(), format!("{title} {text}").trim().to_owned()))
+    })?;
+    let queries = load_rows(&split_file(dir, "queries")?, &["_id", "text"], &[], |row| {
+        Ok((row.text("_id")?.to_owned(), row.text("text")?.to_owned()))
+    })?;
+    let index = |rows: &[(String, String)]| -> HashMap<String, usize> {
+        rows.iter().enumerate().map(|(i, (id, _))| (id.clone(), i)).collect()
+    };
+    let (documents_by_id, queries_by_id) = (index(&corpus), index(&queries));
+    let mut judgements: Vec<HashMap<usize, u32>> = vec![HashMap::new(); queries.len()];
+    let columns = ["query-id", "corpus-id", "score"];
+    let judged = load_rows(&split_file(&dir.join("qrels"), split)?, &columns, &[], |row| {
+        let id = |column, known: &HashMap<String, usize>, expected| {
+            known.get(row.text(column)?).copied().ok_or_else(|| row.wrong(column, expected))
+        };
+        let query = id("query-id", &queries_by_id, "the id of a query")?;
+        let document = id("corpus-id", &documents_by_id, "the id of a document")?;
+        // A grade below 0 marks what must not be found: for the figures it is as if not judged.
+        Ok((query, document, row.integer("score")?.clamp(0, i64::from(u32::MAX)) as u32))
+    })?;
+    for (query, document, grade) in judged {
+        judgements[query].insert(document, grade);
+    }
+    let (document_ids, documents) = corpus.into_iter().unzip();
+    let kept = queries.into_iter().zip(judgements).filter(|(_, judgements)| !judgements.is_empty());
+    let (queries, judgements): (Vec<(String, String)>, Vec<_>) = kept.unzip();
+    let (query_ids, queries) = queries.into_iter().unzip();
+    Ok(Retrieval { document_ids, documents, query_ids, queries, judgements })
+}
