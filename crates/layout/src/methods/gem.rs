@@ -20,17 +20,19 @@
 //! ```
 //!
 //! Beyond the paper: the scopes `embed` and `special`, under which the prefix carries no label because it would
-//! train a skill that chat never uses; the positive inside the same row; `[E]`s that see each other; pairs and
-//! hard negatives. A given pair is about the whole text, so its row is never split.
+//! train a skill that chat never uses; the positive inside the same row; `[E]`s that see each other; a template
+//! around the text; pairs and hard negatives. A given pair is about the whole text, so its row is never split.
 
 mod row;
 mod settings;
+mod template;
 
 use rand::Rng as _;
 use serde_json::Value;
 
 use self::row::{Row, plain};
 use self::settings::{DropoutForm, Scope, Settings};
+use self::template::Template;
 use super::check_text;
 use crate::{
     Example, Layout, Loss, Method, MethodContext, MethodError, Objective, Plan, Rng, SpecialInit, SpecialToken, Term,
@@ -41,14 +43,15 @@ pub(crate) const NAME: &str = "gem";
 
 struct Gem {
     settings: Settings,
+    template: Template,
     inits: Vec<SpecialInit>,
     bos: Option<TokenId>,
 }
 
 pub(crate) fn build(settings: Value, context: &MethodContext) -> Result<Box<dyn Method + Send + Sync>, MethodError> {
     let settings = Settings::parse(settings)?;
-    let inits = settings.special_inits(context)?;
-    Ok(Box::new(Gem { settings, inits, bos: context.bos }))
+    let (inits, template) = (settings.special_inits(context)?, Template::parse(&settings.template, context)?);
+    Ok(Box::new(Gem { settings, template, inits, bos: context.bos }))
 }
 
 impl Method for Gem {
@@ -67,21 +70,24 @@ impl Method for Gem {
         let mut rows = Vec::new();
         let is_plain = rng.random_bool(settings.plain_ratio);
         let (text, suffix) = if is_plain {
-            rows.push(plain(&self.with_bos(&example.text))?);
+            let text: Vec<TokenId> = self.bos.iter().chain(&example.text).copied().collect();
+            rows.push(plain(&text)?);
             (example.text.as_slice(), [].as_slice())
         } else {
             self.split(example, rng)
         };
         let form = settings.token_dropout.form;
         let hidden = settings.token_dropout.draw(text.len(), rng);
-        let hidden_with_bos = [self.bos.map(|_| false).as_slice(), &hidden].concat();
+        let prefix = self.template.prefix(self.bos, text);
+        let hidden_in_prefix = prefix.flags(&hidden);
         let in_row = example.positive.is_none() && form == DropoutForm::Visibility;
         let row = Row {
-            prefix: &self.with_bos(text),
-            hidden: in_row.then_some(&hidden_with_bos),
+            prefix: &prefix.ids,
+            hidden: in_row.then_some(&hidden_in_prefix),
             suffix,
             view: View::Query,
-            label_prefix: settings.scope == Scope::All && !is_plain,
+            // The text once: what repeats it, or stands around it, is known beforehand.
+            labelled: if settings.scope == Scope::All && !is_plain { prefix.texts[0].clone() } else { 0..0 },
         };
         rows.push(row.layout(settings)?);
         match (&example.positive, form) {
@@ -146,11 +152,8 @@ impl Gem {
             View::Negative => "negative",
         };
         check_text(NAME, part, text)?;
-        let row = Row { prefix: &self.with_bos(text), hidden: None, suffix: &[], view, label_prefix: false };
+        let prefix = self.template.prefix(self.bos, text);
+        let row = Row { prefix: &prefix.ids, hidden: None, suffix: &[], view, labelled: 0..0 };
         Ok(row.layout(&self.settings)?)
-    }
-
-    fn with_bos(&self, text: &[TokenId]) -> Vec<TokenId> {
-        self.bos.iter().chain(text).copied().collect()
     }
 }

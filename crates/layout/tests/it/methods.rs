@@ -24,7 +24,7 @@ fn every_name_builds_its_method() {
 #[test]
 fn settings_build_the_same_method_again() {
     let settings = json!({
-        "num_special_tokens": 2, "scope": "all", "special_visibility": "causal", "pooling": "last",
+        "template": "A {text}, again {text}", "num_special_tokens": 2, "scope": "all", "special_visibility": "causal", "pooling": "last",
         "plain_ratio": 0.8, "continuation_ratio": 0.25, "bottleneck_ratio": 0.5,
         "token_dropout": {"form": "none", "ratio": 0.3}, "special_init": "vocabulary_mean",
     });
@@ -45,6 +45,7 @@ fn wrong_settings_are_refused_by_name() {
         (json!({"token_dropout": {"ratio": -0.1}}), "token_dropout.ratio"),
         (json!({"token_dropout": {"rate": 0.1}}), "rate"),
         (json!({"special_init": {"prompt": "  "}}), "special_init.prompt"),
+        (json!({"template": "no place"}), "template must be a prompt with {text}"),
         (json!({"scope": "some"}), "some"),
         (json!({"hidden_dropout": 0.1}), "hidden_dropout"),
         (json!("x"), "settings of method gem"),

@@ -57,6 +57,13 @@ fn gem_training_rows() {
         ("k3_causal", json!({"num_special_tokens": 3, "special_visibility": "causal"})),
         ("delete", json!({"num_special_tokens": 2, "token_dropout": {"form": "delete", "ratio": 0.5}})),
         ("none", json!({"num_special_tokens": 1, "token_dropout": {"form": "none"}})),
+        (
+            "template",
+            json!({
+                "template": "Say {text} again: {text}", "num_special_tokens": 2, "scope": "all",
+                "token_dropout": {"form": "visibility", "ratio": 0.5},
+            }),
+        ),
         ("scope_embed", json!({"num_special_tokens": 2, "scope": "embed"})),
         ("scope_all", json!({"num_special_tokens": 2, "scope": "all"})),
         ("scope_all_plain", json!({"num_special_tokens": 2, "scope": "all", "plain_ratio": 1.0})),

@@ -15,8 +15,8 @@ pub(super) struct Row<'a> {
     pub(super) suffix: &'a [TokenId],
     /// The view that the `[E]`s are.
     pub(super) view: View,
-    /// Whether the prefix trains next-token prediction.
-    pub(super) label_prefix: bool,
+    /// Prefix tokens that must be predicted; nothing comes before the first of the row.
+    pub(super) labelled: Range<usize>,
 }
 
 /// Where the parts of a row lie.
@@ -68,10 +68,8 @@ impl Row<'_> {
     /// A position predicts the next input unless that is an `[E]`; the last `[E]` predicts the suffix.
     fn labels(&self, spans: &Spans) -> Vec<Option<TokenId>> {
         let mut labels = vec![None; spans.suffix.end as usize];
-        if self.label_prefix {
-            for (label, &next) in labels.iter_mut().zip(self.prefix.iter().skip(1)) {
-                *label = Some(next);
-            }
+        for at in self.labelled.start.max(1)..self.labelled.end {
+            labels[at - 1] = Some(self.prefix[at]);
         }
         if let Some((&first, rest)) = self.suffix.split_first() {
             labels[spans.special.end as usize - 1] = Some(first);

@@ -13,6 +13,8 @@ const MAX_SPECIAL_TOKENS: u32 = 1024;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Settings {
+    /// The prefix, with `{text}` in the place of the text; more than one place repeats it.
+    pub(super) template: String,
     /// k, the number of special tokens.
     pub(super) num_special_tokens: u32,
     /// Where the adapter acts.
@@ -90,6 +92,7 @@ pub(super) enum SpecialInitSetting {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            template: "{text}".to_owned(),
             num_special_tokens: 6,
             scope: Scope::Special,
             special_visibility: SpecialVisibility::Isolated,
@@ -163,6 +166,6 @@ impl Settings {
     }
 }
 
-fn wrong(field: &'static str, expected: &'static str, found: String) -> MethodError {
+pub(super) fn wrong(field: &'static str, expected: &'static str, found: String) -> MethodError {
     MethodError::Setting { method: NAME, field, expected, found }
 }
