@@ -1,9 +1,9 @@
 //! Arguments that several commands share.
 
 use anyhow::{Context as _, Result, bail};
-use clap::Args;
-use lapidary::model::GemConfig;
+use clap::{Args, ValueEnum};
 use lapidary::model::source::BUILT_IN_MODELS;
+use lapidary::model::{GemConfig, WeightFormat};
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -20,6 +20,29 @@ pub(crate) struct ModelArgs {
     /// The base model of a GEM, where it lies elsewhere than its gem.json says
     #[arg(long, value_name = "MODEL", help_heading = "Model")]
     pub(crate) base: Option<String>,
+    /// Number format of the weights: bf16 is several times as fast on CPUs with units for it (AVX-512-BF16, AMX), takes
+    /// more memory than quantised weights, and rounds
+    #[arg(long, value_name = "FORMAT", default_value = "stored", help_heading = "Model")]
+    pub(crate) weights: Weights,
+}
+
+/// [`WeightFormat`] on the command line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Weights {
+    #[default]
+    Stored,
+    Bf16,
+    F32,
+}
+
+impl From<Weights> for WeightFormat {
+    fn from(weights: Weights) -> Self {
+        match weights {
+            Weights::Stored => Self::Stored,
+            Weights::Bf16 => Self::Bf16,
+            Weights::F32 => Self::F32,
+        }
+    }
 }
 
 impl ModelArgs {

@@ -71,6 +71,12 @@ impl Context {
     /// # Errors
     /// As [`Context::load_model`]; or when a GEM is asked to embed by another method.
     pub(crate) fn load_to_embed(&self, args: &EmbedModelArgs) -> Result<Lapidary> {
+        let mut model = self.load_stored(args)?;
+        model.set_weight_format(args.model.weights.into())?;
+        Ok(model)
+    }
+
+    fn load_stored(&self, args: &EmbedModelArgs) -> Result<Lapidary> {
         let settings = method_settings(&args.settings)?;
         let model = match &args.method {
             // Where a method is asked for, the shipped GEM, which has its own, cannot be meant.

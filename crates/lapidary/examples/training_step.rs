@@ -3,7 +3,7 @@
 //! Arguments: model file, steps, rows of a step, tokens of a row, method settings as JSON; frozen weights are bf16.
 
 use lapidary::layout::{Example, Rng};
-use lapidary::model::{Adapter, BaseModel, LoraConfig, ModelFiles};
+use lapidary::model::{Adapter, BaseModel, LoraConfig, ModelFiles, WeightFormat};
 use lapidary::train::optimizer::{self, Group, Param, global_norm};
 use lapidary::train::step::{LossWeights, StepModel, StepOptions, step};
 use lapidary::train::{build_method, special_rows};
@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     };
     let (steps, rows, tokens): (u64, usize, usize) = (steps.parse()?, rows.parse()?, tokens.parse()?);
     let mut base = BaseModel::load(&ModelFiles::Gguf(model.into()))?;
-    base.decoder.restore_frozen(|matrix| Ok(matrix.to_bf16()))?;
+    base.decoder.set_weight_format(WeightFormat::Bf16)?;
     let method = build_method(&base, "gem", serde_json::from_str(settings)?)?;
     let mut rng = Rng::seed_from_u64(0);
     let adapter =

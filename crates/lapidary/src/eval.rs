@@ -5,6 +5,7 @@ pub mod clustering;
 mod error;
 pub mod language;
 mod lbfgs;
+pub mod likelihood;
 pub mod logistic_regression;
 pub mod metrics;
 pub mod multiple_choice;
@@ -14,5 +15,7 @@ mod random;
 pub mod retrieval;
 pub mod standardise;
 pub mod sts;
+pub mod task;
+pub mod task_sets;
 
 pub use error::{EvalError, Result};

@@ -4,12 +4,22 @@ use crate::Error;
 use crate::embed::{EmbedOptions, Embedder, Embeddings};
 use crate::eval::standardise::Standardisation;
 use crate::model::gem_dir::{PARTS, load_parts};
-use crate::model::{Adapter, AdapterView, BaseModel, GemConfig, ModelFiles};
+use crate::model::{Adapter, AdapterView, BaseModel, GemConfig, ModelFiles, WeightFormat};
 use crate::text::chat_template::Date;
 use crate::train::{build_method, special_rows};
 use layout::{Method, TokenId};
 use rand::SeedableRng as _;
 use std::path::Path;
+
+/// BLAKE3 of some bytes, one part after the other, hexadecimal.
+#[must_use]
+pub fn fingerprint_of(parts: &[&[u8]]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for part in parts {
+        hasher.update(part);
+    }
+    hasher.finalize().to_hex().to_string()
+}
 
 /// One set of weights that chats and embeds.
 ///
@@ -84,6 +94,18 @@ impl Lapidary {
     /// The day that chat templates put into their prompts where they ask for one.
     pub fn set_date(&mut self, date: Date) {
         self.base.chat_template = self.base.chat_template.take().map(|template| template.with_date(date));
+    }
+
+    /// Stores the weights in another format, for speed or for memory; vectors and logits differ by its rounding.
+    ///
+    /// # Errors
+    /// When memory for the copies cannot be had.
+    pub fn set_weight_format(&mut self, format: WeightFormat) -> Result<(), Error> {
+        self.base.decoder.set_weight_format(format)?;
+        if format == WeightFormat::Bf16 {
+            self.fingerprint = fingerprint_of(&[self.fingerprint.as_bytes(), b"bf16"]);
+        }
+        Ok(())
     }
 
     /// Gives the base model back, to use it with another method.

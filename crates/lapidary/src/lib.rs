@@ -28,7 +28,7 @@ pub mod text;
 pub mod train;
 
 pub use error::Error;
-pub use gem::Lapidary;
+pub use gem::{Lapidary, fingerprint_of};
 pub use kernels::prepare_process;
 pub use layout;
 pub use model::ModelFiles;

@@ -26,4 +26,4 @@ pub use kv_cache::KvCache;
 pub use rope::frequencies;
 pub use safetensors_dir::{SafetensorsDir, SafetensorsError};
 pub use segment::Segment;
-pub use weights::WeightSource;
+pub use weights::{WeightFormat, WeightSource};

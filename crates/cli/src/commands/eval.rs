@@ -1,5 +1,7 @@
 //! `lapidary eval`: figures of a model on a data file.
 
+mod tasks;
+
 use crate::args::{EmbedModelArgs, ModelArgs};
 use crate::context::Context;
 use crate::progress;
@@ -13,9 +15,7 @@ use lapidary::data::tasks::load_text;
 use lapidary::embed::EmbedOptions;
 use lapidary::eval::language::LanguageModel;
 use lapidary::eval::sts::{score_sts, unique_texts};
-use lapidary::layout::TokenId;
 use lapidary::model::{BaseModel, GemConfig};
-use lapidary::text::Tokenizer;
 use lapidary::train::first_rows;
 use lapidary::train::recipe::BudgetRecipe;
 use std::io::{Write as _, stdout};
@@ -23,12 +23,13 @@ use std::path::{Path, PathBuf};
 
 /// Texts that a standardisation is fitted on.
 const STANDARDISATION_TEXTS: usize = 1024;
-/// A text is encoded in pieces that end with a line and have at least this many bytes.
-const PIECE_BYTES: usize = 64 << 10;
 const EXAMPLES: &str = "\
 Examples:
   lapidary eval sts data/STS17/test.jsonl.gz
   lapidary eval sts STSBenchmark/test.jsonl.gz SICK-R/test.jsonl.gz --method mean --standardise-on sentences.txt
+  lapidary eval tasks ~/mteb --weights bf16
+  lapidary eval tasks ~/mteb --set-of-tasks gem-15 --model smollm2-135m --method echo --standardise-on sentences.txt
+  lapidary eval tasks ~/mteb --tasks MMLU LAMBADA --limit 500
   lapidary eval perplexity wiki.test.raw.gz --max-tokens 20000";
 
 #[derive(Debug, Args)]
@@ -42,6 +43,8 @@ pub(crate) struct EvalArgs {
 enum Task {
     /// Semantic textual similarity: Spearman's correlation of cosines with people's scores, times 100
     Sts(StsArgs),
+    /// Embedding and language tasks of a directory in the layout of the mteb data sets, results kept in files
+    Tasks(tasks::TasksArgs),
     /// Perplexity of a text file; of a GEM beside that of its base model
     Perplexity(PerplexityArgs),
 }
@@ -112,21 +115,29 @@ pub(crate) fn language_model(model: &Lapidary) -> LanguageModel<'_> {
 pub(crate) fn run(args: &EvalArgs, context: &Context) -> Result<()> {
     let rows = match &args.task {
         Task::Sts(args) => sts(args, context)?,
+        Task::Tasks(args) => tasks::run(args, context)?,
         Task::Perplexity(args) => perplexities(args, context)?,
     };
     Ok(stdout().lock().write_all(aligned(&rows).as_bytes())?)
 }
 
+/// Takes mean and deviation of each dimension from texts, where any are named.
+fn standardise(model: &mut Lapidary, paths: &[String], context: &Context) -> Result<()> {
+    if paths.is_empty() {
+        return Ok(());
+    }
+    let spec = DataSpec { paths: paths.to_vec(), ..DataSpec::default() };
+    let ids = first_rows(&spec, &model.base().tokenizer, &BudgetRecipe::default(), STANDARDISATION_TEXTS)?;
+    let bar = progress::bar(context, ids.len() as u64, "texts to standardise on")?;
+    model.standardise_on(&ids, &mut |done| bar.set_position(done as u64))?;
+    bar.finish_and_clear();
+    Ok(())
+}
+
 fn sts(args: &StsArgs, context: &Context) -> Result<Vec<Vec<String>>> {
     let sets = args.files.iter().map(|file| Ok(StsPairs::load(file)?)).collect::<Result<Vec<_>>>()?;
     let mut model = context.load_to_embed(&args.model)?;
-    if !args.standardise_on.is_empty() {
-        let spec = DataSpec { paths: args.standardise_on.clone(), ..DataSpec::default() };
-        let ids = first_rows(&spec, &model.base().tokenizer, &BudgetRecipe::default(), STANDARDISATION_TEXTS)?;
-        let bar = progress::bar(context, ids.len() as u64, "texts to standardise on")?;
-        model.standardise_on(&ids, &mut |done| bar.set_position(done as u64))?;
-        bar.finish_and_clear();
-    }
+    standardise(&mut model, &args.standardise_on, context)?;
     let mut rows = vec![["file", "pairs", "raw", "standardised"].map(str::to_owned).to_vec()];
     for (file, set) in args.files.iter().zip(&sets) {
         let name = file.display().to_string();
@@ -144,7 +155,7 @@ fn sts(args: &StsArgs, context: &Context) -> Result<Vec<Vec<String>>> {
 fn perplexities(args: &PerplexityArgs, context: &Context) -> Result<Vec<Vec<String>>> {
     let text = load_text(&args.file)?;
     let model = context.load_model(&args.model)?;
-    let mut ids = encode_long(&model.base().tokenizer, &text).with_context(|| args.file.display().to_string())?;
+    let mut ids = model.base().tokenizer.encode_long(&text).with_context(|| args.file.display().to_string())?;
     if args.max_tokens > 0 {
         ids.truncate(args.max_tokens);
     }
@@ -167,21 +178,9 @@ fn perplexities(args: &PerplexityArgs, context: &Context) -> Result<Vec<Vec<Stri
     if GemConfig::is_gem(dir) {
         let base_name = args.model.base.clone().map_or_else(|| Ok(GemConfig::load(dir)?.base_model), anyhow::Ok)?;
         drop(model);
-        let base = BaseModel::load(&context.files(&base_name)?)?;
+        let mut base = BaseModel::load(&context.files(&base_name)?)?;
+        base.decoder.set_weight_format(args.model.weights.into())?;
         rows.push(measure(LanguageModel::of_base(&base), "its base model")?);
     }
     Ok(rows)
-}
-
-/// Encodes a text of any length, a stretch of whole lines at a time.
-fn encode_long(tokenizer: &Tokenizer, text: &str) -> Result<Vec<TokenId>> {
-    let mut ids = Vec::new();
-    let mut rest = text;
-    while !rest.is_empty() {
-        let newline = rest.bytes().skip(PIECE_BYTES).position(|byte| byte == b'\n');
-        let end = newline.map_or(rest.len(), |at| PIECE_BYTES + at + 1);
-        ids.extend(tokenizer.encode(&rest[..end])?);
-        rest = &rest[end..];
-    }
-    Ok(ids)
 }

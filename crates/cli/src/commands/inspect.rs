@@ -102,7 +102,7 @@ fn describe(args: &InspectModelArgs, context: &Context) -> Result<String> {
     let dir = Path::new(&args.model);
     if GemConfig::is_gem(dir) {
         let config = GemConfig::load(dir)?;
-        let model = ModelArgs { model: Some(args.model.clone()), base: args.base.clone() };
+        let model = ModelArgs { model: Some(args.model.clone()), base: args.base.clone(), ..ModelArgs::default() };
         let gem = context.load_model(&model)?;
         add("GEM", args.model.clone());
         add("method", format!("{} {}", config.method, config.settings));

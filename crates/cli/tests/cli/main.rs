@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod bad_input;
+mod eval;
 mod quickstart;
 mod talk;
 mod tiny_model;

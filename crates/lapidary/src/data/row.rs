@@ -111,6 +111,13 @@ impl Row {
         }
     }
 
+    /// The texts of the list `name` of the object in `column`.
+    pub(super) fn inner_texts(&self, column: &str, name: &str) -> Result<Vec<String>, DataError> {
+        let list = self.get(column)?.get(name).and_then(Value::as_array);
+        let texts = list.and_then(|list| list.iter().map(|item| item.as_str().map(str::to_owned)).collect());
+        texts.ok_or_else(|| self.wrong(column, "an object with lists of texts"))
+    }
+
     /// Whether the row has this column.
     pub(super) fn has(&self, column: &str) -> bool {
         self.fields.contains_key(column)

@@ -84,6 +84,37 @@ pub fn load_multiple_choice(path: &Path) -> Result<Vec<MultipleChoice>, DataErro
     })
 }
 
+/// Reads `question`, `choices` (an object of the lists `text` and `label`) and `answerKey`, as ARC has them; the
+/// subject is empty.
+///
+/// # Errors
+/// As [`load_multiple_choice`].
+pub fn load_answer_choice(path: &Path) -> Result<Vec<MultipleChoice>, DataError> {
+    load_rows(path, &["question", "choices", "answerKey"], &[], |row| {
+        let (choices, labels) = (row.inner_texts("choices", "text")?, row.inner_texts("choices", "label")?);
+        let key = row.text("answerKey")?;
+        let answer = labels.iter().position(|label| label == key).filter(|answer| *answer < choices.len());
+        let answer = answer.ok_or_else(|| row.wrong("answerKey", "one of the labels of the choices"))?;
+        Ok(MultipleChoice { subject: String::new(), question: row.text("question")?.to_owned(), choices, answer })
+    })
+}
+
+/// Reads `text`.
+///
+/// # Errors
+/// Unreadable files; a missing or ill-typed field, with its row; no rows.
+pub fn load_texts(path: &Path) -> Result<Vec<String>, DataError> {
+    load_rows(path, &["text"], &[], |row| Ok(row.text("text")?.to_owned()))
+}
+
+/// The columns of a data file.
+///
+/// # Errors
+/// Unreadable files.
+pub fn columns(path: &Path) -> Result<Vec<String>, DataError> {
+    Ok(Table::open(path)?.columns(false).unwrap_or_default())
+}
+
 /// Reads a whole text file (WikiText's `wiki.test.raw`), plain or compressed (.gz, .zst).
 ///
 /// # Errors

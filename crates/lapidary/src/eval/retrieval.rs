@@ -173,10 +173,9 @@ mod tests {
         let documents = [[1f32, 0.0], [0.9, 0.1], [0.0, 1.0]];
         let ids = ["a", "b", "c"].map(str::to_owned);
         let judgements = [HashMap::from([(1, 1)])];
-        let task =
-            |candidates, itself| RetrievalTask { document_ids: &ids, judgements: &judgements, candidates, itself };
-        let score = |candidates, itself: &[Option<usize>]| {
-            score_retrieval(&[[1f32, 0.0]], &documents, &task(candidates, itself)).unwrap().mrr_at_10
+        let score = |candidates: Option<&[Vec<usize>]>, itself: &[Option<usize>]| {
+            let task = RetrievalTask { document_ids: &ids, judgements: &judgements, candidates, itself };
+            score_retrieval(&[[1f32, 0.0]], &documents, &task).unwrap().mrr_at_10
         };
         assert_eq!(score(None, &[None]), 0.5);
         assert_eq!(score(None, &[Some(0)]), 1.0);

@@ -5,7 +5,7 @@ use super::config::{Activation, DecoderConfig, LayerConfig};
 use super::kv_cache::KvCache;
 use super::rope::frequencies;
 use super::segment::Segment;
-use super::weights::WeightSource;
+use super::weights::{WeightFormat, WeightSource};
 use crate::Error;
 use kernels::ops::{self, AttentionSpec, Head, LowRank, RopeTable, Weight};
 use kernels::{Device, Matrix, Tensor, Var};
@@ -442,15 +442,19 @@ impl Decoder {
         Ok(vars)
     }
 
-    /// Stores every frozen matrix that products read anew, in the format that `convert` gives; token embeddings, of
-    /// which single rows are read, stay as they are.
+    /// Stores every frozen matrix that products read in another format; token embeddings, of which single rows are
+    /// read, stay as they are.
     ///
     /// # Errors
-    /// As `convert`.
-    pub fn restore_frozen(&mut self, convert: impl Fn(&Matrix) -> kernels::Result<Matrix>) -> Result<(), Error> {
+    /// When memory for the copies cannot be had.
+    pub fn set_weight_format(&mut self, format: WeightFormat) -> Result<(), Error> {
         let restore = |weight: &mut Weight| -> Result<(), Error> {
             if let Weight::Frozen(matrix) = weight {
-                *weight = Weight::Frozen(Arc::new(convert(matrix)?));
+                *weight = Weight::Frozen(match format {
+                    WeightFormat::Stored => return Ok(()),
+                    WeightFormat::Bf16 => Arc::new(matrix.to_bf16()),
+                    WeightFormat::F32 => Arc::new(Matrix::from_f32(matrix.to_f32(), matrix.rows(), matrix.cols())?),
+                });
             }
             Ok(())
         };

@@ -62,6 +62,19 @@ impl Segment {
         }
     }
 
+    /// Whole plain causal rows, packed end to end.
+    pub fn plain_rows<'a>(rows: impl IntoIterator<Item = &'a [TokenId]>) -> Self {
+        let mut all = Self::default();
+        for (row, tokens) in rows.into_iter().enumerate() {
+            let next = Self::next_tokens(row, tokens, 0, 0);
+            all.inputs.extend(next.inputs);
+            all.positions.extend(next.positions);
+            all.stretches.extend(next.stretches);
+            all.allowed.extend(next.allowed);
+        }
+        all
+    }
+
     /// The same positions with the adapter acting on every one of them.
     #[must_use]
     pub fn adapt_all(mut self) -> Self {

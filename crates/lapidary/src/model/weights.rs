@@ -2,6 +2,20 @@
 
 use crate::Error;
 use kernels::Matrix;
+use serde::{Deserialize, Serialize};
+
+/// Number format of frozen weights, and with it of the products with them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WeightFormat {
+    /// As the model's file stores them (quantised weights stay quantised); products in f32.
+    #[default]
+    Stored,
+    /// Products of numbers rounded to bf16, summed in f32: fast on CPUs with units for them (AVX-512-BF16, AMX).
+    Bf16,
+    /// Widened to f32; products in f32.
+    F32,
+}
 
 /// A file or directory of weights.
 pub trait WeightSource {

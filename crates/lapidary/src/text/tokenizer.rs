@@ -27,6 +27,8 @@ pub use stream::DecodeStream;
 pub const MAX_FILE_BYTES: u64 = 256 << 20;
 /// Longest text that is encoded in one call, in bytes; longer documents are cut into chunks before.
 pub const MAX_TEXT_BYTES: usize = 1 << 20;
+/// A long text is encoded in pieces that end with a line and have at least this many bytes.
+const PIECE_BYTES: usize = 64 << 10;
 
 /// The parts of a tokenizer, the model shared.
 type Parts = TokenizerImpl<SharedModel, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
@@ -166,6 +168,22 @@ impl Tokenizer {
         let special = ids.iter().find(|&&id| self.is_control(id));
         if let Some(&id) = special {
             return Err(TokenizerError::SpecialInText { token: self.id_to_token(id).unwrap_or_default() });
+        }
+        Ok(ids)
+    }
+
+    /// As [`Tokenizer::encode`], for a text of any length: a stretch of whole lines at a time.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_long(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let mut ids = Vec::new();
+        let mut rest = text;
+        while !rest.is_empty() {
+            let newline = rest.bytes().skip(PIECE_BYTES).position(|byte| byte == b'\n');
+            let end = newline.map_or(rest.len(), |at| PIECE_BYTES + at + 1);
+            ids.extend(self.encode(&rest[..end])?);
+            rest = &rest[end..];
         }
         Ok(ids)
     }

@@ -3,7 +3,7 @@
 use super::schedule::{AlphaSchedule, Decay};
 use crate::Error;
 use crate::data::DataSpec;
-use crate::model::LoraConfig;
+use crate::model::{LoraConfig, WeightFormat};
 use serde::{Deserialize, Serialize};
 
 /// Which weights are trained.
@@ -15,19 +15,6 @@ pub enum Trained {
     Lora,
     /// Every weight.
     Full,
-}
-
-/// Number format of frozen weights in training, and with it of the products with them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum WeightFormat {
-    /// As the model's file stores them (quantised weights stay quantised); products in f32.
-    #[default]
-    Stored,
-    /// Products of numbers rounded to bf16, summed in f32: fast on CPUs with units for them (AVX-512-BF16, AMX).
-    Bf16,
-    /// Widened to f32; products in f32.
-    F32,
 }
 
 /// The method and its settings.

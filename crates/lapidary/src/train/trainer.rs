@@ -3,7 +3,7 @@
 use super::checkpoint::{self, State};
 use super::checks::{check_longest_row, refuse_to_replace};
 use super::optimizer::{Group, Param};
-use super::recipe::{Recipe, Trained, WeightFormat};
+use super::recipe::{Recipe, Trained};
 use super::rows::{RowStream, first_rows};
 use super::teacher::Teachers;
 use super::update::{StepMetrics, Update};
@@ -13,7 +13,7 @@ use crate::embed::{EmbedOptions, Embedder};
 use crate::eval::standardise::Standardisation;
 use crate::eval::sts::score_pairs;
 use crate::model::{Adapter, BaseModel, GemConfig, GemDir, NamedVars};
-use kernels::{Device, Matrix, Var};
+use kernels::{Device, Var};
 use layout::{Method, Rng, SpecialInit};
 use rand::SeedableRng as _;
 use std::path::{Path, PathBuf};
@@ -135,11 +135,7 @@ impl<'a> Trainer<'a> {
         let teachers = Teachers::new(&recipe.loss.teacher, base)?;
         check_longest_row(&recipe, method.as_ref(), teachers.as_ref(), base)?;
         let special = special_rows(base, method.as_ref())?;
-        match recipe.weights {
-            WeightFormat::Stored => {}
-            WeightFormat::Bf16 => base.decoder.restore_frozen(|m| Ok(m.to_bf16()))?,
-            WeightFormat::F32 => base.decoder.restore_frozen(|m| Matrix::from_f32(m.to_f32(), m.rows(), m.cols()))?,
-        }
+        base.decoder.set_weight_format(recipe.weights)?;
         let mut rng = Rng::seed_from_u64(recipe.seed);
         let lora = (recipe.trained == Trained::Lora).then(|| recipe.lora.clone());
         let adapter = Adapter::new(&base.decoder, lora, &special, &mut rng)?;

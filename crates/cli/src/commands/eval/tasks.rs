@@ -1,0 +1,281 @@
+//! `lapidary eval tasks`: a model on a directory of tasks, each result kept in a file of its own.
+
+use super::{language_model, standardise};
+use crate::args::EmbedModelArgs;
+use crate::context::Context;
+use crate::progress;
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, ValueEnum};
+use lapidary::Lapidary;
+use lapidary::embed::EmbedOptions;
+use lapidary::eval::task::{
+    LanguageOptions, TaskKind, TaskScore, local_tasks, score_embedding_task, score_language_task,
+};
+use lapidary::eval::task_sets::{GEM_15, MTEB_ENG_V2};
+use lapidary::output::atomic::write_file;
+use serde_json::{Map, Value, json};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// The version of the `mteb` package whose result files these are laid out as.
+const MTEB_VERSION: &str = "2.26.24";
+
+#[derive(Debug, Args)]
+pub(super) struct TasksArgs {
+    /// A directory with one directory a task, as the Hugging Face data sets `mteb/*` have their files
+    #[arg(value_name = "DIR")]
+    data: PathBuf,
+    /// Which tasks: all that the directory holds, or those of a published set
+    #[arg(long = "set-of-tasks", value_name = "SET", default_value = "local", conflicts_with = "tasks")]
+    set: TaskSet,
+    /// These tasks alone, by name
+    #[arg(long, value_name = "TASK", num_args = 1..)]
+    tasks: Vec<String>,
+    /// Where results go and are found again: RESULTS/MODEL/REVISION/TASK.json
+    #[arg(long, value_name = "DIR", default_value = "results")]
+    results: PathBuf,
+    /// What the model is called in them [default: the name of its file or directory, and the method]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Longer texts are cut to this many tokens, and counted
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    max_tokens: usize,
+    /// Questions or texts of a language task, spread over the set; of a raw text, thousands of tokens; 0: all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    limit: usize,
+    /// Vectors as pooled, without standardisation
+    #[arg(long)]
+    no_standardise: bool,
+    /// Texts to take mean and deviation of each dimension from, where the model has none
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    standardise_on: Vec<String>,
+    #[command(flatten)]
+    model: EmbedModelArgs,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum TaskSet {
+    /// All tasks of the directory
+    Local,
+    /// The 15 tasks of GEM and LLM2Vec (MTEB version 1)
+    #[value(name = "gem-15")]
+    Gem15,
+    /// MTEB(eng, v2): 41 tasks
+    #[value(name = "mteb-eng-v2")]
+    MtebEngV2,
+}
+
+/// A finished task, as the table shows it.
+struct Row {
+    name: String,
+    kind: TaskKind,
+    metric: String,
+    value: f64,
+    note: String,
+}
+
+pub(super) fn run(args: &TasksArgs, context: &Context) -> Result<Vec<Vec<String>>> {
+    let found = local_tasks(&args.data)?;
+    let wanted: Vec<String> = match (args.tasks.as_slice(), args.set) {
+        ([], TaskSet::Local) => found.iter().map(|(name, _)| name.clone()).collect(),
+        ([], TaskSet::Gem15) => GEM_15.map(str::to_owned).to_vec(),
+        ([], TaskSet::MtebEngV2) => MTEB_ENG_V2.map(str::to_owned).to_vec(),
+        (tasks, _) => tasks.to_vec(),
+    };
+    let (tasks, missing): (Vec<&String>, Vec<&String>) =
+        wanted.iter().partition(|name| found.iter().any(|(found, _)| found == *name));
+    if !args.tasks.is_empty() && !missing.is_empty() {
+        bail!("{}: no task {}", args.data.display(), list(&missing));
+    }
+    if tasks.is_empty() {
+        bail!("{}: expected a directory for each task, found none of {}", args.data.display(), list(&missing));
+    }
+    let mut model = context.load_to_embed(&args.model)?;
+    standardise(&mut model, &args.standardise_on, context)?;
+    let out = results_dir(args, &model);
+    std::fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
+    write_model_meta(args, &model, &out)?;
+    let mut rows = Vec::new();
+    for name in tasks {
+        let kind = found.iter().find(|(found, _)| found == name).expect("it was found above").1;
+        rows.push(task(args, &model, (name, kind), &out, context).with_context(|| name.clone())?);
+    }
+    if !missing.is_empty() {
+        context.note(&format!("not in {}: {}", args.data.display(), list(&missing)));
+    }
+    context.note(&format!("results: {}", out.display()));
+    Ok(table(&rows, wanted.len()))
+}
+
+fn list(names: &[&String]) -> String {
+    names.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+/// Scores with one decimal less than a person can use, and the mean of the embedding tasks, with their number.
+fn table(rows: &[Row], num_wanted: usize) -> Vec<Vec<String>> {
+    let mut table = vec![["task", "metric", "score", ""].map(str::to_owned).to_vec()];
+    for row in rows {
+        table.push(vec![row.name.clone(), row.metric.clone(), format!("{:.2}", row.value), row.note.clone()]);
+    }
+    let embedding: Vec<f64> = rows.iter().filter(|row| row.kind.is_embedding()).map(|row| row.value).collect();
+    if embedding.len() > 1 {
+        let language = rows.len() - embedding.len();
+        let of = format!("mean of {} of {} embedding tasks", embedding.len(), num_wanted - language);
+        let mean = embedding.iter().sum::<f64>() / embedding.len() as f64;
+        table.push(vec![of, String::new(), format!("{mean:.2}"), String::new()]);
+    }
+    table
+}
+
+/// RESULTS/MODEL/REVISION: the revision changes with everything that changes a score but the task.
+fn results_dir(args: &TasksArgs, model: &Lapidary) -> PathBuf {
+    let name = args.name.clone().unwrap_or_else(|| {
+        let path = args.model.model.name();
+        let file = Path::new(&path).file_name().map_or(path.clone(), |name| name.to_string_lossy().into_owned());
+        format!("lapidary/{file}-{}", model.method().name())
+    });
+    let standardised = model.standardisation().filter(|_| !args.no_standardise);
+    let numbers =
+        standardised.map(|s| s.mean().iter().chain(s.std()).flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
+    let described = format!("{} {} {}", model.fingerprint(), args.max_tokens, numbers.is_some());
+    let mut revision = lapidary::fingerprint_of(&[described.as_bytes(), &numbers.unwrap_or_default()]);
+    revision.truncate(16);
+    args.results.join(name.replace('/', "__")).join(revision)
+}
+
+fn write_model_meta(args: &TasksArgs, model: &Lapidary, out: &Path) -> Result<()> {
+    let dir_name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let meta = json!({
+        "name": out.parent().map(dir_name).unwrap_or_default().replace("__", "/"),
+        "revision": dir_name(out),
+        "framework": ["lapidary"],
+        "similarity_fn_name": "cosine",
+        "embed_dim": model.base().decoder.config().hidden_size,
+        "max_tokens": args.max_tokens,
+        "method": model.method().name(),
+        "method_settings": model.method().settings(),
+        "standardised": model.standardisation().is_some() && !args.no_standardise,
+        "fingerprint": model.fingerprint(),
+    });
+    write_json(&out.join("model_meta.json"), &meta)
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)? + "\n";
+    Ok(write_file(path, |file| file.write_all(text.as_bytes()))?)
+}
+
+/// The result of a task: from its file, or measured and written there.
+fn task(
+    args: &TasksArgs,
+    model: &Lapidary,
+    (name, kind): (&String, TaskKind),
+    out: &Path,
+    context: &Context,
+) -> Result<Row> {
+    let limit = if kind.is_embedding() { 0 } else { args.limit };
+    let file = if limit == 0 { out.join(format!("{name}.json")) } else { out.join(format!("{name}.{limit}.json")) };
+    if file.is_file() {
+        let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+        let stored: Value = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
+        return row_of(name, kind, &stored).with_context(|| format!("{}: not a result", file.display()));
+    }
+    let started = Instant::now();
+    let dir = args.data.join(name);
+    let (score, num_truncated) = if kind.is_embedding() {
+        embedding_score(args, model, (name, kind), &dir, context)?
+    } else {
+        let bar = progress::bar(context, 0, "done")?;
+        bar.set_message(name.clone());
+        let options = LanguageOptions { limit, ..LanguageOptions::default() };
+        let score = score_language_task(&dir, kind, &language_model(model), &options, &mut |done, all| {
+            bar.set_length(all as u64);
+            bar.set_position(done as u64);
+        })?;
+        bar.finish_and_clear();
+        (score, 0)
+    };
+    let result = result(name, kind, &score, (num_truncated, started.elapsed().as_secs_f64()), limit);
+    write_json(&file, &result)?;
+    let row = row_of(name, kind, &result).context("a result that was just made")?;
+    context.note(&format!("{name}: {} {:.2}", row.metric, row.value));
+    Ok(row)
+}
+
+fn embedding_score(
+    args: &TasksArgs,
+    model: &Lapidary,
+    (name, kind): (&String, TaskKind),
+    dir: &Path,
+    context: &Context,
+) -> Result<(TaskScore, usize)> {
+    let options =
+        EmbedOptions { max_tokens: args.max_tokens, standardise: !args.no_standardise, ..EmbedOptions::default() };
+    let mut num_truncated = 0;
+    let mut embed = |texts: &[&str]| {
+        // Some sets hold empty texts; a blank one has a vector, like any other.
+        let texts: Vec<&str> = texts.iter().map(|text| if text.trim().is_empty() { "." } else { *text }).collect();
+        let bar = progress::bar(context, texts.len() as u64, "texts")
+            .map_err(|error| lapidary::Error::Internal(error.to_string()))?;
+        bar.set_message(name.clone());
+        let embeddings = model.embed_with(&texts, &options, &mut |done| bar.set_position(done as u64))?;
+        bar.finish_and_clear();
+        num_truncated += embeddings.num_truncated;
+        Ok(embeddings.vectors)
+    };
+    let score = score_embedding_task(dir, name, kind, &mut embed)?;
+    Ok((score, num_truncated))
+}
+
+/// The file of a result: as the `mteb` package writes it, and for language tasks as lm-evaluation-harness does.
+fn result(name: &str, kind: TaskKind, score: &TaskScore, (truncated, secs): (usize, f64), limit: usize) -> Value {
+    let rounded = |value: f64| (value * 1e6).round() / 1e6;
+    if kind.is_embedding() {
+        let mut scores: Map<String, Value> =
+            score.metrics.iter().map(|(name, value)| ((*name).to_owned(), json!(rounded(*value)))).collect();
+        scores.insert("main_score".into(), json!(rounded(score.metrics[0].1)));
+        scores.insert("hf_subset".into(), json!("default"));
+        scores.insert("languages".into(), json!(["eng-Latn"]));
+        return json!({
+            "dataset_revision": "local",
+            "task_name": name,
+            "mteb_version": MTEB_VERSION,
+            "scores": { score.split: [scores] },
+            "evaluation_time": secs,
+            "kg_co2_emissions": null,
+            "num_scored": score.num_scored,
+            "num_truncated": truncated,
+        });
+    }
+    let metrics: Map<String, Value> =
+        score.metrics.iter().map(|(name, value)| (format!("{name},none"), json!(value))).collect();
+    json!({
+        "results": { name: metrics },
+        "n-samples": { name: { "effective": score.num_scored } },
+        "main_metric": format!("{},none", score.metrics[0].0),
+        "config": { "model": "lapidary", "limit": limit },
+        "total_evaluation_time_seconds": secs,
+    })
+}
+
+fn row_of(name: &str, kind: TaskKind, stored: &Value) -> Option<Row> {
+    let (metric, value, note) = if kind.is_embedding() {
+        let scores = stored.get("scores")?.as_object()?.values().next()?.get(0)?;
+        let main = scores.get("main_score")?.as_f64()?;
+        // The metric that the main score repeats.
+        let metrics = ["cosine_spearman", "accuracy", "v_measure", "ndcg_at_10", "map_at_1000", "cosine_ap"];
+        let metric = metrics.iter().find(|metric| scores.get(**metric).and_then(Value::as_f64) == Some(main))?;
+        let truncated = stored.get("num_truncated")?.as_u64()?;
+        let note = if truncated > 0 { format!("{} texts cut", progress::grouped(truncated)) } else { String::new() };
+        ((*metric).to_owned(), 100.0 * main, note)
+    } else {
+        let metric = stored.get("main_metric")?.as_str()?;
+        let value = stored.get("results")?.get(name)?.get(metric)?.as_f64()?;
+        let scored = stored.get("n-samples")?.get(name)?.get("effective")?.as_u64()?;
+        let metric = metric.trim_end_matches(",none").to_owned();
+        let scale = if metric == "perplexity" { 1.0 } else { 100.0 };
+        (metric, scale * value, format!("of {}", progress::grouped(scored)))
+    };
+    Some(Row { name: name.to_owned(), kind, metric, value, note })
+}
