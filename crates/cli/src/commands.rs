@@ -1,5 +1,6 @@
 //! The commands, one file each: arguments, and what is done with them.
 
+pub(crate) mod certify;
 pub(crate) mod chat;
 pub(crate) mod embed;
 mod embed_input;

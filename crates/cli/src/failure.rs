@@ -7,6 +7,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, set_hook};
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
+/// The command has done its work, and the answer is no.
+const REFUSED: u8 = 1;
 /// Something is wrong with what the user gave or with the machine.
 const USER_ERROR: u8 = 2;
 /// Something is wrong with this program.
@@ -26,6 +28,18 @@ impl fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
+/// What was asked for was found wanting; the message says where.
+#[derive(Debug)]
+pub(crate) struct Refused(pub(crate) String);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
+
 /// The newest panic: the parsers of the library catch theirs, so a panic is told only once it has come up to here.
 static LAST_PANIC: Mutex<String> = Mutex::new(String::new());
 
@@ -37,7 +51,10 @@ pub(crate) fn exit_code_of(command: impl FnOnce() -> Result<()>) -> ExitCode {
         Ok(Err(error)) if is_closed_pipe(&error) => return ExitCode::SUCCESS,
         Ok(Err(error)) => match error.downcast_ref::<Interrupted>() {
             Some(interrupted) => (interrupted.to_string(), INTERRUPTED),
-            None => (format!("error: {}", one_line(&error)), USER_ERROR),
+            None => match error.downcast_ref::<Refused>() {
+                Some(refused) => (format!("refused: {refused}"), REFUSED),
+                None => (format!("error: {}", one_line(&error)), USER_ERROR),
+            },
         },
         Err(_) => {
             let message = LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner).replace('\n', " ");

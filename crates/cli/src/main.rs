@@ -10,7 +10,9 @@ mod progress;
 mod table;
 
 use clap::{Parser, Subcommand};
-use commands::{chat, embed, eval, fetch_model, generate, inspect, quickstart, reconstruct, similarity, train};
+use commands::{
+    certify, chat, embed, eval, fetch_model, generate, inspect, quickstart, reconstruct, similarity, train,
+};
 use context::Context;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -53,6 +55,8 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Measure a model
     Eval(eval::EvalArgs),
+    /// Show what a GEM has cost its base model, and refuse one that cost too much
+    Certify(certify::CertifyArgs),
     /// Bring a model's files to this machine
     Fetch(fetch_model::FetchArgs),
 }
@@ -75,6 +79,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Reconstruct(args) => reconstruct::run(args, &context),
         Command::Inspect(args) => inspect::run(args, &context),
         Command::Eval(args) => eval::run(args, &context),
+        Command::Certify(args) => certify::run(args, &context),
         Command::Fetch(args) => fetch_model::run(args, &context),
     }
 }

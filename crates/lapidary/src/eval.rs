@@ -2,6 +2,7 @@
 
 pub mod classification;
 pub mod clustering;
+pub mod damage;
 mod error;
 pub mod language;
 mod lbfgs;

@@ -12,8 +12,9 @@ fn lines(path: PathBuf, rows: &[Value]) {
 }
 
 /// One small task of each kind.
-fn tasks(dir: &Path) {
-    let pair = |i: u32| json!({"sentence1": format!("{i} is one"), "sentence2": format!("{} is two", i % 3), "score": i});
+pub(crate) fn tasks(dir: &Path) {
+    let pair =
+        |i: u32| json!({"sentence1": format!("{i} is one"), "sentence2": format!("{} is two", i % 3), "score": i});
     lines(dir.join("STS17/test.jsonl"), &(0..5).map(pair).collect::<Vec<_>>());
     let labelled = |i: u32| json!({"text": format!("word {i}"), "label": i % 2});
     for split in ["train", "test"] {

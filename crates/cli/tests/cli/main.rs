@@ -65,9 +65,19 @@ fn error_line(output: &Output) -> String {
 #[test]
 fn help_has_examples_and_no_command_is_a_usage_error() {
     let dir = tempfile::tempdir().unwrap();
-    for command in
-        ["quickstart", "train", "embed", "similarity", "chat", "generate", "reconstruct", "inspect", "eval", "fetch"]
-    {
+    for command in [
+        "quickstart",
+        "train",
+        "embed",
+        "similarity",
+        "chat",
+        "generate",
+        "reconstruct",
+        "inspect",
+        "eval",
+        "certify",
+        "fetch",
+    ] {
         let help = stdout(run(dir.path(), &[command, "--help"]));
         assert!(help.contains("Examples:\n  lapidary "), "{help}");
     }

@@ -191,3 +191,31 @@ fn a_full_disk_keeps_the_last_checkpoint() {
     assert_eq!(files_under(&kept), before);
     assert_eq!(stdout(run(dir, &train("run", &late))), "run/model\n");
 }
+
+#[test]
+fn a_certificate_tells_what_a_gem_has_cost() {
+    let dir = workshop();
+    let dir = dir.path();
+    crate::eval::tasks(&dir.join("data"));
+    let scope = |scope: &str| format!("method.settings.scope={scope}");
+    stdout(run(dir, &train("special", &["--set", &scope("special")])));
+    stdout(run(dir, &train("all", &["--set", &scope("all"), "--set", "optimizer.learning_rate=0.05"])));
+    let certify = |gem: &'static str, more: &[&'static str]| {
+        let args = ["certify", "base", gem, "--data", "data", "--limit", "0", "--out", "out"];
+        run(dir, &[&args[..], more].concat())
+    };
+    let page = stdout(certify("special/model", &["--max-kl", "0", "--max-mmlu-drop", "0"]));
+    assert!(page.contains("**Within its promises.**") && page.contains("- 0 of "), "{page}");
+    assert!(page.contains("4 of 4 greedy replies") && page.contains("Wiki") && page.contains("Last"), "{page}");
+    assert_eq!(fs::read_to_string(dir.join("out/certificate.md")).unwrap(), page);
+    let refused = certify("all/model", &["--max-kl", "0"]);
+    assert_eq!(refused.status.code(), Some(1));
+    let message = String::from_utf8(refused.stderr).unwrap();
+    assert!(message.lines().last().unwrap().starts_with("refused: mean divergence "), "{message}");
+    let json = fs::read_to_string(dir.join("out/certificate.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["passed"], false);
+    assert!(json["num_differing_logits"].as_u64().unwrap() > 0 && json["mean_kl"].as_f64().unwrap() > 0.0);
+    // Without a budget a scope that promises nothing is told, not refused.
+    assert!(stdout(certify("all/model", &[])).contains("logits differ in any bit\n"));
+}
