@@ -1,6 +1,6 @@
 """Writes the golden values of the evaluation tests: crates/lapidary/tests/golden/eval/*.json.
 
-Needs numpy, scipy, scikit-learn, pytrec-eval-terrier, jinja2, pyyaml and the files of lm-eval
+Needs numpy, scipy, scikit-learn, pytrec-eval-terrier, sacrebleu, jinja2, pyyaml and the files of lm-eval
 (`pip install lm-eval --no-deps` is enough: only its task templates are read).
 
     python scripts/eval_golden.py crates/lapidary/tests/golden/eval
@@ -15,6 +15,7 @@ from pathlib import Path
 import jinja2
 import numpy as np
 import pytrec_eval
+import sacrebleu
 import yaml
 from scipy.stats import spearmanr
 from sklearn.cluster import MiniBatchKMeans
@@ -145,6 +146,13 @@ def retrieval_case(queries, documents, seed):
             **{name: float(np.mean([s[name] for s in scores.values()])) for name in measures}}
 
 
+def chrf_case():
+    pairs = [["The cat sat on the mat.", "A cat is sitting on the mat."], ["", "nothing came back"],
+             ["Älter als  das Haus", "Das Haus ist älter"], ["short", "a much longer sentence with other words in it"]]
+    found, original = zip(*pairs)
+    return {"pairs": pairs, "chrf": sacrebleu.corpus_chrf(list(found), [list(original)]).score / 100}
+
+
 def main(out):
     out.mkdir(parents=True, exist_ok=True)
     labels = np.random.default_rng(3).integers(0, 7, size=300).tolist() + [9, 9, 9]
@@ -159,6 +167,7 @@ def main(out):
         "average_precision": average_precision_cases(),
         "clustering": [clustering_case(120, 5, 6, 21, 1.5), clustering_case(1600, 4, 9, 22, 1.2)],
         "retrieval": retrieval_case(12, 150, 31),
+        "chrf": chrf_case(),
         "mmlu": [mmlu_case("abstract_algebra"), mmlu_case("high_school_us_history")],
     }
     for name, value in golden.items():

@@ -10,6 +10,7 @@ pub mod likelihood;
 pub mod logistic_regression;
 pub mod metrics;
 pub mod multiple_choice;
+pub mod overlap;
 pub mod pair_classification;
 pub mod perplexity;
 mod random;

@@ -3,13 +3,15 @@
 mod chat;
 mod generator;
 mod reconstruct;
+mod retention;
 mod sampling;
 mod sequence;
 mod stop;
 
 pub use chat::encode_chat;
 pub use generator::{GenerateOptions, Generation, Generator};
-pub use reconstruct::{Reconstruction, reconstruct};
+pub use reconstruct::{Reconstruction, reconstruct, reconstruct_ids};
+pub use retention::{SuffixLosses, suffix_losses};
 pub use sampling::{Sampler, Sampling, candidates, greedy, penalise_repetition};
 pub use sequence::{Finish, Limits, Progress, Sequence, SequenceRun};
 pub use stop::StopFinder;

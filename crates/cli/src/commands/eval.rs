@@ -1,5 +1,6 @@
 //! `lapidary eval`: figures of a model on a data file.
 
+mod reconstruct;
 mod tasks;
 
 use crate::args::{EmbedModelArgs, ModelArgs};
@@ -30,6 +31,7 @@ Examples:
   lapidary eval tasks ~/mteb --weights bf16
   lapidary eval tasks ~/mteb --set-of-tasks gem-15 --model smollm2-135m --method echo --standardise-on sentences.txt
   lapidary eval tasks ~/mteb --tasks MMLU LAMBADA --limit 500
+  lapidary eval reconstruct data/wiki_sentences.txt.gz --lengths 8,16,32
   lapidary eval perplexity wiki.test.raw.gz --max-tokens 20000";
 
 #[derive(Debug, Args)]
@@ -45,6 +47,9 @@ enum Task {
     Sts(StsArgs),
     /// Embedding and language tasks of a directory in the layout of the mteb data sets, results kept in files
     Tasks(tasks::TasksArgs),
+    /// What the special tokens keep of a text, by its length: exact copies, common tokens, and the loss of what follows,
+    /// nats a token, given the special tokens, nothing, or the text
+    Reconstruct(reconstruct::ReconstructArgs),
     /// Perplexity of a text file; of a GEM beside that of its base model
     Perplexity(PerplexityArgs),
 }
@@ -116,6 +121,7 @@ pub(crate) fn run(args: &EvalArgs, context: &Context) -> Result<()> {
     let rows = match &args.task {
         Task::Sts(args) => sts(args, context)?,
         Task::Tasks(args) => tasks::run(args, context)?,
+        Task::Reconstruct(args) => reconstruct::run(args, context)?,
         Task::Perplexity(args) => perplexities(args, context)?,
     };
     Ok(stdout().lock().write_all(aligned(&rows).as_bytes())?)

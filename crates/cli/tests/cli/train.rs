@@ -216,6 +216,16 @@ fn a_certificate_tells_what_a_gem_has_cost() {
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["passed"], false);
     assert!(json["num_differing_logits"].as_u64().unwrap() > 0 && json["mean_kl"].as_f64().unwrap() > 0.0);
+    // What the special tokens keep: lengths that no text has are told and left out.
+    let args =
+        ["eval", "reconstruct", "texts.txt", "--model", "special/model", "--lengths", "8,12,900", "--json", "r.json"];
+    let output = run(dir, &args);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no text of 900 tokens"));
+    let table = stdout(output);
+    assert_eq!(table.lines().count(), 3, "{table}");
+    let rows: serde_json::Value = serde_json::from_str(&fs::read_to_string(dir.join("r.json")).unwrap()).unwrap();
+    let loss = |given: &str| rows[1]["reconstruction_loss"][given].as_f64().unwrap();
+    assert!(["special_tokens", "nothing", "text"].iter().all(|given| (1.0..9.0).contains(&loss(given))), "{rows}");
     // Without a budget a scope that promises nothing is told, not refused.
     assert!(stdout(certify("all/model", &[])).contains("logits differ in any bit\n"));
 }

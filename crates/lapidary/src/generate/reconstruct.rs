@@ -3,8 +3,9 @@
 
 use super::generator::{GenerateOptions, Generator};
 use super::sequence::{Finish, Sequence};
-use crate::model::{ForwardOptions, Kv, Segment};
+use crate::model::{ForwardOptions, Kv, KvCache, Segment};
 use crate::{Error, Lapidary};
+use kernels::Tensor;
 use layout::{Input, TokenId};
 use std::ops::ControlFlow;
 
@@ -27,6 +28,42 @@ pub struct Reconstruction {
     pub recovered: f64,
 }
 
+/// A text as the special tokens hold it: their keys and values, the text's own dropped.
+pub(super) struct Compressed {
+    pub(super) cache: KvCache,
+    /// RoPE position of what follows.
+    pub(super) next_position: u32,
+    /// State of the last special token, `[1, D]`.
+    last: Tensor,
+}
+
+impl Compressed {
+    /// # Errors
+    /// When the method has no special tokens, or the text has no tokens or is longer than the model's
+    /// `max_position_embeddings`.
+    pub(super) fn new(gem: &Lapidary, text: &[TokenId]) -> Result<Self, Error> {
+        let base = gem.base();
+        let row = gem.method().embed_plan(text)?.rows.swap_remove(0);
+        let is_special = |input: &Input| matches!(input, Input::Special(_));
+        let num_special_tokens = row.inputs().iter().rev().take_while(|input| is_special(input)).count();
+        if num_special_tokens == 0 {
+            return Err(Error::Setting {
+                field: "method".into(),
+                expected: "one that ends a text in special tokens, to go on from".into(),
+                found: gem.method().name().into(),
+            });
+        }
+        let (end, mut cache) = (row.num_tokens(), base.decoder.new_cache());
+        let options = ForwardOptions { adapter: gem.adapter(), ..ForwardOptions::default() };
+        let hidden = base.decoder.forward(&Segment::whole([&row]), Kv::Append(&mut cache), options)?;
+        Ok(Self {
+            cache: cache.extract(0, (end - num_special_tokens) as u32..end as u32)?,
+            next_position: row.positions()[end - 1] + 1,
+            last: hidden.narrow(0, end - 1, 1)?,
+        })
+    }
+}
+
 /// Reads `text`, keeps the special tokens' part of the cache alone, and continues greedily from it: at most
 /// `max_new_tokens` tokens, or as many as the text has.
 ///
@@ -34,32 +71,27 @@ pub struct Reconstruction {
 /// When the method has no special tokens, or the text has no tokens or is longer than the model's
 /// `max_position_embeddings`.
 pub fn reconstruct(gem: &Lapidary, text: &str, max_new_tokens: Option<usize>) -> Result<Reconstruction, Error> {
-    let base = gem.base();
-    let original = base.tokenizer.encode(text)?;
-    let row = gem.method().embed_plan(&original)?.rows.swap_remove(0);
-    let is_special = |input: &Input| matches!(input, Input::Special(_));
-    let num_special_tokens = row.inputs().iter().rev().take_while(|input| is_special(input)).count();
-    if num_special_tokens == 0 {
-        return Err(Error::Setting {
-            field: "method".into(),
-            expected: "one that ends a text in special tokens, to go on from".into(),
-            found: gem.method().name().into(),
-        });
-    }
-    let (end, mut cache) = (row.num_tokens(), base.decoder.new_cache());
-    let options = ForwardOptions { adapter: gem.adapter(), ..ForwardOptions::default() };
-    let hidden = base.decoder.forward(&Segment::whole([&row]), Kv::Append(&mut cache), options)?;
-    let kept = cache.extract(0, (end - num_special_tokens) as u32..end as u32)?;
-    let num_kv_bytes = kept.num_bytes();
-    let next_position = row.positions()[end - 1] + 1;
+    reconstruct_ids(gem, &gem.base().tokenizer.encode(text)?, max_new_tokens)
+}
+
+/// As [`reconstruct`], of an encoded text.
+///
+/// # Errors
+/// As [`reconstruct`].
+pub fn reconstruct_ids(
+    gem: &Lapidary,
+    original: &[TokenId],
+    max_new_tokens: Option<usize>,
+) -> Result<Reconstruction, Error> {
+    let Compressed { cache, next_position, last } = Compressed::new(gem, original)?;
+    let (num_special_tokens, num_kv_bytes) = (cache.num_tokens(), cache.num_bytes());
     let generator: Generator<'_> = gem.generator();
-    let last = hidden.narrow(0, end - 1, 1)?;
-    let mut sequence = Sequence::behind(&base.decoder, gem.plain_adapter(), kept, next_position, &last)?;
+    let mut sequence = Sequence::behind(&gem.base().decoder, gem.plain_adapter(), cache, next_position, &last)?;
     let max_new_tokens = max_new_tokens.unwrap_or(original.len());
     let options = GenerateOptions { max_new_tokens, ..GenerateOptions::default() };
     let generation = generator.generate(&mut sequence, &[], &options, &mut |_| ControlFlow::Continue(()))?;
     Ok(Reconstruction {
-        recovered: longest_common_subsequence(&original, &generation.ids) as f64 / original.len() as f64,
+        recovered: longest_common_subsequence(original, &generation.ids) as f64 / original.len() as f64,
         text: generation.text,
         ids: generation.ids,
         finish: generation.finish,

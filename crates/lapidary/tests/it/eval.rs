@@ -9,6 +9,7 @@ use lapidary::eval::clustering::{mini_batch_k_means, v_measure};
 use lapidary::eval::logistic_regression::{LogisticRegression, LogisticRegressionConfig};
 use lapidary::eval::metrics::{accuracy, spearman};
 use lapidary::eval::multiple_choice::{Question, prompts};
+use lapidary::eval::overlap::chrf;
 use lapidary::eval::pair_classification::average_precision;
 use lapidary::eval::retrieval::{RetrievalTask, score_retrieval};
 use serde::de::DeserializeOwned;
@@ -61,6 +62,19 @@ fn average_precision_equals_scikit_learn() {
         let found = average_precision(&case.relevant, &case.scores).unwrap();
         assert!((found - case.average_precision).abs() < 1e-12, "{found} {}", case.average_precision);
     }
+}
+
+#[test]
+fn chrf_equals_sacrebleu() {
+    #[derive(serde::Deserialize)]
+    struct Case {
+        pairs: Vec<(String, String)>,
+        chrf: f64,
+    }
+    let case: Case = golden("chrf");
+    let pairs: Vec<(&str, &str)> = case.pairs.iter().map(|(found, original)| (&**found, &**original)).collect();
+    let found = chrf(&pairs).unwrap();
+    assert!((found - case.chrf).abs() < 1e-12, "{found} {}", case.chrf);
 }
 
 #[test]

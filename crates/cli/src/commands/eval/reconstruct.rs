@@ -1,0 +1,168 @@
+//! `lapidary eval reconstruct`: what is left of a text in the special tokens, by its length.
+
+use crate::args::ModelArgs;
+use crate::context::Context;
+use crate::progress;
+use anyhow::{Result, bail};
+use clap::Args;
+use lapidary::Lapidary;
+use lapidary::data::DataSpec;
+use lapidary::eval::overlap::{chrf, token_f1};
+use lapidary::generate::{SuffixLosses, reconstruct_ids, suffix_losses};
+use lapidary::layout::TokenId;
+use lapidary::output::atomic::write_file;
+use serde_json::json;
+use std::io::Write as _;
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+pub(super) struct ReconstructArgs {
+    /// Files of texts to read, as for training
+    #[arg(value_name = "FILE", required = true)]
+    files: Vec<String>,
+    /// Column of the text in data files [default: text, else the only text column]
+    #[arg(long, value_name = "NAME")]
+    column: Option<String>,
+    /// Lengths to measure at, tokens; longer texts are cut to each of them
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "8,16,32,64,128")]
+    lengths: Vec<usize>,
+    /// Texts of each length: the first that are long enough
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    num_texts: usize,
+    /// Write the figures as JSON too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+/// All figures of one length.
+struct Row {
+    length: usize,
+    exact: f64,
+    token_f1: f64,
+    chrf: f64,
+    reconstruction: SuffixLosses,
+    continuation: SuffixLosses,
+    num_texts: usize,
+}
+
+pub(super) fn run(args: &ReconstructArgs, context: &Context) -> Result<Vec<Vec<String>>> {
+    if args.num_texts == 0 || args.lengths.iter().any(|length| *length < 4) {
+        bail!("--num-texts and --lengths: expected at least one text of at least 4 tokens");
+    }
+    let gem = context.load_model(&args.model)?;
+    let longest = args.lengths.iter().copied().max().unwrap_or(0);
+    let texts = texts(args, &gem)?;
+    let bar = progress::bar(context, (args.lengths.len() * args.num_texts) as u64, "texts")?;
+    let mut rows = Vec::new();
+    for length in &args.lengths {
+        let cut: Vec<&[TokenId]> =
+            texts.iter().filter(|ids| ids.len() >= *length).take(args.num_texts).map(|ids| &ids[..*length]).collect();
+        if cut.is_empty() {
+            context.note(&format!("no text of {length} tokens (the longest asked for is {longest})"));
+            continue;
+        }
+        rows.push(row(&gem, *length, &cut, &mut || bar.inc(1))?);
+    }
+    bar.finish_and_clear();
+    if let Some(path) = &args.json {
+        let all: Vec<_> = rows.iter().map(as_json).collect();
+        let text = serde_json::to_string_pretty(&all)? + "\n";
+        write_file(path, |file| file.write_all(text.as_bytes()))?;
+    }
+    Ok(table(&rows))
+}
+
+/// Enough texts for every length.
+fn texts(args: &ReconstructArgs, gem: &Lapidary) -> Result<Vec<Vec<TokenId>>> {
+    let spec = DataSpec { paths: args.files.clone(), column: args.column.clone(), ..DataSpec::default() };
+    let mut missing: Vec<(usize, usize)> = args.lengths.iter().map(|length| (*length, args.num_texts)).collect();
+    let mut texts = Vec::new();
+    for record in lapidary::data::open(&spec)? {
+        let ids = gem.base().tokenizer.encode(&record?.text)?;
+        let mut wanted = false;
+        for (length, left) in &mut missing {
+            if ids.len() >= *length && *left > 0 {
+                (*left, wanted) = (*left - 1, true);
+            }
+        }
+        if wanted {
+            texts.push(ids);
+        }
+        if missing.iter().all(|(_, left)| *left == 0) {
+            break;
+        }
+    }
+    Ok(texts)
+}
+
+fn row(gem: &Lapidary, length: usize, texts: &[&[TokenId]], done: &mut dyn FnMut()) -> Result<Row> {
+    let (mut exact, mut f1, mut written) = (0, 0.0, Vec::new());
+    let (mut reconstruction, mut continuation) = (SuffixLosses::default(), SuffixLosses::default());
+    for ids in texts {
+        let found = reconstruct_ids(gem, ids, None)?;
+        exact += usize::from(found.ids == *ids);
+        f1 += token_f1(&found.ids, ids);
+        written.push((found.text, gem.base().tokenizer.decode(ids, true)?));
+        reconstruction.add(&suffix_losses(gem, ids, ids)?);
+        let (first, rest) = ids.split_at(length / 2);
+        continuation.add(&suffix_losses(gem, first, rest)?);
+        done();
+    }
+    let pairs: Vec<(&str, &str)> =
+        written.iter().map(|(found, original)| (found.as_str(), original.as_str())).collect();
+    let num_texts = texts.len();
+    Ok(Row {
+        length,
+        exact: exact as f64 / num_texts as f64,
+        token_f1: f1 / num_texts as f64,
+        chrf: chrf(&pairs)?,
+        reconstruction,
+        continuation,
+        num_texts,
+    })
+}
+
+fn table(rows: &[Row]) -> Vec<Vec<String>> {
+    let head = [
+        "tokens",
+        "texts",
+        "exact",
+        "token F1",
+        "chrF",
+        "again: [E]s",
+        "nothing",
+        "text",
+        "rest: [E]s",
+        "nothing",
+        "text",
+    ];
+    let mut table = vec![head.map(str::to_owned).to_vec()];
+    for row in rows {
+        let percent = |share: f64| format!("{:.1}", 100.0 * share);
+        let mut cells = vec![row.length.to_string(), row.num_texts.to_string()];
+        cells.extend([row.exact, row.token_f1, row.chrf].map(percent));
+        for losses in [&row.reconstruction, &row.continuation] {
+            cells.extend(losses.by_token().map(|loss| format!("{loss:.2}")));
+        }
+        table.push(cells);
+    }
+    table
+}
+
+fn as_json(row: &Row) -> serde_json::Value {
+    let losses = |losses: &SuffixLosses| {
+        let [special, nothing, text] = losses.by_token();
+        json!({"special_tokens": special, "nothing": nothing, "text": text})
+    };
+    json!({
+        "num_tokens": row.length,
+        "num_texts": row.num_texts,
+        "exact": row.exact,
+        "token_f1": row.token_f1,
+        "chrf": row.chrf,
+        "reconstruction_loss": losses(&row.reconstruction),
+        "continuation_loss": losses(&row.continuation),
+    })
+}
