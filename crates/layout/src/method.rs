@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::methods::{echo, gem, last, mean, prompt_eol, weighted_mean};
+use crate::methods::{echo, gem, gritlm, last, llm2vec, mean, prompt_eol, simcse, weighted_mean};
 use crate::{LayoutError, Objective, Plan, Rng, TokenId};
 
 /// One training example.
@@ -137,13 +137,16 @@ pub enum MethodError {
 
 type Build = fn(Value, &MethodContext) -> Result<Box<dyn Method + Send + Sync>, MethodError>;
 
-const REGISTRY: [(&str, Build); 6] = [
+const REGISTRY: [(&str, Build); 9] = [
     (gem::NAME, gem::build),
     (mean::NAME, mean::build),
     (weighted_mean::NAME, weighted_mean::build),
     (last::NAME, last::build),
     (prompt_eol::NAME, prompt_eol::build),
     (echo::NAME, echo::build),
+    (simcse::NAME, simcse::build),
+    (llm2vec::NAME, llm2vec::build),
+    (gritlm::NAME, gritlm::build),
 ];
 
 const NAMES: [&str; REGISTRY.len()] = {

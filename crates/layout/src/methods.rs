@@ -2,9 +2,13 @@
 
 pub(crate) mod echo;
 pub(crate) mod gem;
+pub(crate) mod gritlm;
 pub(crate) mod last;
+pub(crate) mod llm2vec;
 pub(crate) mod mean;
 pub(crate) mod prompt_eol;
+pub(crate) mod simcse;
+mod text_row;
 pub(crate) mod weighted_mean;
 
 use std::ops::Range;

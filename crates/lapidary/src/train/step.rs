@@ -43,7 +43,7 @@ pub struct StepOptions {
 /// The result of a step.
 #[derive(Debug)]
 pub struct StepResult {
-    /// Mean next-token loss over all labels of the batch, nats; NaN without labels.
+    /// Mean next-token loss over the labels of the rows that ran, nats; NaN without labels.
     pub next_token: f64,
     /// Contrastive loss, nats; NaN without pairs, or where neither it nor the similarities have a weight.
     pub contrastive: f64,
@@ -212,10 +212,13 @@ pub fn step(
     // Vectors that no loss asks for are not made, and rows that have nothing else do not run.
     let wants_vectors = weights.contrastive > 0.0 || weights.similarity.is_some();
     let wants_pairs = wants_vectors && rows().any(|row| !row.pooled().is_empty());
-    let runs = |row: &Layout| wants_vectors || row.labels().iter().any(Option::is_some);
+    let wants_labels = weights.next_token > 0.0;
+    let runs = |row: &Layout| {
+        (wants_vectors && !row.pooled().is_empty()) || (wants_labels && row.labels().iter().any(Option::is_some))
+    };
     let batches = micro_batches(plans, &runs, model, options)?;
     let d = model.decoder.config().hidden_size;
-    let num_labels = plans.iter().flat_map(|p| &p.rows).flat_map(Layout::labels).flatten().count();
+    let num_labels = rows().filter(|row| runs(row)).flat_map(Layout::labels).flatten().count();
     let tracked = model.adapter.view(true);
     let gradients = vec![None; model.vars.len()];
     let mut run = Run { model, options, weights, wants_pairs, num_labels, next_token: 0.0, gradients };

@@ -37,7 +37,7 @@ impl Method for WeightedMean {
     }
 }
 
-fn weighted(span: Range<u32>) -> Pooled {
+pub(super) fn weighted(span: Range<u32>) -> Pooled {
     let n = f64::from(span.end - span.start);
     let total = n * (n + 1.0) / 2.0;
     let weight = |rank: u32| (f64::from(rank) / total) as f32;

@@ -15,7 +15,7 @@ fn refused(name: &str, settings: Value) -> String {
 
 #[test]
 fn every_name_builds_its_method() {
-    assert_eq!(names(), ["gem", "mean", "weighted-mean", "last", "prompt-eol", "echo"]);
+    assert_eq!(names(), ["gem", "mean", "weighted-mean", "last", "prompt-eol", "echo", "simcse", "llm2vec", "gritlm"]);
     for name in names() {
         assert_eq!(method(name, Value::Null, None).name(), *name);
     }
@@ -55,13 +55,13 @@ fn wrong_settings_are_refused_by_name() {
     }
     assert!(refused("mean", json!({"k": 1})).contains("unknown field `k`"));
     let message = refused("mena", Value::Null);
-    assert_eq!(message, "unknown method \"mena\"; expected one of gem, mean, weighted-mean, last, prompt-eol, echo");
+    assert_eq!(message, format!("unknown method \"mena\"; expected one of {}", names().join(", ")));
 }
 
 #[test]
 fn training_free_methods_refuse_training() {
     let example = Example { text: vec![5], ..Example::default() };
-    for name in names().iter().filter(|name| **name != "gem") {
+    for name in ["mean", "weighted-mean", "last", "prompt-eol", "echo"] {
         let method = method(name, Value::Null, None);
         assert!(!method.trainable());
         assert!(method.special_tokens().is_empty());
@@ -88,6 +88,25 @@ fn empty_texts_are_refused() {
         let refused = gem.train_plan(&example, &mut seeded(0));
         assert!(matches!(refused, Err(MethodError::EmptyText { part, .. }) if part == expected));
     }
+}
+
+#[test]
+fn the_rivals_adapt_every_row_and_weigh_their_losses_as_their_papers() {
+    for (name, losses) in [
+        ("simcse", vec![(Loss::Contrastive, Weight::Constant(1.0))]),
+        ("llm2vec", vec![(Loss::NextToken, Weight::OneMinusAlpha), (Loss::Contrastive, Weight::Alpha)]),
+        ("gritlm", vec![(Loss::NextToken, Weight::OneMinusAlpha), (Loss::Contrastive, Weight::Alpha)]),
+    ] {
+        let method = method(name, Value::Null, Some(1));
+        assert!(method.adapts_plain_rows() && method.trainable() && method.special_tokens().is_empty());
+        let terms: Vec<_> = method.objective().terms.iter().map(|term| (term.loss, term.weight)).collect();
+        assert_eq!(terms, losses);
+        let again = crate::method(name, method.settings(), Some(1));
+        assert_eq!(again.settings(), method.settings());
+    }
+    assert!(refused("llm2vec", json!({"mask_ratio": 2})).contains("mask_ratio"));
+    assert!(refused("llm2vec", json!({"mask": " "})).contains("mask must be a text of at least one token"));
+    assert!(refused("simcse", json!({"pooling": "max"})).contains("settings of method simcse"));
 }
 
 #[test]

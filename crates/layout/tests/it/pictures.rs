@@ -28,8 +28,24 @@ fn trained(settings: Value) -> String {
 
 #[test]
 fn training_free_methods() {
-    for name in layout::names().iter().filter(|name| **name != "gem") {
-        insta::assert_snapshot!(*name, embedded(name, Value::Null));
+    for name in ["mean", "weighted-mean", "last", "prompt-eol", "echo"] {
+        insta::assert_snapshot!(name, embedded(name, Value::Null));
+    }
+}
+
+/// Training rows; of each of these methods the first is the row that embeds.
+#[test]
+fn methods_that_adapt_the_whole_model() {
+    let example = Example { text: TEXT.to_vec(), ..Example::default() };
+    for (name, settings) in [
+        ("simcse", Value::Null),
+        ("llm2vec", json!({"mask_ratio": 0.5})),
+        ("gritlm", json!({"instruction": "Find it"})),
+    ] {
+        let method = method(name, settings, Some(BOS));
+        let plan = method.train_plan(&example, &mut seeded(3)).expect("a plan");
+        assert_eq!(plan.rows[0], method.embed_plan(&TEXT).expect("a plan").rows[0]);
+        insta::assert_snapshot!(name, drawn(&plan));
     }
 }
 
