@@ -12,5 +12,6 @@ pub(crate) mod inspect;
 pub(crate) mod quickstart;
 pub(crate) mod reconstruct;
 pub(crate) mod similarity;
+pub(crate) mod sweep;
 pub(crate) mod train;
 mod train_watch;

@@ -11,7 +11,7 @@ mod table;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    certify, chat, embed, eval, fetch_model, generate, inspect, quickstart, reconstruct, similarity, train,
+    certify, chat, embed, eval, fetch_model, generate, inspect, quickstart, reconstruct, similarity, sweep, train,
 };
 use context::Context;
 use std::path::PathBuf;
@@ -41,6 +41,8 @@ enum Command {
     Quickstart(quickstart::QuickstartArgs),
     /// Train a model by a recipe
     Train(train::TrainArgs),
+    /// Train variants of a recipe with several seeds, and compare them
+    Sweep(sweep::SweepArgs),
     /// Turn texts into vectors
     Embed(embed::EmbedArgs),
     /// Show how similar texts are
@@ -72,6 +74,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Quickstart(args) => quickstart::run(args, &context),
         Command::Train(args) => train::run(args, &context),
+        Command::Sweep(args) => sweep::run(args, &context),
         Command::Embed(args) => embed::run(args, &context),
         Command::Similarity(args) => similarity::run(args, &context),
         Command::Chat(args) => chat::run(args, &context),

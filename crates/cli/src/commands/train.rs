@@ -68,6 +68,24 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<()> {
     let text = std::fs::read_to_string(&args.recipe).with_context(|| path.clone())?;
     let recipe = Recipe::parse(&text, &args.set).with_context(|| path.clone())?;
     let options = args.options();
+    let stop = interrupt::stop_flag("stopping after this step, with a checkpoint")?;
+    match to_the_end(recipe, options, &stop, context)? {
+        Some((model, _)) => Ok(writeln!(stdout().lock(), "{}", model.display())?),
+        None => Ok(()),
+    }
+}
+
+/// Trains, or goes on training, until the run has its end; the model's directory and the seconds it took. `None` where
+/// the run was to stop after some steps.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn to_the_end(
+    recipe: Recipe,
+    options: RunOptions,
+    stop: &interrupt::StopFlag,
+    context: &Context,
+) -> Result<Option<(PathBuf, f64)>> {
     let out = options.out.clone();
     std::fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
     let files = context.files(&recipe.model)?;
@@ -83,9 +101,8 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<()> {
         progress::grouped(steps),
         out.display(),
     ));
-    let stop = interrupt::stop_flag("stopping after this step, with a checkpoint")?;
     let mut watch = Watch::new(context, &out, steps)?;
-    let outcome = trainer.run(&stop, &mut |event| watch.on(&event))?;
+    let outcome = trainer.run(stop, &mut |event| watch.on(&event))?;
     watch.finish();
     if !outcome.finished {
         let told =
@@ -94,7 +111,7 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<()> {
             bail!(Interrupted(told));
         }
         context.note(&told);
-        return Ok(());
+        return Ok(None);
     }
     let position = outcome.state.position;
     if position.num_cut + position.num_short > 0 {
@@ -110,5 +127,5 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<()> {
     }
     let model = outcome.model.context("a finished run without a model")?;
     watch.leave_metrics(&model)?;
-    Ok(writeln!(stdout().lock(), "{}", model.display())?)
+    Ok(Some((model, outcome.state.train_secs)))
 }

@@ -229,3 +229,29 @@ fn a_certificate_tells_what_a_gem_has_cost() {
     // Without a budget a scope that promises nothing is told, not refused.
     assert!(stdout(certify("all/model", &[])).contains("logits differ in any bit\n"));
 }
+
+#[test]
+fn a_sweep_trains_measures_and_goes_on() {
+    let dir = workshop();
+    let dir = dir.path();
+    let sweep = "recipe = 'recipe.toml'\nset = ['budget.rows=8', 'validation.every_steps=0']\nseeds = [0, 1]\n\
+                 sts = ['sts.csv']\n[[variants]]\nname = 'k = 1'\nset = ['method.settings.num_special_tokens=1']\n\
+                 [[variants]]\nname = 'k = 2'\n";
+    fs::write(dir.join("sweep.toml"), sweep).unwrap();
+    let args = ["sweep", "sweep.toml", "--out", "out"];
+    let table = stdout(run(dir, &args));
+    let names: Vec<&str> = table.lines().map(|line| &line[..5]).collect();
+    assert_eq!(names, ["varia", "k = 1", "k = 2"], "{table}");
+    assert!(fs::read(dir.join("out/sweep.png")).unwrap().starts_with(b"\x89PNG"));
+    // What is measured is not trained again; what is missing is.
+    let scores = dir.join("out/k-=-1/seed-0/scores.json");
+    let text = fs::read_to_string(&scores).unwrap();
+    fs::remove_file(dir.join("out/k-=-2/seed-1/scores.json")).unwrap();
+    assert_eq!(stdout(run(dir, &args)), table);
+    assert_eq!(fs::read_to_string(&scores).unwrap(), text);
+    let message = error_line(&run(dir, &[&args[..], &["--set", "seed=3"]].concat()));
+    assert!(message.contains("scores.json: made with"), "{message}");
+    fs::write(dir.join("sweep.toml"), sweep.replace("num_special_tokens=1", "num_special_tokens=0")).unwrap();
+    let message = error_line(&run(dir, &["sweep", "sweep.toml", "--out", "other"]));
+    assert!(message.contains("k = 1") && message.contains("num_special_tokens"), "{message}");
+}
