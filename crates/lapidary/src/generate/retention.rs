@@ -2,7 +2,6 @@
 //! alone, given nothing, and given the text itself.
 
 use super::reconstruct::Compressed;
-use crate::eval::language::LanguageModel;
 use crate::model::{ForwardOptions, Kv, Segment};
 use crate::{Error, Lapidary};
 use kernels::ops;
@@ -51,26 +50,28 @@ pub fn suffix_losses(gem: &Lapidary, text: &[TokenId], suffix: &[TokenId]) -> Re
         });
     }
     let compressed = Compressed::new(gem, text)?;
-    let model =
-        LanguageModel { base: gem.base(), adapter: gem.adapter(), adapts_plain_rows: gem.method().adapts_plain_rows() };
     let (inputs, labels) = (&suffix[..suffix.len() - 1], &suffix[1..]);
     let nll = |hidden: &kernels::Tensor, first: usize| -> Result<f64, Error> {
         let places = (first..first + labels.len()).map(|at| vec![(at as u32, 1.0)]).collect();
         let nll = gem.base().decoder.cross_entropy(&ops::pool(hidden, places)?, labels)?.to_vec1::<f32>()?;
         Ok(nll.into_iter().map(f64::from).sum())
     };
+    let run = |segment: Segment, kv: Kv<'_>| -> Result<kernels::Tensor, Error> {
+        let adapter = gem.plain_adapter();
+        let segment = if adapter.is_some() { segment.adapt_all() } else { segment };
+        gem.base().decoder.forward(&segment, kv, ForwardOptions { adapter, ..ForwardOptions::default() })
+    };
+    let plain = |ids: &[TokenId]| run(Segment::plain_rows([ids]), Kv::None);
     let past = compressed.cache.num_tokens() as u32;
-    let plain = Segment::next_tokens(0, inputs, past, compressed.next_position);
-    let segment = if model.adapts_plain_rows { plain.adapt_all() } else { plain };
-    let options = ForwardOptions { adapter: gem.plain_adapter(), ..ForwardOptions::default() };
-    let special = gem.base().decoder.forward(&segment, Kv::Past(&compressed.cache), options)?;
+    let behind = Segment::next_tokens(0, inputs, past, compressed.next_position);
+    let special = run(behind, Kv::Past(&compressed.cache))?;
     let bos: Vec<TokenId> = gem.base().bos().into_iter().collect();
     let alone = [&bos, inputs].concat();
     let after = [&bos, text, inputs].concat();
     Ok(SuffixLosses {
         special: nll(&special, 0)?,
-        nothing: nll(&model.hidden(&alone)?, bos.len())?,
-        text: nll(&model.hidden(&after)?, bos.len() + text.len())?,
+        nothing: nll(&plain(&alone)?, bos.len())?,
+        text: nll(&plain(&after)?, bos.len() + text.len())?,
         num_tokens: labels.len(),
     })
 }
