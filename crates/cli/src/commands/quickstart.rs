@@ -24,9 +24,9 @@ const RECIPE: &str = include_str!("../../../../recipes/quickstart.toml");
 const HUB_STS_BENCHMARK: (&str, &str) = ("mteb/stsbenchmark-sts", "test.jsonl.gz");
 /// Methods that need no training, and the untrained GEM.
 const UNTRAINED: [&str; 6] = ["mean", "weighted-mean", "last", "echo", "prompt-eol", "gem"];
-/// Rows learned from in a second on two cores with AVX-512, for `--minutes`, as the quickstart itself measured; a first
+/// Rows learned from in a second on two cores with AMX, for `--minutes`, as the quickstart itself measured; a first
 /// guess on other machines, where the bar shows the true time left.
-const ROWS_PER_SECOND: f64 = 7.5;
+const ROWS_PER_SECOND: f64 = 12.5;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
