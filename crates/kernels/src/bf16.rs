@@ -2,8 +2,9 @@
 //!
 //! The weights are packed once: panels of 32 columns, two consecutive summands of a column side by side, which is
 //! what both AMX tiles (`tdpbf16ps`) and AVX-512 (`vdpbf16ps`) read. The rows are rounded to bf16 on their way in.
-//! Every output is summed over its own row in an order that depends on nothing but the matrix, so that a row's
-//! result is the same bits alone and in any company.
+//! On tiles and vectors every output is summed over its own row in an order that depends on nothing but the matrix, so
+//! that a row's result is the same bits alone and in any company; where products are added to numbers that are there
+//! already, and on the portable path, to the rounding of f32.
 
 use crate::cpu::{self, View, rows_of};
 use rayon::prelude::*;

@@ -169,7 +169,7 @@ impl Matrix {
 
     /// Runs `f` over blocks of consecutive rows, in order.
     pub(crate) fn for_blocks(&self, mut f: impl FnMut(Block<'_>)) {
-        let block_rows = (BLOCK_NUMBERS / self.cols).next_multiple_of(crate::bf16::BLOCK);
+        let block_rows = (BLOCK_NUMBERS / self.cols).max(1).next_multiple_of(crate::bf16::BLOCK);
         let (cols, mut scratch) = (self.cols, Vec::new());
         for first in (0..self.rows).step_by(block_rows) {
             let rows = block_rows.min(self.rows - first);
@@ -200,6 +200,7 @@ impl Matrix {
             self.forward_few(x, t, &mut y);
             return y;
         }
+        assert_eq!(x.len(), t * self.cols, "{self:?}: rows of input");
         let mut y = Vec::with_capacity(t * self.rows);
         let whole = |numbers| Block { first: 0, rows: self.rows, cols: self.cols, numbers };
         match &self.storage {
@@ -239,6 +240,7 @@ impl Matrix {
 
     /// `dx = dy W`: `[t, rows] -> [t, cols]`.
     pub(crate) fn backward(&self, dy: &[f32], t: usize) -> Vec<f32> {
+        assert_eq!(dy.len(), t * self.rows, "{self:?}: rows of gradient");
         let mut dx = Vec::with_capacity(t * self.cols);
         if let Storage::Packed { .. } = &self.storage {
             let (sums, columns) = (0..self.rows, 0..self.cols);

@@ -12,9 +12,10 @@ use lapidary::Lapidary;
 use lapidary::data::tasks::{load_multiple_choice, load_texts, split_file};
 use lapidary::eval::damage::{Drift, drift};
 use lapidary::eval::language::LanguageModel;
-use lapidary::eval::task::{LanguageOptions, TaskKind, local_tasks, score_language_task};
+use lapidary::eval::task::{LanguageOptions, TaskKind, local_tasks, score_language_task, spread};
 use lapidary::generate::GenerateOptions;
 use lapidary::layout::TokenId;
+use lapidary::model::GemConfig;
 use lapidary::output::atomic::write_file;
 use lapidary::text::Message;
 use serde_json::{Value, json};
@@ -55,7 +56,7 @@ pub(crate) struct CertifyArgs {
     /// Number of chats
     #[arg(long, value_name = "N", default_value_t = 16)]
     num_chats: usize,
-    /// Points of a multiple-choice accuracy that may be lost; beyond them the exit code is 1
+    /// Points of MMLU accuracy that may be lost; beyond them the exit code is 1
     #[arg(long, value_name = "POINTS")]
     max_mmlu_drop: Option<f64>,
     /// Mean divergence of next-token distributions that is allowed, nats; beyond it the exit code is 1
@@ -131,7 +132,8 @@ fn examine(args: &CertifyArgs, base: &Lapidary, gem: &Lapidary, context: &Contex
     let drift = drift(&before, &after, &rows, &mut |done| bar.set_position((prompts.len() + done) as u64))?;
     bar.finish_and_clear();
     let figures = figures(args, (&before, &after), context)?;
-    let promises_equality = !gem.method().adapts_plain_rows();
+    let full = GemConfig::is_gem(Path::new(&args.gem)) && GemConfig::load(Path::new(&args.gem))?.full;
+    let promises_equality = !gem.method().adapts_plain_rows() && !full;
     Ok(Findings { drift, num_chats: prompts.len(), same_replies, promises_equality, figures })
 }
 
@@ -146,8 +148,7 @@ fn prompts(args: &CertifyArgs) -> Result<Vec<String>> {
     if args.num_chats == 0 {
         bail!("--num-chats: expected at least 1, found 0");
     }
-    let step = all.len().div_ceil(args.num_chats).max(1);
-    Ok(all.into_iter().step_by(step).collect())
+    Ok(spread(all, args.num_chats))
 }
 
 fn figures(
@@ -157,7 +158,7 @@ fn figures(
 ) -> Result<Vec<Figure>> {
     let Some(data) = &args.data else { return Ok(Vec::new()) };
     let mut figures = Vec::new();
-    for (name, kind) in local_tasks(data)?.into_iter().filter(|(_, kind)| !kind.is_embedding()) {
+    for (name, kind) in local_tasks(data, &[])?.into_iter().filter(|(_, kind)| !kind.is_embedding()) {
         let options = LanguageOptions { limit: args.limit, ..LanguageOptions::default() };
         let bar = progress::bar(context, 0, "done")?;
         let score = |model: &LanguageModel<'_>, which: &str| {
@@ -188,8 +189,11 @@ fn broken_promises(args: &CertifyArgs, findings: &Findings) -> Vec<String> {
         broken.push(format!("mean divergence {:.6} nats, allowed {limit}", findings.drift.mean_kl));
     }
     if let Some(limit) = args.max_mmlu_drop {
-        let choices = findings.figures.iter().filter(|figure| figure.kind == TaskKind::LetterChoice);
-        for figure in choices.filter(|figure| figure.base - figure.gem > limit) {
+        let choices = || findings.figures.iter().filter(|figure| figure.kind == TaskKind::LetterChoice);
+        if choices().next().is_none() {
+            broken.push("--max-mmlu-drop: no MMLU was measured (--data names no directory that has it)".to_owned());
+        }
+        for figure in choices().filter(|figure| figure.base - figure.gem > limit) {
             broken.push(format!("{} lost {:.2} points, allowed {limit}", figure.name, figure.base - figure.gem));
         }
     }

@@ -104,8 +104,9 @@ pub(crate) fn run(args: &QuickstartArgs, context: &Context) -> Result<()> {
         RunOptions { out: args.out.clone(), checkpoint_every_steps: 8, keep_checkpoints: 2, stop_after_steps: 0 };
     std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
     // An earlier run in the way is told before minutes of measuring, not after them.
+    let settings = Value::Object(recipe.method.settings.clone());
     let mut trainer = Trainer::new(recipe, &mut base, options)?;
-    let (methods, base_banking) = untrained(&files, &samples, &fit, context)?;
+    let (methods, base_banking) = untrained(&files, settings, &samples, &fit, context)?;
     let (model, state, losses) = train(&mut trainer, &args.out, context)?;
     drop(trainer);
     // One day for both models: the checks compare what their templates write.
@@ -154,6 +155,7 @@ fn sample_dir(args: &QuickstartArgs) -> Result<PathBuf> {
 /// Scores of the methods without training, and the accuracy of the best of them on Banking77.
 fn untrained(
     files: &ModelFiles,
+    gem_settings: Value,
     samples: &Samples,
     fit: &[Vec<u32>],
     context: &Context,
@@ -161,9 +163,11 @@ fn untrained(
     let mut scores: Vec<MethodScore> = Vec::new();
     let mut base = Some(BaseModel::load(files)?);
     for method in UNTRAINED {
-        let name = if method == "gem" { "GEM, untrained" } else { method };
+        // The rows that will be trained, as they start.
+        let (name, settings) =
+            if method == "gem" { ("GEM, untrained", gem_settings.clone()) } else { (method, Value::Null) };
         let loaded = base.take().context("the base model is handed from method to method")?;
-        let model = Lapidary::from_base(loaded, method, Value::Null)?;
+        let model = Lapidary::from_base(loaded, method, settings)?;
         let (model, score) = measure::method(model, name, samples, fit, context)?;
         base = Some(model.into_base());
         scores.push(score);

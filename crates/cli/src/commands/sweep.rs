@@ -66,6 +66,8 @@ struct Variant {
 struct Scores {
     /// The changes the run was made with, seed included: another list is another run.
     set: Vec<String>,
+    /// Hash of the recipe that was changed.
+    recipe: String,
     train_secs: f64,
     /// Spearman times 100 by file, standardised where the model has a standardisation.
     sts: Vec<(String, f64)>,
@@ -136,10 +138,19 @@ fn scores(
     context: &Context,
 ) -> Result<Scores> {
     let file = dir.join("scores.json");
+    let hash = lapidary::fingerprint_of(&[recipe.as_bytes()]);
     if let Ok(text) = std::fs::read_to_string(&file) {
         let kept: Scores = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
-        if kept.set != set {
-            bail!("{}: made with {:?}; expected {set:?} (another --out keeps both)", file.display(), kept.set);
+        let names = |sts: &[(String, f64)]| sts.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+        let wanted: Vec<String> = sets.iter().map(|(name, _)| name.clone()).collect();
+        if kept.set != set || kept.recipe != hash || names(&kept.sts) != wanted {
+            bail!(
+                "{}: made with {:?} on {:?}, or from another recipe; expected {set:?} on {wanted:?} (another --out keeps \
+                 both)",
+                file.display(),
+                kept.set,
+                names(&kept.sts)
+            );
         }
         return Ok(kept);
     }
@@ -154,7 +165,7 @@ fn scores(
         let (raw, standardised) = raw_and_standardised(&model, set, name, context)?;
         sts.push((name.clone(), standardised.unwrap_or(raw)));
     }
-    let scores = Scores { set, train_secs, sts };
+    let scores = Scores { set, recipe: hash, train_secs, sts };
     let text = serde_json::to_string_pretty(&scores)? + "\n";
     write_file(&file, |file| file.write_all(text.as_bytes()))?;
     Ok(scores)

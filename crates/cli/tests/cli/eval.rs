@@ -89,6 +89,11 @@ fn every_kind_of_task_is_scored_and_kept() {
     let notes = String::from_utf8(few.stderr.clone()).unwrap();
     assert!(notes.contains("not in data: ArguAna, NFCorpus, StackOverflowDupQuestions"), "{notes}");
     assert!(stdout(few).contains("mean of 2 of 15 embedding tasks"));
+    // Other data are another result, and one task that fails does not keep the others from being told.
+    lines(dir.join("data/Last/test.jsonl"), &[json!({"text": "something else"})]);
+    let output = run(dir, &args);
+    assert!(error_line(&output).contains("Last.json: measured on other data"), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("STS17"));
     assert!(error_line(&run(dir, &[&args[..], &["--tasks", "None"]].concat())).contains("no task None"));
     assert!(error_line(&run(dir, &["eval", "tasks", "base"])).contains("expected a directory for each task"));
 }

@@ -204,10 +204,12 @@ fn a_certificate_tells_what_a_gem_has_cost() {
         let args = ["certify", "base", gem, "--data", "data", "--limit", "0", "--out", "out"];
         run(dir, &[&args[..], more].concat())
     };
-    let page = stdout(certify("special/model", &["--max-kl", "0", "--max-mmlu-drop", "0"]));
+    let page = stdout(certify("special/model", &["--max-kl", "0"]));
     assert!(page.contains("**Within its promises.**") && page.contains("- 0 of "), "{page}");
     assert!(page.contains("4 of 4 greedy replies") && page.contains("Wiki") && page.contains("Last"), "{page}");
     assert_eq!(fs::read_to_string(dir.join("out/certificate.md")).unwrap(), page);
+    let nothing = certify("special/model", &["--max-mmlu-drop", "0"]);
+    assert_eq!(nothing.status.code(), Some(1));
     let refused = certify("all/model", &["--max-kl", "0"]);
     assert_eq!(refused.status.code(), Some(1));
     let message = String::from_utf8(refused.stderr).unwrap();

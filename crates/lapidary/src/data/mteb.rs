@@ -58,6 +58,9 @@ pub struct Retrieval {
 /// Unreadable files; a missing or ill-typed field or lists of different lengths, with the row; no rows.
 pub fn load_clustering(path: &Path) -> Result<Vec<ClusteringSet>, DataError> {
     load_rows(path, &["sentences", "labels"], &[], |row| {
+        if !row.is_list("sentences") || !row.is_list("labels") {
+            return Err(row.wrong("sentences", "a list of texts, a set in each row, and as many `labels`"));
+        }
         let set = ClusteringSet { sentences: row.texts("sentences")?, labels: row.words("labels")? };
         if set.sentences.len() != set.labels.len() {
             return Err(row.wrong("labels", "as many entries as `sentences`"));

@@ -118,6 +118,11 @@ impl Row {
         texts.ok_or_else(|| self.wrong(column, "an object with lists of texts"))
     }
 
+    /// Whether `column` holds a list.
+    pub(super) fn is_list(&self, column: &str) -> bool {
+        self.fields.get(column).is_some_and(Value::is_array)
+    }
+
     /// Whether the row has this column.
     pub(super) fn has(&self, column: &str) -> bool {
         self.fields.contains_key(column)

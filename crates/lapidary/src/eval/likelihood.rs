@@ -30,7 +30,7 @@ pub struct Likelihood {
 }
 
 /// Share right, times 100, of questions with `choices` each: the answer is the choice of the highest log-likelihood
-/// (`accuracy`), or of the highest per byte of its text (`accuracy_norm`), the first of equals.
+/// (`accuracy`), or of the highest per character of its text (`accuracy_norm`), the first of equals.
 ///
 /// # Errors
 /// When there are no questions.
@@ -51,7 +51,7 @@ pub fn choice_accuracy(questions: &[ScoredQuestion]) -> Result<(f64, f64)> {
 /// A question whose choices have been scored.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScoredQuestion {
-    /// Log-likelihood and length in bytes of each choice.
+    /// Log-likelihood and length in characters of each choice.
     pub choices: Vec<(f64, usize)>,
     /// The right choice.
     pub answer: usize,
@@ -94,6 +94,9 @@ impl LanguageModel<'_> {
         progress: &mut dyn FnMut(usize),
     ) -> std::result::Result<Vec<Likelihood>, Error> {
         let longest = self.base.decoder.config().max_position_embeddings;
+        if let Some(row) = rows.iter().find(|row| row.continuation.len() > longest) {
+            return Err(Error::TooLong { found: row.continuation.len(), limit: longest });
+        }
         // Rows of like length together; the results go back to their places.
         let ids = |row: &Continuation| {
             // The last token of the continuation predicts nothing that is asked for.
@@ -161,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn choices_by_sum_and_by_byte() {
+    fn choices_by_sum_and_by_character() {
         let question = |choices: &[(f64, usize)], answer| ScoredQuestion { choices: choices.to_vec(), answer };
         let questions = [question(&[(-4.0, 2), (-6.0, 12)], 1), question(&[(-1.0, 1), (-3.0, 1)], 0)];
         assert_eq!(choice_accuracy(&questions), Ok((50.0, 100.0)));

@@ -9,8 +9,6 @@ use std::collections::HashMap;
 
 /// Documents that are ranked for a query.
 const TOP_K: usize = 1000;
-/// Queries whose cosines are held at a time.
-const QUERY_BLOCK: usize = 64;
 
 /// Means over the judged queries, in 0..=1.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -114,7 +112,7 @@ pub fn score_retrieval<E: AsRef<[f32]> + Sync>(
         let ranking: Vec<usize> = ranked.into_iter().map(|(_, document)| document).collect();
         of_query(&ranking, &task.judgements[*query])
     };
-    let scores: Vec<[f64; 6]> = judged.par_iter().with_min_len(QUERY_BLOCK.min(8)).map(score).collect();
+    let scores: Vec<[f64; 6]> = judged.par_iter().with_min_len(8).map(score).collect();
     let mean = |which: usize| scores.iter().map(|score| score[which]).sum::<f64>() / scores.len() as f64;
     Ok(RetrievalScore {
         ndcg_at_10: mean(0),

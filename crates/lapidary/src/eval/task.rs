@@ -74,8 +74,11 @@ impl TaskKind {
         }
         let Ok(test) = split_file(dir, TEST) else { return Ok(None) };
         let columns = tasks::columns(&test)?;
+        if columns == ["text"] {
+            return Ok(Some(Self::LastWord));
+        }
         let has = |names: &[&str]| names.iter().all(|name| columns.iter().any(|column| column == name));
-        let kinds: [(&[&str], Self); 9] = [
+        let kinds: [(&[&str], Self); 8] = [
             (&["sentence1", "sentence2", "score"], Self::Sts),
             (&["sentence1", "sentence2", "labels"], Self::PairClassification),
             (&["sentence1", "sentence2", "label"], Self::PairClassification),
@@ -84,7 +87,6 @@ impl TaskKind {
             (&["text", "label"], Self::Classification),
             (&["subject", "question", "choices", "answer"], Self::LetterChoice),
             (&["question", "choices", "answerKey"], Self::AnswerChoice),
-            (&["text"], Self::LastWord),
         ];
         Ok(kinds.into_iter().find(|(names, _)| has(names)).map(|(_, kind)| kind))
     }
@@ -97,17 +99,27 @@ impl TaskKind {
 
 /// Samples of each label that MTEB draws for the classification task `name`.
 fn samples_per_label(name: &str) -> usize {
-    match name {
+    match name.trim_end_matches(".v2") {
         "AmazonCounterfactualClassification" | "TweetSentimentExtractionClassification" => 32,
         "EmotionClassification" | "ToxicConversationsClassification" => 16,
         _ => Protocol::default().samples_per_label,
     }
 }
 
-/// Scores an embedding task. Each different text is embedded once.
+/// Tasks whose queries are documents of the corpus: MTEB does not rank a document for itself there.
+const IGNORE_IDENTICAL_IDS: [&str; 8] =
+    ["ArguAna", "ClimateFEVER", "DBPedia", "FEVER", "FEVERHardNegatives", "FiQA2018", "MSMARCO", "QuoraRetrieval"];
+
+/// Whether MTEB scores the clustering task by another protocol than this crate: a sample of the texts, drawn again and
+/// again, with a score for each level of labels.
+fn is_sampled_clustering(name: &str) -> bool {
+    name.ends_with(".v2") || name.starts_with("ArXivHierarchical")
+}
+
+/// Scores an embedding task. Texts that occur twice in one list are embedded once.
 ///
 /// # Errors
-/// When its files are missing or damaged, `embed` fails, or a score is undefined.
+/// When MTEB's protocol for the task is another than the one that is here, its files are missing or damaged, `embed` fails, or a score is undefined.
 pub fn score_embedding_task(dir: &Path, name: &str, kind: TaskKind, embed: &mut Embed<'_>) -> Result<TaskScore, Error> {
     let share = |percent: f64| percent / 100.0;
     let (metrics, num_scored) = match kind {
@@ -117,6 +129,13 @@ pub fn score_embedding_task(dir: &Path, name: &str, kind: TaskKind, embed: &mut 
             (vec![("cosine_spearman", share(spearman))], set.pairs.len())
         }
         TaskKind::Classification => classification(dir, name, embed)?,
+        TaskKind::Clustering if is_sampled_clustering(name) => {
+            return Err(Error::Setting {
+                field: format!("task {name}"),
+                expected: "a clustering task of MTEB version 1 (sets of texts)".into(),
+                found: "one that MTEB version 2 scores on samples, which is not implemented".into(),
+            });
+        }
         TaskKind::Clustering => {
             let sets = mteb::load_clustering(&split_file(dir, TEST)?)?;
             let mut scored = Vec::with_capacity(sets.len());
@@ -127,7 +146,7 @@ pub fn score_embedding_task(dir: &Path, name: &str, kind: TaskKind, embed: &mut 
                 scored.iter().map(|(vectors, labels)| ClusteringSet { vectors, labels: labels.as_slice() }).collect();
             (vec![("v_measure", share(score_clustering(&sets)?))], sets.iter().map(|set| set.labels.len()).sum())
         }
-        TaskKind::Retrieval => retrieval(dir, embed)?,
+        TaskKind::Retrieval => retrieval(dir, name, embed)?,
         TaskKind::Reranking => reranking(dir, embed)?,
         TaskKind::PairClassification => {
             let pairs = mteb::load_pairs(&split_file(dir, TEST)?)?;
@@ -164,11 +183,11 @@ fn classification(dir: &Path, name: &str, embed: &mut Embed<'_>) -> Result<Score
     Ok((vec![("accuracy", score.accuracy / 100.0)], texts.len()))
 }
 
-fn retrieval(dir: &Path, embed: &mut Embed<'_>) -> Result<Scores, Error> {
+fn retrieval(dir: &Path, name: &str, embed: &mut Embed<'_>) -> Result<Scores, Error> {
     let data = mteb::load_retrieval(dir, TEST)?;
     let by_id: HashMap<&str, usize> = data.document_ids.iter().enumerate().map(|(i, id)| (id.as_str(), i)).collect();
-    // Some sets ask with a document of the corpus: MTEB does not count that one.
-    let itself: Vec<Option<usize>> = data.query_ids.iter().map(|id| by_id.get(id.as_str()).copied()).collect();
+    let same = |id: &String| by_id.get(id.as_str()).copied().filter(|_| IGNORE_IDENTICAL_IDS.contains(&name));
+    let itself: Vec<Option<usize>> = data.query_ids.iter().map(same).collect();
     let (queries, documents) = (embed_unique(&data.queries, embed)?, embed_unique(&data.documents, embed)?);
     let task = RetrievalTask {
         document_ids: &data.document_ids,
@@ -290,7 +309,12 @@ pub fn score_language_task(
             let all = rows.len();
             let mut found = model.likelihoods(&rows, &mut |done| progress(done, all))?.into_iter();
             let scored = questions.iter().map(|question| ScoredQuestion {
-                choices: question.choices.iter().zip(&mut found).map(|(c, l)| (l.log_likelihood, c.len())).collect(),
+                choices: question
+                    .choices
+                    .iter()
+                    .zip(&mut found)
+                    .map(|(c, l)| (l.log_likelihood, c.chars().count()))
+                    .collect(),
                 answer: question.answer,
             });
             let (acc, acc_norm) = choice_accuracy(&scored.collect::<Vec<_>>())?;
@@ -338,7 +362,7 @@ fn letters(row: tasks::MultipleChoice) -> Result<Question, Error> {
 }
 
 /// `limit` items spread evenly over all of them; 0: all.
-fn spread<T>(items: Vec<T>, limit: usize) -> Vec<T> {
+pub fn spread<T>(items: Vec<T>, limit: usize) -> Vec<T> {
     let all = items.len();
     if limit == 0 || limit >= all {
         return items;
@@ -347,21 +371,47 @@ fn spread<T>(items: Vec<T>, limit: usize) -> Vec<T> {
     items.into_iter().enumerate().filter(|(i, _)| kept(*i)).map(|(_, item)| item).collect()
 }
 
-/// Directories of tasks below `root`, by name; each with its kind.
+/// The tasks below `root`, by name; of those named alone where `wanted` names any.
 ///
 /// # Errors
-/// When a directory cannot be read.
-pub fn local_tasks(root: &Path) -> Result<Vec<(String, TaskKind)>, Error> {
+/// When a directory, or the test file of a task that is wanted, cannot be read.
+pub fn local_tasks(root: &Path, wanted: &[String]) -> Result<Vec<(String, TaskKind)>, Error> {
     let cannot = |source| DataError::Open { path: root.to_owned(), source };
     let mut found = Vec::new();
     for entry in std::fs::read_dir(root).map_err(cannot)? {
         let path = entry.map_err(cannot)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if path.is_dir()
+            && (wanted.is_empty() || wanted.contains(&name))
             && let Some(kind) = TaskKind::of(&path)?
         {
-            found.push((path.file_name().unwrap_or_default().to_string_lossy().into_owned(), kind));
+            found.push((name, kind));
         }
     }
     found.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(found)
+}
+
+/// BLAKE3 of the files that a task is read from, with their names: scores of other data are other scores.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn data_fingerprint(dir: &Path) -> Result<String, Error> {
+    let cannot = |source| DataError::Open { path: dir.to_owned(), source };
+    let mut files = Vec::new();
+    for folder in [dir.to_owned(), dir.join("qrels")].into_iter().filter(|folder| folder.is_dir()) {
+        for entry in std::fs::read_dir(folder).map_err(cannot)? {
+            let path = entry.map_err(cannot)?.path();
+            if path.is_file() && path.extension().is_none_or(|extension| extension != "json") {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    let mut parts = Vec::new();
+    for path in &files {
+        parts.push(path.file_name().unwrap_or_default().to_string_lossy().into_owned().into_bytes());
+        parts.push(std::fs::read(path).map_err(|source| DataError::Open { path: path.clone(), source })?);
+    }
+    Ok(crate::fingerprint_of(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>()))
 }

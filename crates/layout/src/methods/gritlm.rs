@@ -24,17 +24,11 @@ use crate::{
 
 pub(crate) const NAME: &str = "gritlm";
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Settings {
     /// What the vector is for; empty: none.
     instruction: String,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self { instruction: String::new() }
-    }
 }
 
 struct GritLm {

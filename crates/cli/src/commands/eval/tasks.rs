@@ -4,17 +4,18 @@ use super::{language_model, standardise};
 use crate::args::EmbedModelArgs;
 use crate::context::Context;
 use crate::progress;
+use crate::table::aligned;
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 use lapidary::Lapidary;
 use lapidary::embed::EmbedOptions;
 use lapidary::eval::task::{
-    LanguageOptions, TaskKind, TaskScore, local_tasks, score_embedding_task, score_language_task,
+    LanguageOptions, TaskKind, TaskScore, data_fingerprint, local_tasks, score_embedding_task, score_language_task,
 };
 use lapidary::eval::task_sets::{GEM_15, MTEB_ENG_V2};
 use lapidary::output::atomic::write_file;
 use serde_json::{Map, Value, json};
-use std::io::Write as _;
+use std::io::{Write as _, stdout};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -76,13 +77,14 @@ struct Row {
 }
 
 pub(super) fn run(args: &TasksArgs, context: &Context) -> Result<Vec<Vec<String>>> {
-    let found = local_tasks(&args.data)?;
-    let wanted: Vec<String> = match (args.tasks.as_slice(), args.set) {
-        ([], TaskSet::Local) => found.iter().map(|(name, _)| name.clone()).collect(),
+    let named: Vec<String> = match (args.tasks.as_slice(), args.set) {
+        ([], TaskSet::Local) => Vec::new(),
         ([], TaskSet::Gem15) => GEM_15.map(str::to_owned).to_vec(),
         ([], TaskSet::MtebEngV2) => MTEB_ENG_V2.map(str::to_owned).to_vec(),
         (tasks, _) => tasks.to_vec(),
     };
+    let found = local_tasks(&args.data, &named)?;
+    let wanted = if named.is_empty() { found.iter().map(|(name, _)| name.clone()).collect() } else { named };
     let (tasks, missing): (Vec<&String>, Vec<&String>) =
         wanted.iter().partition(|name| found.iter().any(|(found, _)| found == *name));
     if !args.tasks.is_empty() && !missing.is_empty() {
@@ -96,16 +98,23 @@ pub(super) fn run(args: &TasksArgs, context: &Context) -> Result<Vec<Vec<String>
     let out = results_dir(args, &model);
     std::fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
     write_model_meta(args, &model, &out)?;
-    let mut rows = Vec::new();
-    for name in tasks {
-        let kind = found.iter().find(|(found, _)| found == name).expect("it was found above").1;
-        rows.push(task(args, &model, (name, kind), &out, context).with_context(|| name.clone())?);
+    let (mut rows, mut failed) = (Vec::new(), Vec::new());
+    for (name, kind) in found.iter().filter(|(name, _)| tasks.contains(&name)) {
+        // One task that cannot be read does not keep the others from being measured.
+        match task(args, &model, (name, *kind), &out, context) {
+            Ok(row) => rows.push(row),
+            Err(error) => failed.push(format!("{name}: {error:#}")),
+        }
     }
     if !missing.is_empty() {
         context.note(&format!("not in {}: {}", args.data.display(), list(&missing)));
     }
     context.note(&format!("results: {}", out.display()));
-    Ok(table(&rows, wanted.len()))
+    if failed.is_empty() {
+        return Ok(table(&rows, wanted.len()));
+    }
+    stdout().lock().write_all(aligned(&table(&rows, wanted.len())).as_bytes())?;
+    bail!("{} of {} tasks failed: {}", failed.len(), rows.len() + failed.len(), failed.join("; "))
 }
 
 fn list(names: &[&String]) -> String {
@@ -176,13 +185,17 @@ fn task(
 ) -> Result<Row> {
     let limit = if kind.is_embedding() { 0 } else { args.limit };
     let file = if limit == 0 { out.join(format!("{name}.json")) } else { out.join(format!("{name}.{limit}.json")) };
+    let dir = args.data.join(name);
+    let data = data_fingerprint(&dir)?;
     if file.is_file() {
         let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
         let stored: Value = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
+        if stored.get("data_fingerprint").and_then(Value::as_str) != Some(&data) {
+            bail!("{}: measured on other data than {}; another --results keeps both", file.display(), dir.display());
+        }
         return row_of(name, kind, &stored).with_context(|| format!("{}: not a result", file.display()));
     }
     let started = Instant::now();
-    let dir = args.data.join(name);
     let (score, num_truncated) = if kind.is_embedding() {
         embedding_score(args, model, (name, kind), &dir, context)?
     } else {
@@ -196,7 +209,8 @@ fn task(
         bar.finish_and_clear();
         (score, 0)
     };
-    let result = result(name, kind, &score, (num_truncated, started.elapsed().as_secs_f64()), limit);
+    let mut result = result(name, kind, &score, (num_truncated, started.elapsed().as_secs_f64()), limit);
+    result["data_fingerprint"] = json!(data);
     write_json(&file, &result)?;
     let row = row_of(name, kind, &result).context("a result that was just made")?;
     context.note(&format!("{name}: {} {:.2}", row.metric, row.value));
