@@ -408,10 +408,10 @@ pub fn data_fingerprint(dir: &Path) -> Result<String, Error> {
         }
     }
     files.sort();
-    let mut parts = Vec::new();
+    let mut hasher = blake3::Hasher::new();
     for path in &files {
-        parts.push(path.file_name().unwrap_or_default().to_string_lossy().into_owned().into_bytes());
-        parts.push(std::fs::read(path).map_err(|source| DataError::Open { path: path.clone(), source })?);
+        hasher.update(path.file_name().unwrap_or_default().to_string_lossy().as_bytes());
+        hasher.update(&std::fs::read(path).map_err(|source| DataError::Open { path: path.clone(), source })?);
     }
-    Ok(crate::fingerprint_of(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>()))
+    Ok(hasher.finalize().to_hex().to_string())
 }

@@ -34,7 +34,7 @@ pub struct StepMetrics {
     pub steps: u64,
     /// Weighted sum of the losses.
     pub loss: f64,
-    /// Mean next-token loss, nats; null without labels.
+    /// Mean next-token loss, nats; null without labels or weight.
     pub next_token: f64,
     /// Contrastive loss, nats; null without pairs or weight.
     pub contrastive: f64,
