@@ -29,7 +29,7 @@ pub fn average_precision(relevant: &[bool], scores: &[f64]) -> Result<f64> {
     Ok(sum)
 }
 
-/// Average precision of the cosines of the pairs (first[i], second[i]), times 100.
+/// Average precision of the cosines of the pairs (`first[i]`, `second[i]`), times 100.
 ///
 /// # Errors
 /// When vectors or labels do not fit together, or no pair is labelled 1.

@@ -43,7 +43,8 @@ pub struct StepOptions {
 /// The result of a step.
 #[derive(Debug)]
 pub struct StepResult {
-    /// Mean next-token loss over the labels of the rows that ran, nats; NaN without any, or without weight where they carry nothing else.
+    /// Mean next-token loss over the labels of the rows that ran, nats; NaN without any. Rows that carry nothing but
+    /// labels do not run for a loss without weight.
     pub next_token: f64,
     /// Contrastive loss, nats; NaN without pairs, or where neither it nor the similarities have a weight.
     pub contrastive: f64,
