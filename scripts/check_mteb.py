@@ -12,8 +12,8 @@ from pathlib import Path
 import mteb
 import numpy as np
 from datasets import Dataset, DatasetDict
-from mteb.abstasks.abstask import AbsTask
 from mteb.models.abs_encoder import AbsEncoder
+from mteb.models.model_meta import ModelMeta
 
 # Directory of our task: the official class that runs it, and its main score.
 TASKS = {
@@ -97,7 +97,7 @@ def official_data(task, directory):
 class Encoder(AbsEncoder):
     """Vectors of `lapidary embed`."""
 
-    mteb_model_meta = mteb.ModelMeta.create_empty(overwrites={"name": "lapidary/checked", "revision": "1"})
+    mteb_model_meta = ModelMeta.create_empty(overwrites={"name": "lapidary/checked", "revision": "1"})
 
     def __init__(self, command):
         self.command = command
