@@ -135,7 +135,7 @@ pub(crate) fn gemm(
     b: View<'_>,
     keep: bool,
 ) {
-    // SAFETY: `c` was a slice of numbers.
+    // SAFETY: `c` was a slice of numbers, and a product writes numbers only.
     unsafe { product(as_uninit(c), c_stride, (m, n, k), a, b, keep) };
 }
 
@@ -151,9 +151,12 @@ pub(crate) unsafe fn filled(len: usize, fill: impl FnOnce(&mut [MaybeUninit<f32>
     values
 }
 
-/// Numbers as a place for numbers; what is written there is numbers only.
-pub(crate) fn as_uninit(c: &mut [f32]) -> &mut [MaybeUninit<f32>] {
-    // SAFETY: `MaybeUninit<f32>` has the layout of `f32`, and the products that take it write numbers only.
+/// Numbers as a place for numbers.
+///
+/// # Safety
+/// What is written there is numbers only: the slice is one of numbers again afterwards.
+pub(crate) unsafe fn as_uninit(c: &mut [f32]) -> &mut [MaybeUninit<f32>] {
+    // SAFETY: `MaybeUninit<f32>` has the layout of `f32`; for what is written there the caller answers.
     unsafe { std::slice::from_raw_parts_mut(c.as_mut_ptr().cast::<MaybeUninit<f32>>(), c.len()) }
 }
 

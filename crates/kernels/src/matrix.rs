@@ -317,9 +317,10 @@ impl Block<'_> {
                 cpu::gemm(dx, self.cols, shape, rows_of(dy, self.rows), rows_of(numbers, self.cols), true);
             }
             Numbers::Bf16(matrix, _) => {
-                let (rows, dx) = (self.first..self.first + self.rows, cpu::as_uninit(dx));
-                // SAFETY: `dx` was a slice of numbers.
+                let rows = self.first..self.first + self.rows;
+                // SAFETY: `dx` was a slice of numbers, and a product writes numbers only.
                 unsafe {
+                    let dx = cpu::as_uninit(dx);
                     matrix.packed_backward().product(Units::best(), dy, (rows, 0..self.cols), dx, self.cols, true);
                 }
             }

@@ -47,3 +47,12 @@ pub struct Objective {
     /// The weighted losses.
     pub terms: Vec<Term>,
 }
+
+impl Objective {
+    /// `(1 - α) · next_token + α · contrastive`.
+    #[must_use]
+    pub fn next_token_and_contrastive() -> Self {
+        let term = |loss, weight| Term { loss, weight };
+        Self { terms: vec![term(Loss::NextToken, Weight::OneMinusAlpha), term(Loss::Contrastive, Weight::Alpha)] }
+    }
+}

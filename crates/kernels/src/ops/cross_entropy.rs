@@ -141,7 +141,8 @@ impl FrozenHead {
         self.weight.for_blocks(|block| {
             let (first, n) = (block.first, block.rows);
             scratch.resize(m * n, 0f32);
-            block.forward(x, m, as_uninit(&mut scratch), n);
+            // SAFETY: a product writes numbers only.
+            block.forward(x, m, unsafe { as_uninit(&mut scratch) }, n);
             self.head.cap(&mut scratch);
             let slopes = self.head.softcap.filter(|_| self.wants_gradient).map(|_| scratch.clone());
             softmax.take(&mut scratch, n, first, &self.labels, &mut mean);

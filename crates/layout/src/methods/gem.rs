@@ -115,14 +115,11 @@ impl Method for Gem {
 
     /// `(1 - α) · next_token + α · contrastive`, or the contrastive loss alone where no row has a label.
     fn objective(&self) -> Objective {
-        let term = |loss, weight| Term { loss, weight };
         let labelled = self.settings.scope == Scope::All || self.settings.bottleneck_ratio > 0.0;
-        let terms = if labelled {
-            vec![term(Loss::NextToken, Weight::OneMinusAlpha), term(Loss::Contrastive, Weight::Alpha)]
-        } else {
-            vec![term(Loss::Contrastive, Weight::Constant(1.0))]
-        };
-        Objective { terms }
+        if labelled {
+            return Objective::next_token_and_contrastive();
+        }
+        Objective { terms: vec![Term { loss: Loss::Contrastive, weight: Weight::Constant(1.0) }] }
     }
 
     fn settings(&self) -> Value {

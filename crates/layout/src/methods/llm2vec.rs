@@ -16,9 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::text_row::{TextPooling, TextRow, masked_row};
-use crate::{
-    Base, Example, Loss, Method, MethodContext, MethodError, Objective, Plan, Rng, Term, TokenId, View, Weight,
-};
+use crate::{Base, Example, Method, MethodContext, MethodError, Objective, Plan, Rng, TokenId, View};
 
 pub(crate) const NAME: &str = "llm2vec";
 
@@ -86,8 +84,7 @@ impl Method for Llm2Vec {
     }
 
     fn objective(&self) -> Objective {
-        let term = |loss, weight| Term { loss, weight };
-        Objective { terms: vec![term(Loss::NextToken, Weight::OneMinusAlpha), term(Loss::Contrastive, Weight::Alpha)] }
+        Objective::next_token_and_contrastive()
     }
 
     fn settings(&self) -> Value {
