@@ -37,12 +37,11 @@ def spearman_cases():
 
 
 def draws(labels, samples_per_label, experiments, seed):
-    """mteb 1.x, AbsTaskClassification._undersample_data, repeated on one list of indices."""
-    np.random.seed(seed)
+    """mteb 2.26, AbsTaskClassification._undersample_data, repeated on one list of indices."""
     order = np.arange(len(labels))
     drawn = []
     for _ in range(experiments):
-        np.random.shuffle(order)
+        np.random.RandomState(seed).shuffle(order)
         count = defaultdict(int)
         rows = []
         for i in order:

@@ -38,9 +38,9 @@ pub struct Draws {
 
 /// Draws the training samples of each experiment.
 ///
-/// As MTEB's `_undersample_data`: one list of indices is shuffled again and again with numpy's
-/// generator, and each experiment takes the first samples of each label in the new order. The
-/// draws equal MTEB's where nothing else draws from numpy's global generator in between.
+/// As `_undersample_data` of the `mteb` package (2.26): one list of indices is shuffled again and
+/// again, each time by NumPy's generator newly seeded, and each experiment takes the first samples
+/// of each label in the new order.
 ///
 /// # Errors
 /// If there are no labels, or a number of the protocol is zero.
@@ -55,11 +55,10 @@ pub fn draw_samples(labels: &[usize], protocol: &Protocol) -> Result<Draws> {
     if labels.is_empty() {
         return Err(EvalError::TooFew { what: "training labels", expected: 1, found: 0 });
     }
-    let mut rng = seeded(protocol.seed);
     let mut order: Vec<usize> = (0..labels.len()).collect();
     let mut drawn = Vec::with_capacity(protocol.num_experiments.min(1024));
     for _ in 0..protocol.num_experiments {
-        shuffle(&mut order, &mut rng);
+        shuffle(&mut order, &mut seeded(protocol.seed));
         drawn.push(first_of_each_label(&order, labels, protocol.samples_per_label));
     }
     let rows: BTreeSet<usize> = drawn.iter().flatten().copied().collect();
