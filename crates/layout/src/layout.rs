@@ -2,7 +2,9 @@
 
 mod draw;
 
-use crate::{TokenId, Visibility};
+use std::ops::Range;
+
+use crate::{Base, TokenId, Visibility};
 
 /// What a position feeds to the decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,6 +13,15 @@ pub enum Input {
     Token(TokenId),
     /// The j-th added special token `[Ej]`.
     Special(u32),
+    /// The last-layer hidden state at a position of an earlier row of the plan.
+    Soft {
+        /// The row's place in the plan.
+        row: u32,
+        /// The position within it.
+        position: u32,
+        /// Whether gradients end here.
+        detached: bool,
+    },
 }
 
 /// What a position is for.
@@ -49,14 +60,14 @@ pub struct Pooled {
 impl Pooled {
     /// The mean over `positions`.
     #[must_use]
-    pub fn mean(view: View, positions: std::ops::Range<u32>) -> Self {
+    pub fn mean(view: View, positions: Range<u32>) -> Self {
         let weight = 1.0 / positions.len() as f32;
         Self { view, weights: positions.map(|position| (position, weight)).collect() }
     }
 
     /// The last of `positions`; none if there is none, which [`Layout::new`] refuses.
     #[must_use]
-    pub fn last(view: View, positions: std::ops::Range<u32>) -> Self {
+    pub fn last(view: View, positions: Range<u32>) -> Self {
         Self { view, weights: positions.last().map(|position| (position, 1.0)).into_iter().collect() }
     }
 }
@@ -107,6 +118,29 @@ pub enum LayoutError {
         expected: usize,
         /// Its own length.
         found: usize,
+    },
+    /// An anchor is empty, out of order, outside the row, or beside a base that has none; or a window of nothing.
+    #[error(
+        "anchors {anchors:?} of base {base:?}: expected sorted, disjoint, non-empty ranges inside 0..{num_tokens} \
+         and a window of at least 1, or another base without anchors"
+    )]
+    Anchors {
+        /// The base found.
+        base: Base,
+        /// The anchors found.
+        anchors: Vec<Range<u32>>,
+        /// The length of the row.
+        num_tokens: u32,
+    },
+    /// A soft input that reads what is not there yet.
+    #[error("row {row}: a soft input reads position {position} of row {from}, expected a position of an earlier row")]
+    Soft {
+        /// The row with the input.
+        row: usize,
+        /// The row that it reads.
+        from: u32,
+        /// The position that it reads.
+        position: u32,
     },
     /// A cut is empty or reaches outside the row.
     #[error("cut {index}: {field} {start}..{end} must be a non-empty range inside 0..{num_tokens}")]
@@ -169,6 +203,7 @@ impl Layout {
                 return Err(LayoutError::Length { field, expected, found });
             }
         }
+        check_anchors(&parts.visibility, num_tokens)?;
         check_cuts(&parts.visibility, num_tokens)?;
         check_pooled(&parts.pooled, num_tokens)?;
         Ok(Self { parts })
@@ -233,7 +268,7 @@ impl Layout {
         let (mut frozen, mut reach) = (0, 0);
         let positions = self.inputs().iter().zip(self.adapted()).zip(self.labels());
         for (query, ((input, adapted), label)) in (0_u32..).zip(positions) {
-            if *adapted || matches!(input, Input::Special(_)) || label.is_some() {
+            if *adapted || !matches!(input, Input::Token(_)) || label.is_some() {
                 break;
             }
             let keys = self.visibility().allowed_keys(query, num_tokens);
@@ -278,6 +313,19 @@ impl Layout {
         })
         .expect("the start of a valid causal row is a valid row")
     }
+}
+
+fn check_anchors(visibility: &Visibility, num_tokens: u32) -> Result<(), LayoutError> {
+    let Visibility { base, anchors, .. } = visibility;
+    let right = match base {
+        Base::Causal | Base::Full => anchors.is_empty(),
+        Base::Anchored { window } => {
+            *window > 0
+                && anchors.iter().all(|anchor| !anchor.is_empty() && anchor.end <= num_tokens)
+                && anchors.windows(2).all(|pair| pair[0].end <= pair[1].start)
+        }
+    };
+    if right { Ok(()) } else { Err(LayoutError::Anchors { base: *base, anchors: anchors.clone(), num_tokens }) }
 }
 
 fn check_cuts(visibility: &Visibility, num_tokens: u32) -> Result<(), LayoutError> {

@@ -6,6 +6,7 @@
 //! or a global random generator: the same example and the same generator state give the same plan.
 #![forbid(unsafe_code)]
 
+mod anchors;
 mod layout;
 mod visibility;
 
@@ -18,9 +19,10 @@ mod objective;
 mod method;
 mod methods;
 
+pub use anchors::Anchors;
 pub use batch::pack;
 pub use layout::{Input, Layout, LayoutError, LayoutParts, Pooled, Role, View};
-pub use method::{Example, Method, MethodContext, MethodError, SpecialInit, SpecialToken, build, names};
+pub use method::{Continuation, Example, Method, MethodContext, MethodError, SpecialInit, SpecialToken, build, names};
 pub use objective::{Loss, Objective, Term, Weight};
 pub use plan::Plan;
 pub use visibility::{Base, Cut, Visibility};

@@ -2,8 +2,11 @@
 
 use serde_json::Value;
 
-use crate::methods::{echo, gem, gritlm, last, llm2vec, mean, prompt_eol, simcse, weighted_mean};
-use crate::{LayoutError, Objective, Plan, Rng, TokenId};
+use crate::methods::{
+    autocompressor, echo, gem, gist, gritlm, icae, last, llm2vec, llm2vec_gen, mean, prompt_eol, sepllm, simcse,
+    weighted_mean,
+};
+use crate::{Anchors, LayoutError, Objective, Plan, Rng, TokenId};
 
 /// One training example.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -32,6 +35,15 @@ pub struct SpecialToken {
     pub content: String,
     /// How its embedding starts.
     pub init: SpecialInit,
+}
+
+/// What comes after a compressed text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Continuation {
+    /// The text again.
+    Again,
+    /// The rest of the text.
+    Rest,
 }
 
 /// What a method needs to know of the tokenizer.
@@ -65,6 +77,20 @@ pub trait Method {
     /// # Errors
     /// [`MethodError::EmptyText`].
     fn embed_plan(&self, text: &[TokenId]) -> Result<Plan, MethodError>;
+
+    /// The rows that compress a text for a plain row to go on from: of the last one, the special positions alone stay
+    /// in view.
+    ///
+    /// # Errors
+    /// [`MethodError::EmptyText`].
+    fn read_plan(&self, text: &[TokenId], _continuation: Continuation) -> Result<Plan, MethodError> {
+        self.embed_plan(text)
+    }
+
+    /// Which past tokens a plain row keeps in view; `None`: all.
+    fn anchors(&self) -> Option<&Anchors> {
+        None
+    }
 
     /// Whether the adapter acts on rows without special tokens, chat among them, and on what follows special tokens.
     fn adapts_plain_rows(&self) -> bool {
@@ -137,7 +163,7 @@ pub enum MethodError {
 
 type Build = fn(Value, &MethodContext) -> Result<Box<dyn Method + Send + Sync>, MethodError>;
 
-const REGISTRY: [(&str, Build); 9] = [
+const REGISTRY: [(&str, Build); 14] = [
     (gem::NAME, gem::build),
     (mean::NAME, mean::build),
     (weighted_mean::NAME, weighted_mean::build),
@@ -147,6 +173,11 @@ const REGISTRY: [(&str, Build); 9] = [
     (simcse::NAME, simcse::build),
     (llm2vec::NAME, llm2vec::build),
     (gritlm::NAME, gritlm::build),
+    (gist::NAME, gist::build),
+    (autocompressor::NAME, autocompressor::build),
+    (icae::NAME, icae::build),
+    (sepllm::NAME, sepllm::build),
+    (llm2vec_gen::NAME, llm2vec_gen::build),
 ];
 
 const NAMES: [&str; REGISTRY.len()] = {

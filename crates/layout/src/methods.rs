@@ -1,12 +1,18 @@
 //! The methods, one file each, and what the training-free ones share.
 
+pub(crate) mod autocompressor;
 pub(crate) mod echo;
 pub(crate) mod gem;
+pub(crate) mod gist;
 pub(crate) mod gritlm;
+pub(crate) mod icae;
 pub(crate) mod last;
 pub(crate) mod llm2vec;
+pub(crate) mod llm2vec_gen;
 pub(crate) mod mean;
 pub(crate) mod prompt_eol;
+mod row_builder;
+pub(crate) mod sepllm;
 pub(crate) mod simcse;
 mod text_row;
 pub(crate) mod weighted_mean;
@@ -16,7 +22,10 @@ use std::ops::Range;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::{Input, Layout, LayoutError, LayoutParts, MethodError, Plan, Pooled, Role, TokenId, Visibility};
+use crate::{
+    Input, Layout, LayoutError, LayoutParts, MethodError, Plan, Pooled, Role, SpecialInit, SpecialToken, TokenId,
+    Visibility,
+};
 
 /// The settings of a method that has none.
 #[derive(Deserialize)]
@@ -31,6 +40,25 @@ fn no_settings(method: &'static str, settings: Value) -> Result<(), MethodError>
 
 fn check_text(method: &'static str, part: &'static str, text: &[TokenId]) -> Result<(), MethodError> {
     if text.is_empty() { Err(MethodError::EmptyText { method, part }) } else { Ok(()) }
+}
+
+fn wrong_setting(method: &'static str, field: &'static str, expected: &'static str, found: String) -> MethodError {
+    MethodError::Setting { method, field, expected, found }
+}
+
+fn check_num_special_tokens(method: &'static str, k: u32) -> Result<(), MethodError> {
+    /// More than any text needs; a bound, because every row carries them.
+    const MAX: u32 = 1024;
+    if (1..=MAX).contains(&k) {
+        return Ok(());
+    }
+    Err(wrong_setting(method, "num_special_tokens", "between 1 and 1024", k.to_string()))
+}
+
+/// `[E0]`, `[E1]`, … and how each starts.
+fn special_tokens(inits: &[SpecialInit]) -> Vec<SpecialToken> {
+    let token = |(j, &init)| SpecialToken { content: format!("[E{j}]"), init };
+    inits.iter().enumerate().map(token).collect()
 }
 
 /// The number of tokens as a position index.

@@ -7,6 +7,8 @@ pub enum Loss {
     NextToken,
     /// InfoNCE between the queries and the positives, with in-batch and hard negatives.
     Contrastive,
+    /// One minus the cosine of a query and its positive, the mean over the pairs.
+    Alignment,
 }
 
 /// The factor of a term.
@@ -49,10 +51,16 @@ pub struct Objective {
 }
 
 impl Objective {
-    /// `(1 - α) · next_token + α · contrastive`.
+    /// `loss` alone.
     #[must_use]
-    pub fn next_token_and_contrastive() -> Self {
+    pub fn only(loss: Loss) -> Self {
+        Self { terms: vec![Term { loss, weight: Weight::Constant(1.0) }] }
+    }
+
+    /// `(1 - α) · next_token + α · loss`.
+    #[must_use]
+    pub fn next_token_and(loss: Loss) -> Self {
         let term = |loss, weight| Term { loss, weight };
-        Self { terms: vec![term(Loss::NextToken, Weight::OneMinusAlpha), term(Loss::Contrastive, Weight::Alpha)] }
+        Self { terms: vec![term(Loss::NextToken, Weight::OneMinusAlpha), term(loss, Weight::Alpha)] }
     }
 }

@@ -10,6 +10,11 @@ pub enum Base {
     Causal,
     /// A query sees every key of the row.
     Full,
+    /// A query sees itself, the `window - 1` keys before it, and every earlier anchor.
+    Anchored {
+        /// The number of neighbours, the query among them; at least 1.
+        window: u32,
+    },
 }
 
 /// A block of keys hidden from a block of queries.
@@ -26,6 +31,8 @@ pub struct Cut {
 pub struct Visibility {
     /// The rule before any cut.
     pub base: Base,
+    /// Keys that [`Base::Anchored`] shows to every later query: sorted, disjoint; empty for every other base.
+    pub anchors: Vec<Range<u32>>,
     /// What is hidden from whom; cuts may overlap.
     pub cuts: Vec<Cut>,
 }
@@ -34,26 +41,48 @@ impl Visibility {
     /// Whether the position `query` may attend to the position `key`.
     #[must_use]
     pub fn allows(&self, query: u32, key: u32) -> bool {
-        (self.base == Base::Full || key <= query)
-            && !(self.cuts.iter()).any(|cut| cut.queries.contains(&query) && cut.keys.contains(&key))
+        let shown = match self.base {
+            Base::Causal => key <= query,
+            Base::Full => true,
+            Base::Anchored { window } => {
+                key <= query && (query - key < window || self.anchors.iter().any(|anchor| anchor.contains(&key)))
+            }
+        };
+        shown && !(self.cuts.iter()).any(|cut| cut.queries.contains(&query) && cut.keys.contains(&key))
     }
 
     /// The keys below `num_tokens` that `query` may attend to, as sorted, disjoint, maximal ranges.
     ///
-    /// The cost depends on the number of cuts, not on the number of keys.
+    /// The cost depends on the number of cuts and anchors, not on the number of keys.
     #[must_use]
     pub fn allowed_keys(&self, query: u32, num_tokens: u32) -> Vec<Range<u32>> {
+        let causal = num_tokens.min(query.saturating_add(1));
         let end = match self.base {
-            Base::Causal => num_tokens.min(query.saturating_add(1)),
             Base::Full => num_tokens,
+            Base::Causal | Base::Anchored { .. } => causal,
         };
+        let Base::Anchored { window } = self.base else { return self.uncut(query, 0..end) };
+        let near = query.saturating_add(1).saturating_sub(window).min(end)..end;
+        let mut allowed: Vec<Range<u32>> = Vec::new();
+        let far = self.anchors.iter().map(|anchor| anchor.start..anchor.end.min(near.start));
+        for keys in far.chain([near.clone()]).flat_map(|keys| self.uncut(query, keys)) {
+            match allowed.last_mut() {
+                Some(last) if last.end == keys.start => last.end = keys.end,
+                _ => allowed.push(keys),
+            }
+        }
+        allowed
+    }
+
+    /// What the cuts leave of `keys` for `query`, as sorted, disjoint, maximal ranges.
+    fn uncut(&self, query: u32, keys: Range<u32>) -> Vec<Range<u32>> {
+        let Range { mut start, end } = keys;
         let mut hidden: Vec<&Range<u32>> = (self.cuts.iter())
             .filter(|cut| cut.queries.contains(&query) && !cut.keys.is_empty())
             .map(|cut| &cut.keys)
             .collect();
         hidden.sort_unstable_by_key(|keys| keys.start);
         let mut allowed = Vec::with_capacity(hidden.len() + 1);
-        let mut start = 0;
         for keys in hidden {
             if start < keys.start.min(end) {
                 allowed.push(start..keys.start.min(end));
@@ -73,7 +102,8 @@ impl Visibility {
             .map(|cut| Cut { queries: clip(&cut.queries), keys: clip(&cut.keys) })
             .filter(|cut| !cut.queries.is_empty() && !cut.keys.is_empty())
             .collect();
-        Self { base: self.base, cuts }
+        let anchors = self.anchors.iter().map(clip).filter(|anchor| !anchor.is_empty()).collect();
+        Self { base: self.base, anchors, cuts }
     }
 
     /// The mask of one query over `num_tokens` keys: `#` may attend, `.` may not.

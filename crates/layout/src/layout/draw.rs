@@ -33,8 +33,9 @@ impl Layout {
         }
         let mut drawn = align(&table);
         let base = match self.visibility().base {
-            Base::Causal => "causal",
-            Base::Full => "full",
+            Base::Causal => "causal".to_owned(),
+            Base::Full => "full".to_owned(),
+            Base::Anchored { window } => format!("anchored, window {window}"),
         };
         drawn.push_str(&format!(
             "{num_tokens} positions, the first {} frozen; base {base}; # may attend, . may not; \
@@ -44,13 +45,17 @@ impl Layout {
         drawn
     }
 
-    /// What each position feeds to the decoder; a prime marks the repetition of a special token.
+    /// What each position feeds to the decoder; a prime marks the repetition of a special token, `row:position` a soft
+    /// input, `!` that its gradient ends.
     fn input_names(&self, text: &dyn Fn(TokenId) -> String) -> Vec<String> {
         let name = |(at, input): (usize, &Input)| match input {
             Input::Token(id) => text(*id),
             Input::Special(j) => {
                 let repeated = self.inputs()[..at].contains(input);
                 format!("[E{j}]{}", if repeated { "'" } else { "" })
+            }
+            Input::Soft { row, position, detached } => {
+                format!("{row}:{position}{}", if *detached { "!" } else { "" })
             }
         };
         self.inputs().iter().enumerate().map(name).collect()

@@ -33,10 +33,10 @@ use serde_json::Value;
 use self::row::{Row, plain};
 use self::settings::{DropoutForm, Scope, Settings};
 use self::template::Template;
-use super::check_text;
+use super::{check_text, special_tokens};
 use crate::{
-    Example, Layout, Loss, Method, MethodContext, MethodError, Objective, Plan, Rng, SpecialInit, SpecialToken, Term,
-    TokenId, View, Weight,
+    Example, Layout, Loss, Method, MethodContext, MethodError, Objective, Plan, Rng, SpecialInit, SpecialToken,
+    TokenId, View,
 };
 
 pub(crate) const NAME: &str = "gem";
@@ -60,8 +60,7 @@ impl Method for Gem {
     }
 
     fn special_tokens(&self) -> Vec<SpecialToken> {
-        let token = |(j, &init)| SpecialToken { content: format!("[E{j}]"), init };
-        self.inits.iter().enumerate().map(token).collect()
+        special_tokens(&self.inits)
     }
 
     fn train_plan(&self, example: &Example, rng: &mut Rng) -> Result<Plan, MethodError> {
@@ -117,9 +116,9 @@ impl Method for Gem {
     fn objective(&self) -> Objective {
         let labelled = self.settings.scope == Scope::All || self.settings.bottleneck_ratio > 0.0;
         if labelled {
-            return Objective::next_token_and_contrastive();
+            return Objective::next_token_and(Loss::Contrastive);
         }
-        Objective { terms: vec![Term { loss: Loss::Contrastive, weight: Weight::Constant(1.0) }] }
+        Objective::only(Loss::Contrastive)
     }
 
     fn settings(&self) -> Value {

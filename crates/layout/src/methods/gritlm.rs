@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::text_row::{TextPooling, TextRow, next_token_row};
-use crate::{Base, Example, Method, MethodContext, MethodError, Objective, Plan, Rng, TokenId, View};
+use crate::{Base, Example, Loss, Method, MethodContext, MethodError, Objective, Plan, Rng, TokenId, View};
 
 pub(crate) const NAME: &str = "gritlm";
 
@@ -73,7 +73,7 @@ impl Method for GritLm {
     }
 
     fn objective(&self) -> Objective {
-        Objective::next_token_and_contrastive()
+        Objective::next_token_and(Loss::Contrastive)
     }
 
     fn settings(&self) -> Value {

@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::text_row::{TextPooling, TextRow, masked_row};
-use crate::{Base, Example, Method, MethodContext, MethodError, Objective, Plan, Rng, TokenId, View};
+use super::wrong_setting;
+use crate::{Base, Example, Loss, Method, MethodContext, MethodError, Objective, Plan, Rng, TokenId, View};
 
 pub(crate) const NAME: &str = "llm2vec";
 
@@ -42,18 +43,14 @@ struct Llm2Vec {
     before: Vec<TokenId>,
 }
 
-fn wrong(field: &'static str, expected: &'static str, found: String) -> MethodError {
-    MethodError::Setting { method: NAME, field, expected, found }
-}
-
 pub(crate) fn build(settings: Value, context: &MethodContext) -> Result<Box<dyn Method + Send + Sync>, MethodError> {
     let settings: Settings =
         serde_json::from_value(settings).map_err(|source| MethodError::Settings { method: NAME, source })?;
     if !(0.0..=1.0).contains(&settings.mask_ratio) {
-        return Err(wrong("mask_ratio", "between 0 and 1", settings.mask_ratio.to_string()));
+        return Err(wrong_setting(NAME, "mask_ratio", "between 0 and 1", settings.mask_ratio.to_string()));
     }
     let mask = (context.encode)(&settings.mask);
-    let mask = *mask.first().ok_or_else(|| wrong("mask", "a text of at least one token", settings.mask.clone()))?;
+    let mask = *mask.first().ok_or_else(|| wrong_setting(NAME, "mask", "a text of at least one token", settings.mask.clone()))?;
     Ok(Box::new(Llm2Vec { settings, mask, before: context.bos.into_iter().collect() }))
 }
 
@@ -84,7 +81,7 @@ impl Method for Llm2Vec {
     }
 
     fn objective(&self) -> Objective {
-        Objective::next_token_and_contrastive()
+        Objective::next_token_and(Loss::Contrastive)
     }
 
     fn settings(&self) -> Value {

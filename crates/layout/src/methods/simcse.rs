@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::text_row::{TextPooling, TextRow};
 use crate::{
-    Base, Example, Layout, Loss, Method, MethodContext, MethodError, Objective, Plan, Rng, Term, TokenId, View, Weight,
+    Base, Example, Layout, Loss, Method, MethodContext, MethodError, Objective, Plan, Rng, TokenId, View,
 };
 
 pub(crate) const NAME: &str = "simcse";
@@ -68,7 +68,7 @@ impl Method for SimCse {
     }
 
     fn objective(&self) -> Objective {
-        Objective { terms: vec![Term { loss: Loss::Contrastive, weight: Weight::Constant(1.0) }] }
+        Objective::only(Loss::Contrastive)
     }
 
     fn settings(&self) -> Value {

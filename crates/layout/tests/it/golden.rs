@@ -13,6 +13,7 @@ fn ids(row: &Layout) -> Vec<i64> {
     let id = |input: &Input| match input {
         Input::Token(id) => i64::from(*id),
         Input::Special(j) => -1 - i64::from(*j),
+        Input::Soft { .. } => panic!("the reference has no soft inputs"),
     };
     row.inputs().iter().map(id).collect()
 }

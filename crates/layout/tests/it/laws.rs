@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use layout::{Base, Cut, Example, Input, Layout, LayoutError, LayoutParts, Pooled, Role, View, Visibility, pack};
+use layout::{Base, Continuation, Cut, Example, Input, Layout, LayoutError, LayoutParts, Plan, Pooled, Role, View, Visibility, pack};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -16,8 +16,14 @@ fn range() -> impl Strategy<Value = Range<u32>> {
 
 fn visibility() -> impl Strategy<Value = Visibility> {
     let cut = (range(), range()).prop_map(|(queries, keys)| Cut { queries, keys });
-    let base = prop_oneof![Just(Base::Causal), Just(Base::Full)];
-    (base, prop::collection::vec(cut, 0..12)).prop_map(|(base, cuts)| Visibility { base, cuts })
+    let base = prop_oneof![Just(Base::Causal), Just(Base::Full), (1..6_u32).prop_map(|window| Base::Anchored { window })];
+    let bounds = prop::collection::btree_set(0..NUM_TOKENS, 0..8);
+    (base, bounds, prop::collection::vec(cut, 0..12)).prop_map(|(base, bounds, cuts)| {
+        let anchored = matches!(base, Base::Anchored { .. });
+        let bounds: Vec<u32> = bounds.into_iter().filter(|_| anchored).collect();
+        let anchors = bounds.chunks_exact(2).map(|pair| pair[0]..pair[1]).collect();
+        Visibility { base, anchors, cuts }
+    })
 }
 
 fn settings() -> impl Strategy<Value = Value> {
@@ -60,7 +66,6 @@ fn frozen_len_by_scan(row: &Layout) -> usize {
 
 fn check_row(row: &Layout) {
     let num_tokens = row.num_tokens() as u32;
-    let specials: Vec<u32> = (0..num_tokens).filter(|&at| row.roles()[at as usize] == Role::Special).collect();
     for query in 0..num_tokens {
         assert!(row.visibility().allows(query, query));
     }
@@ -69,6 +74,12 @@ fn check_row(row: &Layout) {
         let next = (at + 1..row.inputs().len()).find(|&next| row.roles()[next] != Role::Special);
         assert_eq!(next.map(|next| row.inputs()[next]), label.map(Input::Token));
     }
+}
+
+/// The `[E]`s, and the suffix that sees them alone.
+fn check_bottleneck(row: &Layout) {
+    let num_tokens = row.num_tokens() as u32;
+    let specials: Vec<u32> = (0..num_tokens).filter(|&at| row.roles()[at as usize] == Role::Special).collect();
     let input = |at: &u32| row.inputs()[*at as usize];
     let k = specials.iter().position(|at| *at != specials[0] && input(at) == Input::Special(0));
     let (first, twin) = specials.split_at(k.unwrap_or(specials.len()));
@@ -153,6 +164,7 @@ proptest! {
         prop_assert_eq!(pooled(View::Negative), example.negatives.len());
         for row in &plan.rows {
             check_row(row);
+            check_bottleneck(row);
             let prefix = row.roles().iter().filter(|role| **role == Role::Prefix).count();
             prop_assert_eq!(row.frozen_len(), if scope == "special" { prefix } else { 0 });
             if bos {
@@ -172,6 +184,42 @@ proptest! {
             prop_assert_eq!(row.pooled()[0].view, View::Query);
             prop_assert!(row.pooled()[0].weights.iter().all(|&(position, _)| position > 0));
             prop_assert!(row.labels().iter().all(Option::is_none));
+        }
+    }
+
+    #[test]
+    fn reading_plans_end_in_special_positions(text in prop::collection::vec(10..99_u32, 1..9), again: bool) {
+        let continuation = if again { Continuation::Again } else { Continuation::Rest };
+        for name in ["gem", "gist", "autocompressor", "icae", "llm2vec-gen"] {
+            let plan = method(name, Value::Null, Some(1)).read_plan(&text, continuation).expect("a plan");
+            prop_assert!(plan.passes().is_ok());
+            let last = plan.rows.last().expect("a row");
+            prop_assert_eq!(last.roles().last(), Some(&Role::Special));
+            prop_assert!(last.labels().iter().all(Option::is_none));
+        }
+    }
+
+    #[test]
+    fn autocompressor_labels_every_token_but_the_first_once(
+        text in prop::collection::vec(10..99_u32, 1..30),
+        bos: bool,
+        seed: u64,
+    ) {
+        let method = method("autocompressor", json!({"num_special_tokens": 2}), bos.then_some(1));
+        let example = Example { text: text.clone(), ..Example::default() };
+        let plan = method.train_plan(&example, &mut seeded(seed)).expect("a plan");
+        prop_assert_eq!(plan.rows.len(), text.len().min(4));
+        prop_assert_eq!(plan.passes(), Ok((0..plan.rows.len()).collect()));
+        let labels: Vec<u32> = plan.rows.iter().flat_map(|row| row.labels()).flatten().copied().collect();
+        prop_assert_eq!(labels.as_slice(), &text[usize::from(!bos)..]);
+        for (row, layout) in plan.rows.iter().enumerate() {
+            let soft: Vec<(u32, bool)> = layout.inputs().iter().filter_map(|input| match input {
+                Input::Soft { row, detached, .. } => Some((*row, *detached)),
+                _ => None,
+            }).collect();
+            // Two of each earlier row; gradients end between the second and the third.
+            let expected: Vec<_> = (0..row as u32).flat_map(|from| [(from, from / 2 != row as u32 / 2); 2]).collect();
+            prop_assert_eq!(soft, expected);
         }
     }
 
@@ -231,10 +279,41 @@ fn wrong_rows_are_refused() {
 
 #[test]
 fn the_whole_of_an_unadapted_full_row_is_frozen() {
-    let full = Visibility { base: Base::Full, cuts: vec![] };
+    let full = Visibility { base: Base::Full, ..Visibility::default() };
     let row = |free| Layout::new(parts(full.clone(), free)).expect("a row");
     assert_eq!(row(NUM_TOKENS).frozen_len(), NUM_TOKENS as usize);
     assert_eq!(row(NUM_TOKENS - 1).frozen_len(), 0);
+}
+
+#[test]
+fn soft_inputs_read_earlier_rows() {
+    let row = |inputs: Vec<Input>| {
+        let (n, positions) = (inputs.len(), (0..inputs.len() as u32).collect());
+        let (roles, labels, adapted) = (vec![Role::Plain; n], vec![None; n], vec![false; n]);
+        Layout::new(LayoutParts { inputs, roles, positions, labels, adapted, ..LayoutParts::default() }).expect("a row")
+    };
+    let soft = |row, position| Input::Soft { row, position, detached: false };
+    let text = || row(vec![Input::Token(5); 3]);
+    let plan = Plan { rows: vec![text(), row(vec![soft(0, 2)]), text(), row(vec![soft(2, 0), soft(1, 0)])] };
+    assert_eq!(plan.passes(), Ok(vec![0, 1, 0, 2]));
+    assert_eq!(plan.rows[1].frozen_len(), 0);
+    for (from, position) in [(1, 0), (2, 0), (0, 3)] {
+        let plan = Plan { rows: vec![text(), row(vec![soft(from, position)])] };
+        assert_eq!(plan.passes(), Err(LayoutError::Soft { row: 1, from, position }));
+    }
+}
+
+#[test]
+fn anchors_are_sorted_and_inside_the_row() {
+    for (base, anchors) in [
+        (Base::Causal, vec![0..1]),
+        (Base::Anchored { window: 0 }, vec![]),
+        (Base::Anchored { window: 2 }, vec![4..6, 0..1]),
+        (Base::Anchored { window: 2 }, vec![0..NUM_TOKENS + 1]),
+    ] {
+        let refused = Layout::new(parts(Visibility { base, anchors, cuts: vec![] }, 0));
+        assert!(matches!(refused, Err(LayoutError::Anchors { .. })));
+    }
 }
 
 #[test]

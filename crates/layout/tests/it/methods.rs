@@ -15,7 +15,9 @@ fn refused(name: &str, settings: Value) -> String {
 
 #[test]
 fn every_name_builds_its_method() {
-    assert_eq!(names(), ["gem", "mean", "weighted-mean", "last", "prompt-eol", "echo", "simcse", "llm2vec", "gritlm"]);
+    let trained = ["simcse", "llm2vec", "gritlm", "gist", "autocompressor", "icae", "sepllm", "llm2vec-gen"];
+    let all: Vec<&str> = ["gem", "mean", "weighted-mean", "last", "prompt-eol", "echo"].into_iter().chain(trained).collect();
+    assert_eq!(names(), all);
     for name in names() {
         assert_eq!(method(name, Value::Null, None).name(), *name);
     }
@@ -78,6 +80,9 @@ fn empty_texts_are_refused() {
             assert!(matches!(refused, Err(MethodError::EmptyText { part: "text", .. })));
         }
     }
+    let alone = Example { text: vec![5], ..Example::default() };
+    let refused = method("llm2vec-gen", Value::Null, None).train_plan(&alone, &mut seeded(0)).unwrap_err().to_string();
+    assert!(refused.contains("the positive (the model's own answer) has no tokens"), "{refused}");
     let gem = method("gem", Value::Null, Some(1));
     let (text, empty) = (vec![5], vec![]);
     for (example, expected) in [
@@ -91,20 +96,34 @@ fn empty_texts_are_refused() {
 }
 
 #[test]
-fn the_rivals_adapt_every_row_and_weigh_their_losses_as_their_papers() {
-    for (name, losses) in [
-        ("simcse", vec![(Loss::Contrastive, Weight::Constant(1.0))]),
-        ("llm2vec", vec![(Loss::NextToken, Weight::OneMinusAlpha), (Loss::Contrastive, Weight::Alpha)]),
-        ("gritlm", vec![(Loss::NextToken, Weight::OneMinusAlpha), (Loss::Contrastive, Weight::Alpha)]),
+fn the_rivals_weigh_their_losses_as_their_papers() {
+    let next_token = vec![(Loss::NextToken, Weight::Constant(1.0))];
+    let both = |loss| vec![(Loss::NextToken, Weight::OneMinusAlpha), (loss, Weight::Alpha)];
+    for (name, adapts_plain_rows, num_special_tokens, losses) in [
+        ("simcse", true, 0, vec![(Loss::Contrastive, Weight::Constant(1.0))]),
+        ("llm2vec", true, 0, both(Loss::Contrastive)),
+        ("gritlm", true, 0, both(Loss::Contrastive)),
+        ("gist", true, 1, next_token.clone()),
+        ("autocompressor", true, 50, next_token.clone()),
+        ("icae", false, 129, next_token.clone()),
+        ("sepllm", true, 0, next_token),
+        ("llm2vec-gen", false, 10, both(Loss::Alignment)),
     ] {
         let method = method(name, Value::Null, Some(1));
-        assert!(method.adapts_plain_rows() && method.trainable() && method.special_tokens().is_empty());
+        assert!(method.trainable());
+        assert_eq!(method.adapts_plain_rows(), adapts_plain_rows, "{name}");
+        assert_eq!(method.special_tokens().len(), num_special_tokens, "{name}");
         let terms: Vec<_> = method.objective().terms.iter().map(|term| (term.loss, term.weight)).collect();
         assert_eq!(terms, losses);
         let again = crate::method(name, method.settings(), Some(1));
         assert_eq!(again.settings(), method.settings());
     }
     assert!(refused("llm2vec", json!({"mask_ratio": 2})).contains("mask_ratio"));
+    assert!(refused("gist", json!({"num_special_tokens": 0})).contains("num_special_tokens must be between 1 and 1024"));
+    assert!(refused("icae", json!({"continuation_ratio": -1})).contains("continuation_ratio"));
+    assert!(refused("autocompressor", json!({"num_segments": 0})).contains("num_segments must be at least 1"));
+    assert!(refused("sepllm", json!({"window": 0})).contains("window must be at least 1"));
+    assert!(refused("sepllm", json!({"separators": ["no one"]})).contains("separators"));
     assert!(refused("llm2vec", json!({"mask": " "})).contains("mask must be a text of at least one token"));
     assert!(refused("simcse", json!({"pooling": "max"})).contains("settings of method simcse"));
 }

@@ -1,6 +1,6 @@
 //! Every method's rows as text: the diff of a snapshot is the review.
 
-use layout::{Example, Plan, TokenId};
+use layout::{Continuation, Example, Plan, TokenId};
 use serde_json::{Value, json};
 
 use crate::{method, seeded};
@@ -47,6 +47,34 @@ fn methods_that_adapt_the_whole_model() {
         assert_eq!(plan.rows[0], method.embed_plan(&TEXT).expect("a plan").rows[0]);
         insta::assert_snapshot!(name, drawn(&plan));
     }
+}
+
+/// Rows of one training example, without BOS so that the pictures stay small.
+#[test]
+fn methods_that_compress() {
+    let alone = Example { text: vec![11, 12, 13, 14, 15, 16], ..Example::default() };
+    let pair = Example { text: vec![11, 12], positive: Some(vec![21, 22, 23]), negatives: vec![] };
+    for (name, settings, example) in [
+        ("gist", json!({"num_special_tokens": 2}), &pair),
+        ("autocompressor", json!({"num_special_tokens": 1, "num_segments": 3}), &alone),
+        ("icae", json!({"num_special_tokens": 2, "continuation_ratio": 0.0}), &pair),
+        ("llm2vec-gen", json!({"num_special_tokens": 2}), &pair),
+    ] {
+        let plan = method(name, settings, None).train_plan(example, &mut seeded(3));
+        insta::assert_snapshot!(name, drawn(&plan.expect("a plan")));
+    }
+    let icae = method("icae", json!({"num_special_tokens": 2, "continuation_ratio": 1.0}), None);
+    insta::assert_snapshot!("icae_continuation", drawn(&icae.train_plan(&alone, &mut seeded(3)).expect("a plan")));
+    insta::assert_snapshot!("icae_read", drawn(&icae.read_plan(&[11, 12], Continuation::Again).expect("a plan")));
+}
+
+#[test]
+fn a_row_with_separators() {
+    // The full stop is 100 in these tests.
+    let settings = json!({"num_initial": 1, "window": 2, "separators": ["."]});
+    let text = vec![11, 12, 100, 13, 14, 100, 15, 16];
+    let plan = method("sepllm", settings, None).train_plan(&Example { text, ..Example::default() }, &mut seeded(3));
+    insta::assert_snapshot!("sepllm", drawn(&plan.expect("a plan")));
 }
 
 #[test]

@@ -5,10 +5,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::NAME;
+use crate::methods::{check_num_special_tokens, wrong_setting};
 use crate::{MethodContext, MethodError, Rng, SpecialInit};
-
-/// More special tokens than any text needs; a bound, because every row carries them.
-const MAX_SPECIAL_TOKENS: u32 = 1024;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -127,10 +125,7 @@ impl Settings {
     pub(super) fn parse(settings: Value) -> Result<Self, MethodError> {
         let settings: Self =
             serde_json::from_value(settings).map_err(|source| MethodError::Settings { method: NAME, source })?;
-        let k = settings.num_special_tokens;
-        if !(1..=MAX_SPECIAL_TOKENS).contains(&k) {
-            return Err(wrong("num_special_tokens", "between 1 and 1024", k.to_string()));
-        }
+        check_num_special_tokens(NAME, settings.num_special_tokens)?;
         for (field, ratio) in [
             ("plain_ratio", settings.plain_ratio),
             ("bottleneck_ratio", settings.bottleneck_ratio),
@@ -167,5 +162,5 @@ impl Settings {
 }
 
 pub(super) fn wrong(field: &'static str, expected: &'static str, found: String) -> MethodError {
-    MethodError::Setting { method: NAME, field, expected, found }
+    wrong_setting(NAME, field, expected, found)
 }
