@@ -2,6 +2,7 @@
 
 use crate::cpu;
 use candle_core::{Result, Tensor, bail};
+use std::ops::Range;
 
 /// Keys and values of one layer, `[S, K, H]` each, f32, keys with their rotation applied.
 #[derive(Debug, Clone, Default)]
@@ -49,9 +50,20 @@ impl KvLayer {
     ///
     /// # Panics
     /// When the range reaches beyond [`KvLayer::num_tokens`].
-    pub fn slice(&self, range: std::ops::Range<usize>) -> Self {
-        let numbers = range.start * self.width..range.end * self.width;
-        Self { keys: self.keys[numbers.clone()].to_vec(), values: self.values[numbers].to_vec(), width: self.width }
+    pub fn slice(&self, range: Range<usize>) -> Self {
+        self.select(&[range])
+    }
+
+    /// A copy of the tokens of all `ranges`, end to end.
+    ///
+    /// # Panics
+    /// When a range reaches beyond [`KvLayer::num_tokens`].
+    pub fn select(&self, ranges: &[Range<usize>]) -> Self {
+        let of = |numbers: &[f32]| {
+            let part = |range: &Range<usize>| &numbers[range.start * self.width..range.end * self.width];
+            ranges.iter().flat_map(part).copied().collect()
+        };
+        Self { keys: of(&self.keys), values: of(&self.values), width: self.width }
     }
 
     pub(crate) fn width(&self) -> usize {

@@ -48,6 +48,7 @@ fn losses() -> Result<Vec<u8>, Box<dyn Error>> {
                 step,
                 next_token: Some(3.1 + 2.4 * decay + 0.25 * noise(step, 1.0)),
                 contrastive: Some(0.06 + 3.2 * decay * decay + 0.04 * noise(step, 2.0).abs()),
+                alignment: None,
                 similarity: Some(0.1 + 0.6 * decay + 0.03 * noise(step, 3.0)),
             }
         })

@@ -34,7 +34,7 @@ fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
                 method.train_plan(&Example { text, ..Example::default() }, &mut rng)
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let weights = LossWeights { next_token: 0.0, contrastive: 1.0, scale: 20.0, similarity: None };
+        let weights = LossWeights { next_token: 0.0, contrastive: 1.0, alignment: 0.0, scale: 20.0, similarity: None };
         let options =
             StepOptions { micro_batch_tokens: 4096, split_frozen: true, hidden_dropout: 0.0, dropout_seed: 0 };
         let model = StepModel { decoder: &base.decoder, adapter: &adapter, vars: &vars };

@@ -29,6 +29,7 @@ impl Lapidary {
         Generator {
             decoder: &self.base().decoder,
             adapter: self.plain_adapter(),
+            anchors: self.method().anchors(),
             tokenizer: &self.base().tokenizer,
             eos_token_ids: &self.base().generation.eos_token_ids,
         }

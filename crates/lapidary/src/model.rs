@@ -10,6 +10,7 @@ pub mod gguf;
 pub mod gguf_weights;
 pub mod hf;
 mod kv_cache;
+mod passes;
 mod rope;
 mod safetensors_dir;
 mod segment;
@@ -23,6 +24,7 @@ pub use decoder::{Decoder, ForwardOptions, HiddenDropout, Kv, LINEAR_MODULES, Na
 pub use gem_dir::{GemConfig, GemDir};
 pub use generation_config::GenerationConfig;
 pub use kv_cache::KvCache;
+pub use passes::{PassRow, Passes};
 pub use rope::frequencies;
 pub use safetensors_dir::{SafetensorsDir, SafetensorsError};
 pub use segment::Segment;

@@ -1,5 +1,6 @@
 //! Training: recipes, rows, losses and their gradients, the optimiser, checkpoints, the loop.
 
+mod alignment;
 mod checkpoint;
 mod checks;
 pub mod contrastive;

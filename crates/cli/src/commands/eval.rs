@@ -110,6 +110,7 @@ pub(crate) fn language_model(model: &Lapidary) -> LanguageModel<'_> {
         base: model.base(),
         adapter: model.adapter(),
         adapts_plain_rows: model.method().adapts_plain_rows(),
+        anchors: model.method().anchors(),
     }
 }
 

@@ -85,6 +85,7 @@ impl<'a> Watch<'a> {
             ("loss/total", metrics.loss),
             ("loss/next_token", metrics.next_token),
             ("loss/contrastive", metrics.contrastive),
+            ("loss/alignment", metrics.alignment),
             ("loss/similarity", metrics.similarity),
             ("train/alpha", metrics.alpha),
             ("train/grad_norm", metrics.grad_norm),
@@ -111,6 +112,7 @@ impl<'a> Watch<'a> {
         let parts = [
             ("next_token", metrics.next_token),
             ("contrastive", metrics.contrastive),
+            ("alignment", metrics.alignment),
             ("similarity", metrics.similarity),
         ];
         let losses: Vec<String> =
@@ -202,9 +204,15 @@ fn read_curves(path: &Path) -> Result<Curves> {
             continue;
         }
         let loss = |name: &str| row[name].as_f64();
-        let [next_token, contrastive, similarity] = ["next_token", "contrastive", "similarity"].map(loss);
-        if next_token.or(contrastive).or(similarity).is_some() {
-            losses.push(LossPoint { step, next_token, contrastive, similarity });
+        let point = LossPoint {
+            step,
+            next_token: loss("next_token"),
+            contrastive: loss("contrastive"),
+            alignment: loss("alignment"),
+            similarity: loss("similarity"),
+        };
+        if point.next_token.or(point.contrastive).or(point.alignment).or(point.similarity).is_some() {
+            losses.push(point);
         }
     }
     Ok((losses, validation))

@@ -6,7 +6,7 @@ use crate::Error;
 use crate::model::{AdapterView, BaseModel, ForwardOptions, Kv, KvCache, Segment};
 use kernels::Tensor;
 use kernels::ops;
-use layout::TokenId;
+use layout::{Anchors, TokenId};
 
 /// Rows whose logits or likelihoods are computed at a time.
 const PREFILL_TOKENS: usize = 512;
@@ -20,12 +20,14 @@ pub struct LanguageModel<'a> {
     pub adapter: Option<&'a AdapterView>,
     /// The adapter acts on plain rows too (scope `all`).
     pub adapts_plain_rows: bool,
+    /// What of their past plain rows keep in view, where not all of it.
+    pub anchors: Option<&'a Anchors>,
 }
 
 impl<'a> LanguageModel<'a> {
     /// A base model as it is.
     pub fn of_base(base: &'a BaseModel) -> Self {
-        Self { base, adapter: None, adapts_plain_rows: false }
+        Self { base, adapter: None, adapts_plain_rows: false, anchors: None }
     }
 
     /// Hidden states `[T, D]` of a plain causal row.
@@ -37,7 +39,8 @@ impl<'a> LanguageModel<'a> {
         let mut parts = Vec::new();
         for (i, part) in ids.chunks(PREFILL_TOKENS).enumerate() {
             let past = (i * PREFILL_TOKENS) as u32;
-            let plain = Segment::next_tokens(0, part, past, past);
+            let so_far = &ids[..past as usize + part.len()];
+            let plain = Segment::next_tokens(0, part, past, past).in_view(self.anchors, &[so_far]);
             let segment = if self.adapts_plain_rows { plain.adapt_all() } else { plain };
             let options = ForwardOptions { adapter: self.adapter, ..ForwardOptions::default() };
             parts.push(self.base.decoder.forward(&segment, Kv::Append(&mut cache), options)?);

@@ -133,7 +133,8 @@ impl LanguageModel<'_> {
         rows: &[Continuation],
         batch: &[(usize, Vec<TokenId>)],
     ) -> std::result::Result<Vec<(usize, Likelihood)>, Error> {
-        let plain = Segment::plain_rows(batch.iter().map(|(_, ids)| ids.as_slice()));
+        let ids: Vec<&[TokenId]> = batch.iter().map(|(_, ids)| ids.as_slice()).collect();
+        let plain = Segment::plain_rows(ids.iter().copied()).in_view(self.anchors, &ids);
         let segment = if self.adapts_plain_rows { plain.adapt_all() } else { plain };
         let options = ForwardOptions { adapter: self.adapter, ..ForwardOptions::default() };
         let hidden = self.base.decoder.forward(&segment, Kv::None, options)?;

@@ -7,7 +7,7 @@ use crate::Error;
 use crate::model::{AdapterView, Decoder, GenerationConfig};
 use crate::text::Tokenizer;
 use crate::text::tokenizer::DecodeStream;
-use layout::TokenId;
+use layout::{Anchors, TokenId};
 use std::ops::ControlFlow;
 
 /// Longest reply where neither the caller nor the model's makers say, tokens.
@@ -74,6 +74,8 @@ pub struct Generator<'a> {
     pub decoder: &'a Decoder,
     /// Acts on every position; none: the base model as it is.
     pub adapter: Option<&'a AdapterView>,
+    /// What of the past stays in view, where not all of it does.
+    pub anchors: Option<&'a Anchors>,
     /// Ids to text.
     pub tokenizer: &'a Tokenizer,
     /// Tokens that end a text.
@@ -83,7 +85,7 @@ pub struct Generator<'a> {
 impl<'a> Generator<'a> {
     /// An empty row to generate in. Kept over the turns of a conversation, it runs only what is new of each prompt.
     pub fn sequence(&self) -> Sequence<'a> {
-        Sequence::new(self.decoder, self.adapter)
+        Sequence::new(self.decoder, self.adapter).in_view(self.anchors)
     }
 
     /// Generates what follows `prompt`, the whole row so far.

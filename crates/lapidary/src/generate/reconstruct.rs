@@ -3,10 +3,10 @@
 
 use super::generator::{GenerateOptions, Generator};
 use super::sequence::{Finish, Sequence};
-use crate::model::{ForwardOptions, Kv, KvCache, Segment};
+use crate::model::{Kv, KvCache, Passes};
 use crate::{Error, Lapidary};
 use kernels::Tensor;
-use layout::{Input, TokenId};
+use layout::{Continuation, Role, TokenId};
 use std::ops::ControlFlow;
 
 /// A text that came back from the special tokens.
@@ -41,11 +41,12 @@ impl Compressed {
     /// # Errors
     /// When the method has no special tokens, or the text has no tokens or is longer than the model's
     /// `max_position_embeddings`.
-    pub(super) fn new(gem: &Lapidary, text: &[TokenId]) -> Result<Self, Error> {
+    pub(super) fn new(gem: &Lapidary, text: &[TokenId], continuation: Continuation) -> Result<Self, Error> {
         let base = gem.base();
-        let row = gem.method().embed_plan(text)?.rows.swap_remove(0);
-        let is_special = |input: &Input| matches!(input, Input::Special(_));
-        let num_special_tokens = row.inputs().iter().rev().take_while(|input| is_special(input)).count();
+        let plan = gem.method().read_plan(text, continuation)?;
+        let passes = Passes::new([&plan], |row| 0..row.num_tokens())?;
+        let (number, row) = (plan.rows.len() - 1, &plan.rows[plan.rows.len() - 1]);
+        let num_special_tokens = row.roles().iter().rev().take_while(|role| **role == Role::Special).count();
         if num_special_tokens == 0 {
             return Err(Error::Setting {
                 field: "method".into(),
@@ -54,12 +55,11 @@ impl Compressed {
             });
         }
         let (end, mut cache) = (row.num_tokens(), base.decoder.new_cache());
-        let options = ForwardOptions { adapter: gem.adapter(), ..ForwardOptions::default() };
-        let hidden = base.decoder.forward(&Segment::whole([&row]), Kv::Append(&mut cache), options)?;
+        let hidden = passes.forward(&base.decoder, Kv::Append(&mut cache), gem.adapter(), None)?;
         Ok(Self {
-            cache: cache.extract(0, (end - num_special_tokens) as u32..end as u32)?,
+            cache: cache.extract(number, (end - num_special_tokens) as u32..end as u32)?,
             next_position: row.positions()[end - 1] + 1,
-            last: hidden.narrow(0, end - 1, 1)?,
+            last: hidden.narrow(0, passes.rows()[number].place(end - 1) as usize, 1)?,
         })
     }
 }
@@ -83,7 +83,7 @@ pub fn reconstruct_ids(
     original: &[TokenId],
     max_new_tokens: Option<usize>,
 ) -> Result<Reconstruction, Error> {
-    let Compressed { cache, next_position, last } = Compressed::new(gem, original)?;
+    let Compressed { cache, next_position, last } = Compressed::new(gem, original, Continuation::Again)?;
     let (num_special_tokens, num_kv_bytes) = (cache.num_tokens(), cache.num_bytes());
     let generator: Generator<'_> = gem.generator();
     let mut sequence = Sequence::behind(&gem.base().decoder, gem.plain_adapter(), cache, next_position, &last)?;

@@ -5,7 +5,7 @@ use super::reconstruct::Compressed;
 use crate::model::{ForwardOptions, Kv, Segment};
 use crate::{Error, Lapidary};
 use kernels::ops;
-use layout::TokenId;
+use layout::{Continuation, TokenId};
 
 /// Negative log-likelihood of a suffix in all, nats; its first token is left out, because a model without BOS cannot
 /// predict it from nothing.
@@ -37,11 +37,16 @@ impl SuffixLosses {
     }
 }
 
-/// The losses of `suffix` after `text`: the text again for reconstruction, its rest for continuation.
+/// The losses of `suffix` after `text`: the text again, or its rest.
 ///
 /// # Errors
 /// When the method has no special tokens, the suffix has fewer than two tokens, or a row is too long.
-pub fn suffix_losses(gem: &Lapidary, text: &[TokenId], suffix: &[TokenId]) -> Result<SuffixLosses, Error> {
+pub fn suffix_losses(
+    gem: &Lapidary,
+    text: &[TokenId],
+    continuation: Continuation,
+    suffix: &[TokenId],
+) -> Result<SuffixLosses, Error> {
     if suffix.len() < 2 {
         return Err(Error::Setting {
             field: "suffix".into(),
@@ -49,7 +54,7 @@ pub fn suffix_losses(gem: &Lapidary, text: &[TokenId], suffix: &[TokenId]) -> Re
             found: suffix.len().to_string(),
         });
     }
-    let compressed = Compressed::new(gem, text)?;
+    let compressed = Compressed::new(gem, text, continuation)?;
     let (inputs, labels) = (&suffix[..suffix.len() - 1], &suffix[1..]);
     let nll = |hidden: &kernels::Tensor, first: usize| -> Result<f64, Error> {
         let places = (first..first + labels.len()).map(|at| vec![(at as u32, 1.0)]).collect();

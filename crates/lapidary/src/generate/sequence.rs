@@ -4,7 +4,7 @@ use super::sampling::Sampler;
 use crate::Error;
 use crate::model::{AdapterView, Decoder, ForwardOptions, Kv, KvCache, Segment};
 use kernels::Tensor;
-use layout::TokenId;
+use layout::{Anchors, TokenId};
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -61,6 +61,8 @@ pub struct Sequence<'a> {
     decoder: &'a Decoder,
     /// Acts on every position.
     adapter: Option<&'a AdapterView>,
+    /// What of the past stays in view, where not all of it does; the rest leaves the cache.
+    anchors: Option<&'a Anchors>,
     cache: KvCache,
     /// Positions in the cache that lie before `ids`.
     num_before: u32,
@@ -75,7 +77,22 @@ impl<'a> Sequence<'a> {
     /// An empty row; the adapter, if given, acts on every position of it.
     pub fn new(decoder: &'a Decoder, adapter: Option<&'a AdapterView>) -> Self {
         let cache = decoder.new_cache();
-        Self { decoder, adapter, cache, num_before: 0, first_position: 0, ids: Vec::new(), logits: Vec::new() }
+        Self {
+            decoder,
+            adapter,
+            anchors: None,
+            cache,
+            num_before: 0,
+            first_position: 0,
+            ids: Vec::new(),
+            logits: Vec::new(),
+        }
+    }
+
+    /// The same row, not yet begun, of whose past no more stays in view than these anchors.
+    #[must_use]
+    pub fn in_view(self, anchors: Option<&'a Anchors>) -> Self {
+        Self { anchors, ..self }
     }
 
     /// A row that goes on behind all positions of a cache of one row; `hidden` `[1, D]` is the last one's state,
@@ -92,12 +109,17 @@ impl<'a> Sequence<'a> {
     ) -> Result<Self, Error> {
         let num_before = cache.num_tokens() as u32;
         let logits = decoder.logits(hidden)?.flatten_all()?.to_vec1()?;
-        Ok(Self { decoder, adapter, cache, num_before, first_position: next_position, ids: Vec::new(), logits })
+        Ok(Self { cache, num_before, first_position: next_position, logits, ..Self::new(decoder, adapter) })
     }
 
     /// The tokens that have run.
     pub fn ids(&self) -> &[TokenId] {
         &self.ids
+    }
+
+    /// Tokens whose keys and values are held.
+    pub fn num_kv_tokens(&self) -> usize {
+        self.cache.num_tokens()
     }
 
     /// Logits of the last position, `[V]`; empty before any has run.
@@ -121,13 +143,32 @@ impl<'a> Sequence<'a> {
         if self.adapter.is_some() {
             segment = segment.adapt_all();
         }
+        let row = [self.ids.as_slice(), ids].concat();
+        segment = segment.in_view(self.anchors, &[&row]);
         // A pass that fails leaves a cache that is half grown: it is kept only when the pass succeeds.
-        let mut before = std::mem::replace(self, Self::new(self.decoder, self.adapter));
+        let mut before = std::mem::replace(self, Self::new(self.decoder, self.adapter).in_view(self.anchors));
         let options = ForwardOptions { adapter: self.adapter, ..ForwardOptions::default() };
         let hidden = self.decoder.forward(&segment, Kv::Append(&mut before.cache), options)?;
         before.logits = self.decoder.logits(&hidden.narrow(0, last, 1)?)?.flatten_all()?.to_vec1()?;
-        before.ids.extend(ids);
+        before.ids = row;
+        before.forget()?;
         *self = before;
+        Ok(())
+    }
+
+    /// Drops what no later token sees from the cache; a little late, because each time costs a copy of the rest.
+    fn forget(&mut self) -> Result<(), Error> {
+        const LATE: usize = 32;
+        let Some(anchors) = self.anchors else { return Ok(()) };
+        let next = self.ids.len() as u32;
+        let near = (next + 1).saturating_sub(anchors.window)..next;
+        let mut keep = anchors.of(&self.ids);
+        keep.iter_mut().for_each(|anchor| anchor.end = anchor.end.min(near.start));
+        keep.retain(|anchor| !anchor.is_empty());
+        keep.push(near);
+        if self.cache.num_tokens() > keep.iter().map(ExactSizeIterator::len).sum::<usize>() + LATE {
+            self.cache = self.cache.retain(&keep)?;
+        }
         Ok(())
     }
 
@@ -136,6 +177,11 @@ impl<'a> Sequence<'a> {
     fn keep_common(&mut self, prompt: &[TokenId]) -> Result<usize, Error> {
         let common = self.ids.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         let kept = common.min(prompt.len().saturating_sub(1));
+        if kept < self.ids.len() && self.anchors.is_some() {
+            // What has left the cache may be in view again.
+            *self = Self::new(self.decoder, self.adapter).in_view(self.anchors);
+            return Ok(0);
+        }
         if kept < self.ids.len() {
             let num_positions = self.num_before + kept as u32;
             self.cache =

@@ -59,6 +59,17 @@ pub enum Kv<'a> {
     Past(&'a KvCache),
 }
 
+impl Kv<'_> {
+    /// The same for one pass of several.
+    pub(crate) fn reborrow(&mut self) -> Kv<'_> {
+        match self {
+            Kv::None => Kv::None,
+            Kv::Append(cache) => Kv::Append(cache),
+            Kv::Past(cache) => Kv::Past(cache),
+        }
+    }
+}
+
 /// Dropout of the outputs of attention and feed-forward.
 pub struct HiddenDropout<'a> {
     /// Share of numbers set to zero.
@@ -75,6 +86,8 @@ pub type Observe<'a> = &'a mut dyn FnMut(usize, &Tensor);
 pub struct ForwardOptions<'a> {
     /// Low-rank updates and special rows; without it no special token may occur.
     pub adapter: Option<&'a AdapterView>,
+    /// What the soft inputs of the segment take, in their order, `[S, D]`; gradients flow into it.
+    pub soft: Option<&'a Tensor>,
     /// Noise on hidden states.
     pub dropout: Option<HiddenDropout<'a>>,
     /// Watches the hidden states.
@@ -303,7 +316,7 @@ impl Decoder {
     /// When a token is outside the vocabulary, a special token outside the adapter's, or the row longer than
     /// the model allows.
     pub fn forward(&self, segment: &Segment, mut kv: Kv<'_>, options: ForwardOptions<'_>) -> Result<Tensor, Error> {
-        let ForwardOptions { adapter, dropout, mut observe } = options;
+        let ForwardOptions { adapter, soft, dropout, mut observe } = options;
         if let Some(position) = segment.positions.iter().find(|p| **p as usize >= self.config.max_position_embeddings) {
             return Err(Error::TooLong { found: *position as usize + 1, limit: self.config.max_position_embeddings });
         }
@@ -327,7 +340,7 @@ impl Decoder {
             adapted: Arc::clone(&segment.adapted),
             dropout,
         };
-        let mut x = self.embed(segment, adapter)?;
+        let mut x = self.embed(segment, adapter, soft)?;
         if let Some(observe) = &mut observe {
             observe(0, &x);
         }
@@ -341,13 +354,17 @@ impl Decoder {
     }
 
     /// Input embeddings `[T, D]`.
-    fn embed(&self, segment: &Segment, adapter: Option<&AdapterView>) -> Result<Tensor, Error> {
-        let mut places = Vec::new();
+    fn embed(&self, segment: &Segment, adapter: Option<&AdapterView>, soft: Option<&Tensor>) -> Result<Tensor, Error> {
+        let (mut places, mut soft_places) = (Vec::new(), Vec::new());
         let ids: Vec<u32> = (segment.inputs.iter().enumerate())
             .map(|(t, input)| match input {
                 Input::Token(id) => *id,
                 Input::Special(j) => {
                     places.push((t as u32, *j));
+                    0
+                }
+                Input::Soft { .. } => {
+                    soft_places.push((t as u32, soft_places.len() as u32));
                     0
                 }
             })
@@ -357,6 +374,10 @@ impl Decoder {
             let special = adapter.and_then(AdapterView::special);
             let special = special.ok_or_else(|| Error::Internal("a special token without an adapter".into()))?;
             x = ops::embed_inputs(&x, special, places)?;
+        }
+        if !soft_places.is_empty() {
+            let soft = soft.ok_or_else(|| Error::Internal("a soft input without a state".into()))?;
+            x = ops::embed_inputs(&x, soft, soft_places)?;
         }
         if self.config.embedding_scale == 1.0 { Ok(x) } else { Ok((x * f64::from(self.config.embedding_scale))?) }
     }

@@ -61,6 +61,32 @@ impl KvCache {
         })
     }
 
+    /// The positions of row 0, its only one, that lie in `keep`, which is sorted; they keep their numbers.
+    ///
+    /// # Errors
+    /// When there are other rows.
+    pub fn retain(&self, keep: &[Range<u32>]) -> Result<Self, Error> {
+        let [pieces] = self.rows.as_slice() else {
+            return Err(Error::Internal(format!("kv_cache: expected one row, found {}", self.rows.len())));
+        };
+        let (mut kept, mut places, mut at): (Vec<Piece>, Vec<Range<usize>>, u32) = (Vec::new(), Vec::new(), 0);
+        for (piece, keep) in pieces.iter().flat_map(|piece| keep.iter().map(move |keep| (piece, keep))) {
+            let local = piece.local.start.max(keep.start)..piece.local.end.min(keep.end);
+            if local.is_empty() {
+                continue;
+            }
+            let first = (piece.at + local.start - piece.local.start) as usize;
+            places.push(first..first + local.len());
+            kept.push(Piece { at, local: local.clone() });
+            at += local.len() as u32;
+        }
+        Ok(Self {
+            layers: self.layers.iter().map(|layer| Arc::new(layer.select(&places))).collect(),
+            positions: places.iter().flat_map(|place| &self.positions[place.clone()]).copied().collect(),
+            rows: vec![kept],
+        })
+    }
+
     /// Notes that the tokens of `segment` come next on the key axis.
     fn grow(&mut self, segment: &Segment) {
         let mut at = self.positions.len() as u32;

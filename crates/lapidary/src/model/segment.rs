@@ -1,6 +1,6 @@
 //! The positions that run in one forward pass: stretches of one or more rows, packed end to end.
 
-use layout::{Input, Layout, TokenId};
+use layout::{Anchors, Input, Layout, TokenId};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -79,6 +79,20 @@ impl Segment {
     #[must_use]
     pub fn adapt_all(mut self) -> Self {
         self.adapted = Arc::new((0..self.num_tokens() as u32).collect());
+        self
+    }
+
+    /// The same plain rows, of whose past no more is seen than `anchors` keep in view; `rows` holds all tokens of each
+    /// row up to the end of its stretch.
+    #[must_use]
+    pub fn in_view(mut self, anchors: Option<&Anchors>, rows: &[&[TokenId]]) -> Self {
+        let Some(anchors) = anchors else { return self };
+        let visibilities: Vec<_> = rows.iter().map(|ids| anchors.visibility(ids)).collect();
+        let of_stretch = |Stretch { row, start, len }: &Stretch| {
+            let (visibility, end) = (&visibilities[*row], start + len);
+            (*start..end).map(move |query| visibility.allowed_keys(query, end))
+        };
+        self.allowed = self.stretches.iter().flat_map(of_stretch).collect();
         self
     }
 

@@ -23,6 +23,8 @@ pub struct LossPoint {
     pub next_token: Option<f64>,
     /// Contrastive loss, in nats.
     pub contrastive: Option<f64>,
+    /// One minus the cosine with the positive.
+    pub alignment: Option<f64>,
     /// One minus the correlation with the teacher's similarities.
     pub similarity: Option<f64>,
 }
@@ -36,20 +38,18 @@ pub fn loss_curves(title: &str, points: &[LossPoint]) -> Result<Vec<u8>, ReportE
         let each = points.iter();
         each.filter_map(|point| Some((point.step as f64, value(point)?))).collect()
     };
-    let next_token = series(|point| point.next_token);
-    let contrastive = series(|point| point.contrastive);
-    check_finite("next_token losses", next_token.iter().map(|point| point.1))?;
-    check_finite("contrastive losses", contrastive.iter().map(|point| point.1))?;
-    let similarity = series(|point| point.similarity);
-    check_finite("similarity losses", similarity.iter().map(|point| point.1))?;
     let panels: Vec<(&str, Vec<Point>, RGBColor)> = [
-        ("next_token loss", next_token, SERIES[0]),
-        ("contrastive loss", contrastive, SERIES[3]),
-        ("similarity loss", similarity, SERIES[1]),
+        ("next_token loss", series(|point| point.next_token), SERIES[0]),
+        ("contrastive loss", series(|point| point.contrastive), SERIES[3]),
+        ("alignment loss", series(|point| point.alignment), SERIES[3]),
+        ("similarity loss", series(|point| point.similarity), SERIES[1]),
     ]
     .into_iter()
     .filter(|(_, points, _)| !points.is_empty())
     .collect();
+    for (name, points, _) in &panels {
+        check_finite(name, points.iter().map(|point| point.1))?;
+    }
     check_count("losses", panels.len(), 3)?;
     paint(WIDTH, HEIGHT, |canvas| {
         draw_title(canvas, title)?;

@@ -20,8 +20,8 @@ pub struct State {
     pub position: Position,
     /// Best validation figure so far and its step.
     pub best: Option<(f64, u64)>,
-    /// Next-token, contrastive and similarity loss of the first step that had one.
-    pub first_losses: [Option<f64>; 3],
+    /// Next-token, contrastive, similarity and alignment loss of the first step that had one.
+    pub first_losses: [Option<f64>; 4],
     /// A loss has differed from the first.
     pub loss_moved: bool,
     /// Consecutive steps with collapsed vectors.

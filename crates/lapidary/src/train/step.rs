@@ -4,13 +4,14 @@
 //! through the inference path; the rest runs with a graph against its keys and values. The contrastive loss is
 //! taken over the vectors of all micro-batches (GradCache, arXiv 2101.06983).
 
+use super::alignment::align;
 use super::contrastive::{Vectors, info_nce};
 use super::similarity::{TeacherCosines, distil};
 use crate::Error;
-use crate::model::{Adapter, AdapterView, Decoder, ForwardOptions, HiddenDropout, Kv, KvCache, Segment};
+use crate::model::{Adapter, AdapterView, Decoder, ForwardOptions, Kv, KvCache, PassRow, Passes, Segment};
 use kernels::ops;
 use kernels::{Device, Tensor, Var};
-use layout::{Layout, Plan, Rng, TokenId, View};
+use layout::{Input, Layout, Plan, Rng, TokenId, View};
 use rand::SeedableRng as _;
 use std::ops::Range;
 
@@ -21,6 +22,8 @@ pub struct LossWeights<'a> {
     pub next_token: f64,
     /// Weight of the contrastive loss.
     pub contrastive: f64,
+    /// Weight of the alignment of queries with their positives.
+    pub alignment: f64,
     /// `1 / temperature`.
     pub scale: f32,
     /// Weight of the distillation of similarities, and the teacher's cosines of the batch's texts.
@@ -48,6 +51,8 @@ pub struct StepResult {
     pub next_token: f64,
     /// Contrastive loss, nats; NaN without pairs, or where neither it nor the similarities have a weight.
     pub contrastive: f64,
+    /// Mean of one minus the cosine of a query and its positive; NaN where it has no weight.
+    pub alignment: f64,
     /// One minus the correlation of the queries' cosines with the teacher's; NaN without a teacher.
     pub similarity: f64,
     /// Mean cosine of different queries; NaN where no vectors are made.
@@ -62,8 +67,8 @@ pub struct StepResult {
 
 /// Rows that run together, and the keys and values of their frozen parts.
 struct MicroBatch<'a> {
-    rows: Vec<&'a Layout>,
-    frozen: Vec<usize>,
+    /// Of each row the part with a graph.
+    passes: Passes<'a>,
     cache: KvCache,
     dropout_seed: u64,
 }
@@ -78,78 +83,100 @@ pub struct StepModel<'a> {
     pub vars: &'a [Var],
 }
 
-impl MicroBatch<'_> {
-    fn graph_parts(&self) -> impl Iterator<Item = (&Layout, Range<usize>)> {
-        self.rows.iter().zip(&self.frozen).map(|(row, frozen)| (*row, *frozen..row.num_tokens()))
-    }
-
-    /// Parts up to the last pooled position: enough for the vectors.
-    fn pooled_parts(&self) -> impl Iterator<Item = (&Layout, Range<usize>)> {
-        self.rows.iter().zip(&self.frozen).map(|(row, frozen)| (*row, *frozen..row.last_pooled_end().max(*frozen)))
+impl<'a> MicroBatch<'a> {
+    /// Parts up to the last pooled position: enough for the vectors, where no row reads another's states.
+    fn pooled_parts(&self) -> Passes<'a> {
+        self.passes.with_parts(|row| {
+            let reads = row.layout.inputs().iter().any(|input| matches!(input, Input::Soft { .. }));
+            let end = row.layout.last_pooled_end().clamp(row.part.start, row.part.end);
+            if reads { row.part.clone() } else { row.part.start..end }
+        })
     }
 }
 
-/// For each view, the pooled positions within a segment made of `parts`.
-fn pooled_rows<'a>(parts: impl Iterator<Item = (&'a Layout, Range<usize>)>) -> Vec<(View, Vec<(u32, f32)>)> {
-    let mut all = Vec::new();
-    let mut first = 0;
-    for (row, part) in parts {
-        let place = |at: u32| (first + at as usize - part.start) as u32;
-        all.extend(row.pooled().iter().map(|p| (p.view, p.weights.iter().map(|(at, w)| (place(*at), *w)).collect())));
-        first += part.len();
-    }
-    all
+/// For each view, the pooled positions among the hidden states.
+fn pooled_rows(passes: &Passes<'_>) -> (Vec<View>, Vec<Vec<(u32, f32)>>) {
+    passes.rows().iter().flat_map(PassRow::pooled).unzip()
 }
 
-/// Labelled positions within a segment made of `parts`.
-fn labels<'a>(parts: impl Iterator<Item = (&'a Layout, Range<usize>)>) -> (Vec<Vec<(u32, f32)>>, Vec<TokenId>) {
-    let (mut places, mut ids) = (Vec::new(), Vec::new());
-    let mut first = 0;
-    for (row, part) in parts {
-        for at in part.clone() {
-            if let Some(id) = row.labels()[at] {
-                places.push(vec![((first + at - part.start) as u32, 1.0)]);
-                ids.push(id);
+/// Labelled positions among the hidden states, and their labels.
+fn labels(passes: &Passes<'_>) -> (Vec<Vec<(u32, f32)>>, Vec<TokenId>) {
+    let of_row = |row: &PassRow<'_>| {
+        let labelled = row.part.clone().filter_map(|at| Some((vec![(row.place(at), 1.0)], row.layout.labels()[at]?)));
+        labelled.collect::<Vec<_>>()
+    };
+    passes.rows().iter().flat_map(of_row).unzip()
+}
+
+/// The first position of each row that runs with a graph: what comes before is frozen, and nothing reads its states.
+fn graph_starts(plan: &Plan) -> Vec<usize> {
+    let pooled = |row: &Layout| row.pooled().iter().flat_map(|pooled| &pooled.weights).map(|(at, _)| *at).min();
+    let first_read = |row: &Layout| pooled(row).map_or(usize::MAX, |at| at as usize).min(row.frozen_len());
+    let mut starts: Vec<usize> = plan.rows.iter().map(first_read).collect();
+    for input in plan.rows.iter().flat_map(Layout::inputs) {
+        let Input::Soft { row, position, .. } = *input else { continue };
+        if let Some(start) = starts.get_mut(row as usize) {
+            *start = (*start).min(position as usize);
+        }
+    }
+    starts
+}
+
+/// Which rows of a plan run: those that `wanted` says, and those whose states they read.
+fn running(plan: &Plan, wanted: &dyn Fn(&Layout) -> bool) -> Vec<bool> {
+    let mut runs: Vec<bool> = plan.rows.iter().map(wanted).collect();
+    for reader in (0..plan.rows.len()).rev() {
+        for input in plan.rows[reader].inputs() {
+            let Input::Soft { row, .. } = *input else { continue };
+            if runs[reader]
+                && let Some(runs) = runs.get_mut(row as usize)
+            {
+                *runs = true;
             }
         }
-        first += part.len();
     }
-    (places, ids)
+    runs
 }
 
-/// Groups the rows that run, plan by plan, so that the positions with a graph stay within the budget.
+/// Groups plans so that the positions with a graph stay within the budget.
 fn micro_batches<'a>(
     plans: &'a [Plan],
-    runs: &dyn Fn(&Layout) -> bool,
+    wanted: &dyn Fn(&Layout) -> bool,
     model: &StepModel<'_>,
     options: &StepOptions,
 ) -> Result<Vec<MicroBatch<'a>>, Error> {
-    let frozen = |row: &Layout| if options.split_frozen { row.frozen_len() } else { 0 };
-    let mut groups: Vec<Vec<&Layout>> = Vec::new();
+    /// Plans, and of each of their rows the part with a graph.
+    type Group<'a> = (Vec<&'a Plan>, Vec<Range<usize>>);
+    let mut groups: Vec<Group<'a>> = Vec::new();
     let mut tokens = 0;
     for plan in plans {
-        let rows = || plan.rows.iter().filter(|row| runs(row));
-        let graph: usize = rows().map(|row| row.num_tokens() - frozen(row)).sum();
+        let starts = if options.split_frozen { graph_starts(plan) } else { vec![0; plan.rows.len()] };
+        let parts: Vec<Range<usize>> = (plan.rows.iter().zip(starts).zip(running(plan, wanted)))
+            .map(|((row, start), runs)| if runs { start..row.num_tokens() } else { 0..0 })
+            .collect();
+        let graph: usize = parts.iter().map(Range::len).sum();
         match groups.last_mut() {
-            Some(group) if tokens + graph <= options.micro_batch_tokens => {
-                group.extend(rows());
+            Some((group, all)) if tokens + graph <= options.micro_batch_tokens => {
+                group.push(plan);
+                all.extend(parts);
                 tokens += graph;
             }
             _ => {
-                groups.push(rows().collect());
+                groups.push((vec![plan], parts));
                 tokens = graph;
             }
         }
     }
-    let build = |(i, rows): (usize, Vec<&'a Layout>)| {
-        let frozen: Vec<usize> = rows.iter().map(|row| frozen(row)).collect();
+    let build = |(i, (plans, parts)): (usize, Group<'a>)| {
+        let mut parts = parts.into_iter();
+        let passes = Passes::new(plans, |_| parts.next().unwrap_or_default())?;
         let mut cache = model.decoder.new_cache();
-        let prefix = Segment::of_rows(rows.iter().zip(&frozen).map(|(row, frozen)| (*row, 0..*frozen)));
+        let prefix = Segment::of_rows(passes.rows().iter().map(|row| (row.layout, 0..row.part.start)));
         if prefix.num_tokens() > 0 {
             model.decoder.forward(&prefix, Kv::Append(&mut cache), ForwardOptions::default())?;
         }
         let dropout_seed = options.dropout_seed.wrapping_add(i as u64);
-        Ok(MicroBatch { rows, frozen, cache, dropout_seed })
+        Ok(MicroBatch { passes, cache, dropout_seed })
     };
     groups.into_iter().enumerate().map(build).collect()
 }
@@ -157,14 +184,13 @@ fn micro_batches<'a>(
 fn forward(
     model: &StepModel<'_>,
     batch: &MicroBatch<'_>,
-    segment: &Segment,
+    passes: &Passes<'_>,
     view: &AdapterView,
     ratio: f32,
 ) -> Result<Tensor, Error> {
     let mut rng = Rng::seed_from_u64(batch.dropout_seed);
-    let dropout = if ratio > 0.0 { Some(HiddenDropout { ratio, rng: &mut rng }) } else { None };
-    let options = ForwardOptions { adapter: Some(view), dropout, observe: None };
-    model.decoder.forward(segment, Kv::Past(&batch.cache), options)
+    let dropout = if ratio > 0.0 { Some((ratio, &mut rng)) } else { None };
+    passes.forward(model.decoder, Kv::Past(&batch.cache), Some(view), dropout)
 }
 
 /// The vectors of a micro-batch by view, `[_, D]` each, without a graph.
@@ -176,17 +202,13 @@ fn vectors_of(
     ratio: f32,
 ) -> Result<Vec<(View, Vec<f32>)>, Error> {
     // Dropout draws a number for each position in turn, so that the same positions must run as in the graph pass.
-    let (segment, pooled) = if ratio > 0.0 {
-        (Segment::of_rows(batch.graph_parts()), pooled_rows(batch.graph_parts()))
-    } else {
-        (Segment::of_rows(batch.pooled_parts()), pooled_rows(batch.pooled_parts()))
-    };
-    if pooled.is_empty() {
+    let passes = if ratio > 0.0 { batch.passes.clone() } else { batch.pooled_parts() };
+    let (views, rows) = pooled_rows(&passes);
+    if views.is_empty() {
         return Ok(Vec::new());
     }
     let detached = StepModel { decoder, ..*model };
-    let hidden = forward(&detached, batch, &segment, view, ratio)?;
-    let (views, rows): (Vec<View>, Vec<_>) = pooled.into_iter().unzip();
+    let hidden = forward(&detached, batch, &passes, view, ratio)?;
     let z = ops::pool(&hidden, rows)?.to_vec2::<f32>()?;
     Ok(views.into_iter().zip(z).collect())
 }
@@ -211,7 +233,7 @@ pub fn step(
 ) -> Result<StepResult, Error> {
     let rows = || plans.iter().flat_map(|p| &p.rows);
     // Vectors that no loss asks for are not made, and rows that have nothing else do not run.
-    let wants_vectors = weights.contrastive > 0.0 || weights.similarity.is_some();
+    let wants_vectors = weights.contrastive > 0.0 || weights.alignment > 0.0 || weights.similarity.is_some();
     let wants_pairs = wants_vectors && rows().any(|row| !row.pooled().is_empty());
     let wants_labels = weights.next_token > 0.0;
     let runs = |row: &Layout| {
@@ -226,11 +248,12 @@ pub fn step(
     let mut result = StepResult {
         next_token: f64::NAN,
         contrastive: f64::NAN,
+        alignment: f64::NAN,
         similarity: f64::NAN,
         mean_pairwise_cosine: f64::NAN,
         log_scale_gradient: 0.0,
         gradients: Vec::new(),
-        num_tokens: batches.iter().flat_map(|batch| &batch.rows).map(|row| row.num_tokens()).sum(),
+        num_tokens: batches.iter().flat_map(|batch| batch.passes.rows()).map(|row| row.part.end).sum(),
     };
     let mut from_vectors = |vectors: &Vectors| {
         if wants_pairs { vectors_gradient(vectors, d, weights, &mut result) } else { Vectors::default() }
@@ -274,6 +297,14 @@ fn vectors_gradient(vectors: &Vectors, d: usize, weights: &LossWeights<'_>, resu
     result.log_scale_gradient = nce.log_scale_gradient * weights.contrastive;
     let mut gradient = nce.gradient;
     gradient.scale(weights.contrastive as f32);
+    if weights.alignment > 0.0 {
+        let found = align(vectors, d);
+        result.alignment = found.loss;
+        let sides = [(&mut gradient.query, found.query), (&mut gradient.positive, found.positive)];
+        for (sum, added) in sides {
+            sum.iter_mut().zip(added).for_each(|(sum, g)| *sum += weights.alignment as f32 * g);
+        }
+    }
     if let Some((weight, teacher)) = weights.similarity {
         // The queries alone: a given positive is another text than the teacher read.
         let found = distil(&vectors.query, d, teacher);
@@ -302,11 +333,10 @@ impl Run<'_> {
         view: &AdapterView,
         gradient: impl FnOnce(&Vectors) -> Vectors,
     ) -> Result<(), Error> {
-        let segment = Segment::of_rows(batch.graph_parts());
-        if segment.num_tokens() == 0 {
+        if batch.passes.num_tokens() == 0 {
             return Ok(());
         }
-        let hidden = forward(self.model, batch, &segment, view, self.options.hidden_dropout)?;
+        let hidden = forward(self.model, batch, &batch.passes, view, self.options.hidden_dropout)?;
         let mut loss: Option<Tensor> = None;
         let mut add = |term: Tensor| -> Result<(), Error> {
             loss = Some(match loss.take() {
@@ -315,9 +345,8 @@ impl Run<'_> {
             });
             Ok(())
         };
-        let pooled = if self.wants_pairs { pooled_rows(batch.graph_parts()) } else { Vec::new() };
-        if !pooled.is_empty() {
-            let (views, rows): (Vec<View>, Vec<_>) = pooled.into_iter().unzip();
+        let (views, rows) = if self.wants_pairs { pooled_rows(&batch.passes) } else { Default::default() };
+        if !views.is_empty() {
             let z = ops::pool(&hidden, rows)?; // [_, D]
             let mut own = Vectors::default();
             for (view, z) in views.iter().zip(z.to_vec2::<f32>()?) {
@@ -331,7 +360,7 @@ impl Run<'_> {
             let dz = Tensor::from_vec(flat, z.dims(), &Device::Cpu)?;
             add((z * dz)?.sum_all()?)?;
         }
-        let (places, ids) = labels(batch.graph_parts());
+        let (places, ids) = labels(&batch.passes);
         if !ids.is_empty() {
             let nll = self.model.decoder.cross_entropy(&ops::pool(&hidden, places)?, &ids)?.sum_all()?;
             self.next_token += f64::from(nll.to_scalar::<f32>()?);

@@ -38,6 +38,8 @@ pub struct StepMetrics {
     pub next_token: f64,
     /// Contrastive loss, nats; null without pairs or weight.
     pub contrastive: f64,
+    /// Mean of one minus the cosine of query and positive; null without weight.
+    pub alignment: f64,
     /// One minus the correlation with the teacher's cosines; null without a teacher.
     pub similarity: f64,
     /// Weight of the contrastive loss.
@@ -88,6 +90,7 @@ impl Update<'_> {
         let weights = LossWeights {
             next_token: weight(Loss::NextToken),
             contrastive: weight(Loss::Contrastive),
+            alignment: weight(Loss::Alignment),
             scale: self.log_scale.to_vec1::<f32>()?[0].exp(),
             similarity: cosines.as_ref().map(|cosines| (recipe.loss.teacher.weight, cosines)),
         };
@@ -95,6 +98,7 @@ impl Update<'_> {
         let norm = global_norm(&result.gradients)?;
         let loss = weighted(weights.next_token, result.next_token)
             + weighted(weights.contrastive, result.contrastive)
+            + weighted(weights.alignment, result.alignment)
             + weighted(recipe.loss.teacher.weight, result.similarity);
         guard(&result, (loss, norm), state, batch)?;
         let learning_rate = self.optimise(&result.gradients, norm, at)?;
@@ -104,6 +108,7 @@ impl Update<'_> {
             loss,
             next_token: result.next_token,
             contrastive: result.contrastive,
+            alignment: result.alignment,
             similarity: result.similarity,
             alpha,
             grad_norm: norm,
@@ -197,7 +202,7 @@ fn guard(
         ));
     }
     // Each loss by itself: their weighted sum moves with the schedule of α.
-    let losses = [result.next_token, result.contrastive, result.similarity];
+    let losses = [result.next_token, result.contrastive, result.similarity, result.alignment];
     for (first, loss) in state.first_losses.iter_mut().zip(losses).filter(|(_, loss)| !loss.is_nan()) {
         let first = *first.get_or_insert(loss);
         state.loss_moved |= (loss - first).abs() > 1e-7 * (1.0 + first);

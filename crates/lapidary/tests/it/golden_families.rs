@@ -72,7 +72,7 @@ impl Family {
         let vars = decoder.make_trainable().unwrap();
         let adapter = Adapter::new(decoder, None, &[], &mut Rng::seed_from_u64(0)).unwrap();
         let plans = self.rows.each_ref().map(|row| Plan { rows: vec![row.clone()] });
-        let weights = LossWeights { next_token: 1.0, contrastive: 0.0, scale: 20.0, similarity: None };
+        let weights = LossWeights { next_token: 1.0, contrastive: 0.0, alignment: 0.0, scale: 20.0, similarity: None };
         let mut params: Vec<Param> =
             vars.iter().map(|(name, var)| Param::new(name.clone(), Group::Weights, var.clone())).collect();
         let adamw = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 };

@@ -139,6 +139,7 @@ fn case_row(tensors: &Golden, name: &str) -> Layout {
     let input = |input: &Input| match input {
         Input::Token(id) => i64::from(*id),
         Input::Special(j) => -1 - i64::from(*j),
+        Input::Soft { .. } => panic!("the reference has no soft inputs"),
     };
     assert_eq!(layout.inputs().iter().map(input).collect::<Vec<_>>(), ids);
     assert_eq!(layout.positions().iter().map(|p| f64::from(*p)).collect::<Vec<_>>(), get("pos"));
@@ -216,7 +217,7 @@ fn step_plans(reference: &Reference) -> Vec<Plan> {
 }
 
 fn weights(alpha: f64) -> LossWeights<'static> {
-    LossWeights { next_token: 1.0 - alpha, contrastive: alpha, scale: 20.0, similarity: None }
+    LossWeights { next_token: 1.0 - alpha, contrastive: alpha, alignment: 0.0, scale: 20.0, similarity: None }
 }
 
 /// Numbers of the variable called `name`.

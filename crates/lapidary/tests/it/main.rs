@@ -11,6 +11,7 @@ mod golden_reference;
 mod hf_config;
 mod invariance;
 mod models;
+mod passes;
 mod report;
 mod safetensors_dir;
 mod training;

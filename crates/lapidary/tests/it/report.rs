@@ -20,7 +20,7 @@ fn names(names: &[&str]) -> Vec<String> {
 }
 
 fn loss(step: u64, next_token: Option<f64>, contrastive: Option<f64>) -> LossPoint {
-    LossPoint { step, next_token, contrastive, similarity: None }
+    LossPoint { step, next_token, contrastive, alignment: None, similarity: None }
 }
 
 #[test]

@@ -147,8 +147,13 @@ pub(crate) fn train(recipe: &Recipe, base: &mut BaseModel, options: RunOptions) 
 /// Without what a clock says, and comparable: no similarity loss is -1.
 fn timeless(metrics: &[StepMetrics]) -> Vec<StepMetrics> {
     let similarity = |m: &StepMetrics| if m.similarity.is_nan() { -1.0 } else { m.similarity };
-    let timeless =
-        |m: &StepMetrics| StepMetrics { tokens_per_sec: 0.0, train_secs: 0.0, similarity: similarity(m), ..*m };
+    let timeless = |m: &StepMetrics| StepMetrics {
+        tokens_per_sec: 0.0,
+        train_secs: 0.0,
+        similarity: similarity(m),
+        alignment: -1.0,
+        ..*m
+    };
     metrics.iter().map(timeless).collect()
 }
 

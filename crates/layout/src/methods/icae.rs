@@ -73,7 +73,11 @@ impl Icae {
         let k = self.settings.num_special_tokens;
         let end = encoder.num_tokens() as u32;
         let mut row = RowBuilder::default();
-        row.add((end - k..end).map(|position| Input::Soft { row: 0, position, detached: false }), Role::Special, false)?;
+        row.add(
+            (end - k..end).map(|position| Input::Soft { row: 0, position, detached: false }),
+            Role::Special,
+            false,
+        )?;
         if continuation == Continuation::Again {
             row.add([Input::Special(k)], Role::Special, false)?;
         }

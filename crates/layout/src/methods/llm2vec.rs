@@ -50,7 +50,9 @@ pub(crate) fn build(settings: Value, context: &MethodContext) -> Result<Box<dyn 
         return Err(wrong_setting(NAME, "mask_ratio", "between 0 and 1", settings.mask_ratio.to_string()));
     }
     let mask = (context.encode)(&settings.mask);
-    let mask = *mask.first().ok_or_else(|| wrong_setting(NAME, "mask", "a text of at least one token", settings.mask.clone()))?;
+    let mask = *mask
+        .first()
+        .ok_or_else(|| wrong_setting(NAME, "mask", "a text of at least one token", settings.mask.clone()))?;
     Ok(Box::new(Llm2Vec { settings, mask, before: context.bos.into_iter().collect() }))
 }
 

@@ -9,7 +9,7 @@
 //! ##....
 //! ###...
 //! #.##..
-//! #.###.  sees the first, the separator, its neighbour, itself
+//! #.###.
 //! #.#.##
 //! ```
 
@@ -19,7 +19,8 @@ use serde_json::Value;
 use super::row_builder::RowBuilder;
 use super::{check_text, wrong_setting};
 use crate::{
-    Anchors, Example, Layout, Loss, Method, MethodContext, MethodError, Objective, Plan, Pooled, Rng, Role, TokenId, View,
+    Anchors, Example, Layout, Loss, Method, MethodContext, MethodError, Objective, Plan, Pooled, Rng, Role, TokenId,
+    View,
 };
 
 pub(crate) const NAME: &str = "sepllm";

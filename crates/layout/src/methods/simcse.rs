@@ -12,9 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::text_row::{TextPooling, TextRow};
-use crate::{
-    Base, Example, Layout, Loss, Method, MethodContext, MethodError, Objective, Plan, Rng, TokenId, View,
-};
+use crate::{Base, Example, Layout, Loss, Method, MethodContext, MethodError, Objective, Plan, Rng, TokenId, View};
 
 pub(crate) const NAME: &str = "simcse";
 

@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use layout::{Base, Continuation, Cut, Example, Input, Layout, LayoutError, LayoutParts, Plan, Pooled, Role, View, Visibility, pack};
+use layout::{
+    Base, Continuation, Cut, Example, Input, Layout, LayoutError, LayoutParts, Plan, Pooled, Role, View, Visibility,
+    pack,
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -16,7 +19,8 @@ fn range() -> impl Strategy<Value = Range<u32>> {
 
 fn visibility() -> impl Strategy<Value = Visibility> {
     let cut = (range(), range()).prop_map(|(queries, keys)| Cut { queries, keys });
-    let base = prop_oneof![Just(Base::Causal), Just(Base::Full), (1..6_u32).prop_map(|window| Base::Anchored { window })];
+    let base =
+        prop_oneof![Just(Base::Causal), Just(Base::Full), (1..6_u32).prop_map(|window| Base::Anchored { window })];
     let bounds = prop::collection::btree_set(0..NUM_TOKENS, 0..8);
     (base, bounds, prop::collection::vec(cut, 0..12)).prop_map(|(base, bounds, cuts)| {
         let anchored = matches!(base, Base::Anchored { .. });

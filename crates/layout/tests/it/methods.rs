@@ -16,7 +16,8 @@ fn refused(name: &str, settings: Value) -> String {
 #[test]
 fn every_name_builds_its_method() {
     let trained = ["simcse", "llm2vec", "gritlm", "gist", "autocompressor", "icae", "sepllm", "llm2vec-gen"];
-    let all: Vec<&str> = ["gem", "mean", "weighted-mean", "last", "prompt-eol", "echo"].into_iter().chain(trained).collect();
+    let all: Vec<&str> =
+        ["gem", "mean", "weighted-mean", "last", "prompt-eol", "echo"].into_iter().chain(trained).collect();
     assert_eq!(names(), all);
     for name in names() {
         assert_eq!(method(name, Value::Null, None).name(), *name);
@@ -119,7 +120,9 @@ fn the_rivals_weigh_their_losses_as_their_papers() {
         assert_eq!(again.settings(), method.settings());
     }
     assert!(refused("llm2vec", json!({"mask_ratio": 2})).contains("mask_ratio"));
-    assert!(refused("gist", json!({"num_special_tokens": 0})).contains("num_special_tokens must be between 1 and 1024"));
+    assert!(
+        refused("gist", json!({"num_special_tokens": 0})).contains("num_special_tokens must be between 1 and 1024")
+    );
     assert!(refused("icae", json!({"continuation_ratio": -1})).contains("continuation_ratio"));
     assert!(refused("autocompressor", json!({"num_segments": 0})).contains("num_segments must be at least 1"));
     assert!(refused("sepllm", json!({"window": 0})).contains("window must be at least 1"));

@@ -151,6 +151,12 @@ fn documented_masks_are_drawn_masks() {
         let method = layout::build(name, Value::Null, &context).expect("valid settings");
         documented(source, &method.embed_plan(text).expect("a plan"));
     }
+    let gist = method("gist", json!({"num_special_tokens": 2}), None);
+    let pair = Example { text: TEXT[..2].to_vec(), positive: Some(TEXT[2..].to_vec()), negatives: vec![] };
+    documented(include_str!("../../src/methods/gist.rs"), &gist.train_plan(&pair, &mut seeded(0)).expect("a plan"));
+    let sepllm = method("sepllm", json!({"num_initial": 1, "window": 2, "separators": ["."]}), None);
+    let plan = sepllm.embed_plan(&[11, 12, 100, 13, 14, 15]).expect("a plan");
+    documented(include_str!("../../src/methods/sepllm.rs"), &plan);
     let gem = method("gem", json!({"num_special_tokens": 2}), None);
     let example = Example { text: TEXT[..3].to_vec(), ..Example::default() };
     let second_is_hidden = |plan: &Plan| {

@@ -9,7 +9,7 @@ use lapidary::Lapidary;
 use lapidary::data::DataSpec;
 use lapidary::eval::overlap::{chrf, token_f1};
 use lapidary::generate::{SuffixLosses, reconstruct_ids, suffix_losses};
-use lapidary::layout::TokenId;
+use lapidary::layout::{Continuation, TokenId};
 use lapidary::output::atomic::write_file;
 use serde_json::json;
 use std::io::Write as _;
@@ -105,9 +105,9 @@ fn row(gem: &Lapidary, length: usize, texts: &[&[TokenId]], done: &mut dyn FnMut
         exact += usize::from(found.ids == *ids);
         f1 += token_f1(&found.ids, ids);
         written.push((found.text, gem.base().tokenizer.decode(ids, true)?));
-        reconstruction.add(&suffix_losses(gem, ids, ids)?);
+        reconstruction.add(&suffix_losses(gem, ids, Continuation::Again, ids)?);
         let (first, rest) = ids.split_at(length / 2);
-        continuation.add(&suffix_losses(gem, first, rest)?);
+        continuation.add(&suffix_losses(gem, first, Continuation::Rest, rest)?);
         done();
     }
     let pairs: Vec<(&str, &str)> =
