@@ -61,6 +61,12 @@ fn special_tokens(inits: &[SpecialInit]) -> Vec<SpecialToken> {
     inits.iter().enumerate().map(token).collect()
 }
 
+/// The states of the last `k` positions of the plan's row `number`.
+fn soft_inputs(number: u32, row: &Layout, k: u32) -> impl Iterator<Item = Input> {
+    let end = row.num_tokens() as u32;
+    (end - k..end).map(move |position| Input::Soft { row: number, position, detached: false })
+}
+
 /// The number of tokens as a position index.
 fn num_positions(num_tokens: usize) -> Result<u32, LayoutError> {
     u32::try_from(num_tokens).map_err(|_| LayoutError::TooLong { num_tokens })

@@ -109,7 +109,7 @@ fn micro_batches_do_not_change_plans_of_several_passes() {
     for (name, settings, num_special) in [
         ("icae", json!({"num_special_tokens": 2}), 3),
         ("autocompressor", json!({"num_special_tokens": 2, "num_segments": 3}), 2),
-        ("llm2vec-gen", json!({"num_special_tokens": 2}), 2),
+        ("llm2vec-gen", json!({"num_thought_tokens": 1, "num_special_tokens": 2}), 3),
         ("gist", json!({"num_special_tokens": 2}), 1),
     ] {
         let adapter = adapter(&decoder, true, num_special);

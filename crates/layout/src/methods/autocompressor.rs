@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::row_builder::RowBuilder;
-use super::{check_num_special_tokens, check_text, num_positions, special_tokens, wrong_setting};
+use super::{check_num_special_tokens, check_text, num_positions, soft_inputs, special_tokens, wrong_setting};
 use crate::{
     Continuation, Example, Input, Layout, Loss, Method, MethodContext, MethodError, Objective, Plan, Pooled, Rng, Role,
     SpecialInit, SpecialToken, TokenId, View,
@@ -142,10 +142,8 @@ impl Method for AutoCompressor {
 
     fn read_plan(&self, text: &[TokenId], _: Continuation) -> Result<Plan, MethodError> {
         let mut plan = self.embed_plan(text)?;
-        let last = num_positions(plan.rows[0].num_tokens())?;
-        let summaries = [Summaries { row: 0, start: last - self.settings.num_special_tokens }];
         let mut row = RowBuilder::default();
-        row.add(self.soft(&summaries, 1), Role::Special, true)?;
+        row.add(soft_inputs(0, &plan.rows[0], self.settings.num_special_tokens), Role::Special, true)?;
         plan.rows.push(row.build()?);
         Ok(plan)
     }

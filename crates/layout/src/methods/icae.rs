@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::row_builder::RowBuilder;
-use super::{check_num_special_tokens, check_text, special_tokens, wrong_setting};
+use super::{check_num_special_tokens, check_text, soft_inputs, special_tokens, wrong_setting};
 use crate::{
     Continuation, Example, Input, Layout, Loss, Method, MethodContext, MethodError, Objective, Plan, Pooled, Rng, Role,
     SpecialInit, SpecialToken, TokenId, View,

@@ -108,7 +108,7 @@ fn the_rivals_weigh_their_losses_as_their_papers() {
         ("autocompressor", true, 50, next_token.clone()),
         ("icae", false, 129, next_token.clone()),
         ("sepllm", true, 0, next_token),
-        ("llm2vec-gen", false, 10, both(Loss::Alignment)),
+        ("llm2vec-gen", false, 20, both(Loss::Alignment)),
     ] {
         let method = method(name, Value::Null, Some(1));
         assert!(method.trainable());

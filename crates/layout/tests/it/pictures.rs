@@ -58,7 +58,7 @@ fn methods_that_compress() {
         ("gist", json!({"num_special_tokens": 2}), &pair),
         ("autocompressor", json!({"num_special_tokens": 1, "num_segments": 3}), &alone),
         ("icae", json!({"num_special_tokens": 2, "continuation_ratio": 0.0}), &pair),
-        ("llm2vec-gen", json!({"num_special_tokens": 2}), &pair),
+        ("llm2vec-gen", json!({"num_thought_tokens": 1, "num_special_tokens": 2}), &pair),
     ] {
         let plan = method(name, settings, None).train_plan(example, &mut seeded(3));
         insta::assert_snapshot!(name, drawn(&plan.expect("a plan")));
