@@ -2,6 +2,7 @@
 
 pub(crate) mod certify;
 pub(crate) mod chat;
+mod chat_file;
 pub(crate) mod embed;
 mod embed_input;
 mod embed_shards;

@@ -1,5 +1,6 @@
 //! `lapidary chat`: a conversation in the terminal, or one reply.
 
+use super::chat_file;
 use super::generate::{SamplingArgs, read_stdin, stream, tell_speed};
 use crate::args::ModelArgs;
 use crate::context::Context;
@@ -11,6 +12,7 @@ use lapidary::{Error, Lapidary};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use std::io::{IsTerminal as _, stdin};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -19,7 +21,8 @@ Examples:
   lapidary chat                                      talk; /help shows the commands
   lapidary chat \"What is the capital of France?\"     one reply
   lapidary chat --system \"Answer in one word.\" --temperature 0.7 --top-p 0.9
-  echo \"Explain rain.\" | lapidary chat --max-new-tokens 100 --verbose";
+  echo \"Explain rain.\" | lapidary chat --max-new-tokens 100 --verbose
+  lapidary chat --input queries.txt --output pairs.jsonl --max-new-tokens 32   a reply to each line, to train on";
 
 const HELP: &str = "\
 /reset  forget the conversation (the --system message stays)
@@ -35,7 +38,19 @@ pub(crate) struct ChatArgs {
     message: Option<String>,
     /// What the model is told before the conversation [default: what its template says]
     #[arg(long, value_name = "TEXT")]
-    system: Option<String>,
+    pub(super) system: Option<String>,
+    /// Reply to each text of these data files or globs instead
+    #[arg(long, short, value_name = "FILE", num_args = 1.., help_heading = "Many texts", requires = "output", conflicts_with = "message")]
+    pub(super) input: Vec<String>,
+    /// Column of the text in data files [default: text, else the only text column]
+    #[arg(long, value_name = "NAME", requires = "input", help_heading = "Many texts")]
+    pub(super) column: Option<String>,
+    /// The first N texts alone; 0: all
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Many texts")]
+    pub(super) limit: usize,
+    /// Where the pairs go, as JSON Lines with text and positive; what is there already is kept
+    #[arg(long, short, value_name = "FILE", requires = "input", help_heading = "Many texts")]
+    pub(super) output: Option<PathBuf>,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -73,6 +88,11 @@ impl<'a> Line<'a> {
 /// # Errors
 /// When the model cannot be loaded or has no chat template, an option is out of range, or the conversation does not fit.
 pub(crate) fn run(args: &ChatArgs, context: &Context) -> Result<()> {
+    if let Some(output) = &args.output {
+        let gem = context.load_model(&args.model)?;
+        let options = args.sampling.options(gem.generate_options())?;
+        return chat_file::run(args, output, &gem, &options, context);
+    }
     let message = match &args.message {
         Some(message) => Some(message.clone()),
         None if stdin().is_terminal() => None,
@@ -94,7 +114,7 @@ pub(crate) fn run(args: &ChatArgs, context: &Context) -> Result<()> {
     Ok(())
 }
 
-fn said(role: &str, content: &str) -> Message {
+pub(super) fn said(role: &str, content: &str) -> Message {
     Message { role: role.into(), content: content.into() }
 }
 

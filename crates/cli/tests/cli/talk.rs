@@ -94,3 +94,34 @@ fn sts_is_scored_raw_and_standardised() {
     assert_eq!(cells[..2], ["sts.csv", "12"]);
     assert!(cells[2..].iter().all(|cell| cell.parse::<f64>().unwrap().abs() <= 100.0), "{table}");
 }
+
+#[test]
+fn a_file_of_texts_is_replied_to_and_gone_on_with() {
+    let dir = workshop();
+    fs::write(dir.path().join("queries.txt"), "Name a river.\nName a city.\nName a king.\n").unwrap();
+    let chat = |limit: &str, input: &str| {
+        let fixed = ["chat", "--model", "base", "--output", "pairs.jsonl", "--max-new-tokens", "3"];
+        run(dir.path(), &[&fixed[..], &["--input", input, "--limit", limit]].concat())
+    };
+    let pairs = || -> Vec<(String, String)> {
+        let text = fs::read_to_string(dir.path().join("pairs.jsonl")).unwrap();
+        let pair = |line: &str| {
+            let row: serde_json::Value = serde_json::from_str(line).unwrap();
+            (row["text"].as_str().unwrap().to_owned(), row["positive"].as_str().unwrap().to_owned())
+        };
+        text.lines().map(pair).collect()
+    };
+    stdout(chat("2", "queries.txt"));
+    let first = pairs();
+    assert_eq!(first.iter().map(|pair| pair.0.as_str()).collect::<Vec<_>>(), ["Name a river.", "Name a city."]);
+    assert!(first.iter().all(|pair| !pair.1.is_empty()));
+    // Cut in the middle of a line, as by a kill: the whole lines stay, the rest is made.
+    let path = dir.path().join("pairs.jsonl");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, &text[..text.len() - 5]).unwrap();
+    stdout(chat("0", "queries.txt"));
+    let all = pairs();
+    assert_eq!((&all[..2], all.len()), (&first[..], 3));
+    fs::write(dir.path().join("others.txt"), "Name a sea.\n").unwrap();
+    assert!(error_line(&chat("0", "others.txt")).contains("pairs.jsonl:1: expected a reply to text 1"));
+}

@@ -71,13 +71,8 @@ impl Icae {
     /// The memory of `encoder`, `[AE]` where the text is to come again, and what is written; adapter off.
     fn decoder(&self, encoder: &Layout, continuation: Continuation, ids: &[TokenId]) -> Result<Layout, MethodError> {
         let k = self.settings.num_special_tokens;
-        let end = encoder.num_tokens() as u32;
         let mut row = RowBuilder::default();
-        row.add(
-            (end - k..end).map(|position| Input::Soft { row: 0, position, detached: false }),
-            Role::Special,
-            false,
-        )?;
+        row.add(soft_inputs(0, encoder, k), Role::Special, false)?;
         if continuation == Continuation::Again {
             row.add([Input::Special(k)], Role::Special, false)?;
         }
