@@ -85,9 +85,9 @@ def main():
         choices = row["choices"]["text"]
         found = [ll for ll, _ in score([(f"Question: {row['question']}\nAnswer:", " " + choice) for choice in choices])]
         answer = row["choices"]["label"].index(row["answerKey"])
-        by_byte = [ll / len(choice.encode()) for ll, choice in zip(found, choices)]
+        by_length = [ll / len(choice) for ll, choice in zip(found, choices)]
         right["acc,none"] += found.index(max(found)) == answer
-        right["acc_norm,none"] += by_byte.index(max(by_byte)) == answer
+        right["acc_norm,none"] += by_length.index(max(by_length)) == answer
     theirs["ARC-Easy"] = {name: count / len(test["ARC-Easy"]) for name, count in right.items()}
     count = 0
     for row, prompt in zip(test["MMLU"], mmlu_prompts(test["MMLU"], dev)):

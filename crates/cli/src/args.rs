@@ -5,7 +5,7 @@ use clap::{Args, ValueEnum};
 use lapidary::model::source::BUILT_IN_MODELS;
 use lapidary::model::{GemConfig, WeightFormat};
 use serde_json::{Map, Value};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The GEM that comes with the program, looked for below the current directory and below those above the program.
 const SHIPPED_GEM: &str = "models/smollm2-135m-gem";
@@ -48,15 +48,16 @@ impl From<Weights> for WeightFormat {
 impl ModelArgs {
     /// The model asked for, else the shipped GEM if it is found, else the first built-in model.
     pub(crate) fn name(&self) -> String {
-        let program = std::env::current_exe().unwrap_or_default();
-        let shipped = || {
-            let dirs = std::iter::once(Path::new("")).chain(program.ancestors().skip(1));
-            dirs.map(|dir| dir.join(SHIPPED_GEM))
-                .find(|dir| GemConfig::is_gem(dir))
-                .map(|dir| dir.display().to_string())
-        };
+        let shipped = || Some(shipped(SHIPPED_GEM, GemConfig::is_gem)?.display().to_string());
         self.model.clone().or_else(shipped).unwrap_or_else(|| BUILT_IN_MODELS[0].name.to_owned())
     }
+}
+
+/// The directory `relative` of the repository, below the current directory or above the program, if it `is_right`.
+pub(crate) fn shipped(relative: &str, is_right: impl Fn(&Path) -> bool) -> Option<PathBuf> {
+    let program = std::env::current_exe().unwrap_or_default();
+    let dirs = std::iter::once(Path::new("")).chain(program.ancestors().skip(1));
+    dirs.map(|dir| dir.join(relative)).find(|dir| is_right(dir))
 }
 
 /// Which model and method turn texts into vectors.

@@ -1,6 +1,5 @@
 //! Text from a model: chat, raw continuation, and what the special tokens remember of a text.
 
-mod chat;
 mod generator;
 mod reconstruct;
 mod retention;
@@ -8,7 +7,6 @@ mod sampling;
 mod sequence;
 mod stop;
 
-pub use chat::encode_chat;
 pub use generator::{GenerateOptions, Generation, Generator};
 pub use reconstruct::{Reconstruction, reconstruct, reconstruct_ids};
 pub use retention::{SuffixLosses, suffix_losses};
@@ -50,8 +48,7 @@ impl Lapidary {
     /// # Errors
     /// [`Error::NoChatTemplate`], or when the template refuses the messages.
     pub fn chat_ids(&self, messages: &[Message]) -> Result<Vec<TokenId>, Error> {
-        let template = self.base().chat_template.as_ref().ok_or(Error::NoChatTemplate)?;
-        encode_chat(template, &self.base().tokenizer, messages)
+        self.base().chat_ids(messages)
     }
 
     /// The token ids of plain text to be continued: BOS, where the model has one, and the text.
@@ -59,9 +56,7 @@ impl Lapidary {
     /// # Errors
     /// When the text cannot be encoded.
     pub fn prompt_ids(&self, text: &str) -> Result<Vec<TokenId>, Error> {
-        let mut ids: Vec<TokenId> = self.base().bos().into_iter().collect();
-        ids.extend(self.base().tokenizer.encode(text)?);
-        Ok(ids)
+        self.base().prompt_ids(text)
     }
 
     /// The reply to a conversation.

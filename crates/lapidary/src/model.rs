@@ -2,6 +2,7 @@
 
 mod adapter;
 mod base;
+mod chat;
 pub mod config;
 mod decoder;
 pub(crate) mod gem_dir;
@@ -19,6 +20,7 @@ mod weights;
 
 pub use adapter::{Adapter, AdapterView, LoraConfig};
 pub use base::{BaseModel, ModelFiles};
+pub use chat::encode_chat;
 pub use config::{ConfigError, DecoderConfig};
 pub use decoder::{Decoder, ForwardOptions, HiddenDropout, Kv, LINEAR_MODULES, NamedVars, Observe};
 pub use gem_dir::{GemConfig, GemDir};

@@ -4,6 +4,7 @@ mod alignment;
 mod checkpoint;
 mod checks;
 pub mod contrastive;
+mod damage;
 pub mod optimizer;
 pub mod recipe;
 mod rows;
@@ -15,6 +16,7 @@ mod trainer;
 mod update;
 
 pub use checkpoint::State;
+pub use damage::{Damage, DamageRecipe};
 pub use recipe::Recipe;
 pub use rows::{Position, RowStream, first_rows};
 pub use trainer::{Event, Outcome, RunOptions, Trainer, build_method, special_rows};

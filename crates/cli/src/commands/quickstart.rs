@@ -4,6 +4,7 @@ mod checks;
 mod measure;
 mod page;
 
+use crate::args::shipped;
 use crate::commands::train_watch::Watch;
 use crate::context::{Context, dated, today};
 use anyhow::{Context as _, Result, bail};
@@ -145,9 +146,7 @@ fn sample_dir(args: &QuickstartArgs) -> Result<PathBuf> {
     if let Some(dir) = &args.sample {
         return Ok(dir.clone());
     }
-    let program = std::env::current_exe().unwrap_or_default();
-    let above = program.ancestors().skip(1).map(|dir| dir.join("data"));
-    std::iter::once(PathBuf::from("data")).chain(above).find(|dir| dir.join(measure::TRAINING_FILE).is_file()).context(
+    shipped("data", |dir| dir.join(measure::TRAINING_FILE).is_file()).context(
         "the sample data were not found: run this in the repository, or name its data directory with --sample DIR",
     )
 }

@@ -17,6 +17,12 @@ Examples:
   lapidary train recipes/gem.toml
   lapidary train recipes/gem.toml --out runs/small --set budget.rows=2048 --set seed=1
   lapidary train recipes/gem.toml --out runs/all --set method.settings.scope=all
+  lapidary train recipes/simcse.toml --set validation.every_steps=25 --set damage.max_kl=0.05 --set damage.max_mmlu_drop=1
+
+With a limit in the recipe's table [damage] (max_kl, nats a token; max_mmlu_drop, points) the damage that `lapidary
+certify` measures is measured at every validation, on chats with questions of data/MMLU (damage.mmlu, damage.chats). The
+first measurement beyond a limit ends the run, and the model is the best one within it. A scope that leaves the chat as
+it is (special, embed) costs nothing and is not measured, unless damage.always says so.
 
 A run that was ended (Ctrl-C, power cut) goes on from its newest checkpoint when the same command is given again.";
 
@@ -101,6 +107,9 @@ pub(crate) fn to_the_end(
         progress::grouped(steps),
         out.display(),
     ));
+    if trainer.measures_damage() {
+        context.note("the damage is measured at every validation; the base model is asked first");
+    }
     let mut watch = Watch::new(context, &out, steps)?;
     let outcome = trainer.run(stop, &mut |event| watch.on(&event))?;
     watch.finish();
@@ -117,6 +126,15 @@ pub(crate) fn to_the_end(
     if position.num_cut + position.num_short > 0 {
         let (cut, short) = (progress::grouped(position.num_cut), progress::grouped(position.num_short));
         context.note(&format!("{cut} texts were too long and cut, {short} too short and passed over"));
+    }
+    if let Some(beyond) = &outcome.state.over_budget {
+        let kept = outcome.state.best.map(|(_, at)| at).or(outcome.state.within_budget);
+        context.note(&format!(
+            "ended at step {} of {steps}, beyond the damage budget: {beyond}; the model is that of step {}, the best \
+             within it",
+            outcome.state.step,
+            kept.context("a run beyond its budget without a model within it")?,
+        ));
     }
     if let Some((spearman, step)) = outcome.state.best {
         context

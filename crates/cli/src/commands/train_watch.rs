@@ -9,7 +9,7 @@ use lapidary::output::atomic::write_file;
 use lapidary::output::metrics_log::MetricsLog;
 use lapidary::output::tensorboard::EventWriter;
 use lapidary::report::curves::{LossPoint, loss_curves, validation_curve};
-use lapidary::train::{Event, StepMetrics};
+use lapidary::train::{Damage, Event, StepMetrics};
 use serde_json::{Value, json};
 use std::io::{IsTerminal as _, Write as _, stderr};
 use std::path::{Path, PathBuf};
@@ -61,6 +61,7 @@ impl<'a> Watch<'a> {
             }
             Event::Step(metrics) => self.step(metrics)?,
             Event::Validation { step, spearman, best } => self.validation(*step, *spearman, *best)?,
+            Event::Damage { step, damage, within_budget } => self.damage(*step, damage, *within_budget)?,
             Event::Checkpoint(_) => self.events.flush()?,
         }
         Ok(())
@@ -130,6 +131,24 @@ impl<'a> Watch<'a> {
             "step {step}: validation Spearman {spearman:.2}{}",
             if best { ", the best so far" } else { "" }
         ));
+        Ok(())
+    }
+
+    fn damage(&mut self, step: u64, damage: &Damage, within_budget: bool) -> Result<(), Error> {
+        let Damage { mean_kl, max_kl, mmlu_drop } = *damage;
+        let row = json!({
+            "damage_mean_kl": mean_kl, "damage_max_kl": max_kl, "damage_mmlu_drop": mmlu_drop,
+            "within_budget": within_budget,
+        });
+        self.log()?.append(step, &row)?;
+        let scalars =
+            [("damage/mean_kl", Some(mean_kl)), ("damage/max_kl", Some(max_kl)), ("damage/mmlu_drop", mmlu_drop)];
+        for (tag, value) in scalars.into_iter().filter_map(|(tag, value)| Some((tag, value?))) {
+            self.events.scalar(tag, step, value as f32, now())?;
+        }
+        let mmlu = mmlu_drop.map_or(String::new(), |drop| format!(", MMLU {:+.2} points", -drop));
+        let verdict = if within_budget { "" } else { ", beyond the budget" };
+        self.say(&format!("step {step}: mean KL(base || model) {mean_kl:.6} nats{mmlu}{verdict}"));
         Ok(())
     }
 

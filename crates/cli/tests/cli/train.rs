@@ -207,13 +207,25 @@ fn a_certificate_tells_what_a_gem_has_cost() {
     let page = stdout(certify("special/model", &["--max-kl", "0"]));
     assert!(page.contains("**Within its promises.**") && page.contains("- 0 of "), "{page}");
     assert!(page.contains("4 of 4 greedy replies") && page.contains("Wiki") && page.contains("Last"), "{page}");
+    assert!(page.contains("kept: the base model's logits, bit for bit") && !page.contains("broken"), "{page}");
+    assert!(page.contains("Weights of both: stored") && page.contains("Not measured: MMLU ("), "{page}");
     assert_eq!(fs::read_to_string(dir.join("out/certificate.md")).unwrap(), page);
     let nothing = certify("special/model", &["--max-mmlu-drop", "0"]);
     assert_eq!(nothing.status.code(), Some(1));
+    let message = String::from_utf8(nothing.stderr).unwrap();
+    assert!(message.contains("refused: a limit for MMLU: found not measured"), "{message}");
+    // Rounded alike on both sides.
+    for weights in ["bf16", "f32"] {
+        let page = stdout(certify("special/model", &["--weights", weights]));
+        assert!(page.contains("**Within its promises.**") && page.contains(&format!("both: {weights}")), "{page}");
+    }
     let refused = certify("all/model", &["--max-kl", "0"]);
     assert_eq!(refused.status.code(), Some(1));
     let message = String::from_utf8(refused.stderr).unwrap();
-    assert!(message.lines().last().unwrap().starts_with("refused: mean divergence "), "{message}");
+    assert!(
+        message.lines().last().unwrap().starts_with("refused: mean KL(base || GEM) at most 0 nats: found "),
+        "{message}"
+    );
     let json = fs::read_to_string(dir.join("out/certificate.json")).unwrap();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["passed"], false);
@@ -229,7 +241,86 @@ fn a_certificate_tells_what_a_gem_has_cost() {
     let loss = |given: &str| rows[1]["reconstruction_loss"][given].as_f64().unwrap();
     assert!(["special_tokens", "nothing", "text"].iter().all(|given| (1.0..9.0).contains(&loss(given))), "{rows}");
     // Without a budget a scope that promises nothing is told, not refused.
-    assert!(stdout(certify("all/model", &[])).contains("logits differ in any bit\n"));
+    let page = stdout(certify("all/model", &[]));
+    assert!(page.contains("**Nothing was promised**") && page.contains("logits differ in any bit\n"), "{page}");
+    let json = fs::read_to_string(dir.join("out/certificate.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["passed"], &json["not_measured"]), (&serde_json::Value::Null, &serde_json::json!(["MMLU"])));
+}
+
+/// Methods that change the chat promise nothing of it, and are measured all the same.
+#[test]
+fn every_trained_method_is_certified() {
+    let dir = workshop();
+    let dir = dir.path();
+    for method in ["simcse", "llm2vec", "gritlm"] {
+        let set = format!("method={{name='{method}'}}");
+        stdout(run(dir, &train(method, &["--set", &set, "--set", "optimizer.learning_rate=0.05"])));
+        let gem = format!("{method}/model");
+        let certify = |more: &[&str]| run(dir, &[&["certify", "base", &gem, "--out", "out"][..], more].concat());
+        let page = stdout(certify(&["--max-kl", "50"]));
+        assert!(page.contains("kept: mean KL(base || GEM) at most 50 nats"), "{page}");
+        assert!(
+            !page.contains("bit for bit") && !page.contains("KL(base || GEM) of a position: mean 0.000000"),
+            "{page}"
+        );
+        assert_eq!(certify(&["--max-kl", "0"]).status.code(), Some(1));
+    }
+}
+
+#[test]
+fn what_cannot_be_certified_is_told_in_one_line() {
+    let dir = workshop();
+    let dir = dir.path();
+    stdout(run(dir, &train("run", &["--set", "budget.rows=4"])));
+    for (args, expected) in [
+        (["base", "missing"], "GEM: expected a directory with a gem.json, found no such directory: missing"),
+        (["base", "base"], "GEM: expected a directory with a gem.json, found none in base"),
+        (["run/model", "run/model"], "BASE: expected a base model, found a GEM directory: run/model"),
+        (["missing", "run/model"], "missing"),
+    ] {
+        let message = error_line(&run(dir, &["certify", args[0], args[1]]));
+        assert!(message.contains(expected) && !message.contains("--model"), "{message}");
+    }
+    for limit in ["nan", "-1", "inf"] {
+        let limit = format!("--max-kl={limit}");
+        assert_eq!(run(dir, &["certify", "base", "run/model", &limit]).status.code(), Some(2), "{limit}");
+    }
+}
+
+#[test]
+fn a_run_ends_beyond_its_damage_budget() {
+    let dir = workshop();
+    let dir = dir.path();
+    fs::write(dir.join("chats.jsonl"), "{\"text\": \"Who runs?\"}\n{\"text\": \"The news.\"}\n").unwrap();
+    let limited = |out: &str, limit: f64| {
+        let limit = format!("damage.max_kl={limit}");
+        let sets = ["method.settings.scope=all", "optimizer.learning_rate=0.05", "damage.chats=chats.jsonl", &limit];
+        run(dir, &train(out, &sets.iter().flat_map(|set| ["--set", set]).collect::<Vec<_>>()))
+    };
+    let rows = |out: &str| -> Vec<serde_json::Value> {
+        let text = fs::read_to_string(dir.join(out).join("metrics.jsonl")).unwrap();
+        let rows = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        rows.filter(|row| row.get("damage_mean_kl").is_some()).collect()
+    };
+    stdout(limited("free", 1e9));
+    let found: Vec<f64> = rows("free").iter().map(|row| row["damage_mean_kl"].as_f64().unwrap()).collect();
+    assert!(found.len() == 2 && 0.0 < found[0] && found[0] < found[1], "{found:?}");
+
+    let output = limited("limited", f64::midpoint(found[0], found[1]));
+    let told = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(stdout(output), "limited/model\n");
+    assert!(told.contains("ended at step 6 of 6, beyond the damage budget: mean KL(base || model) is "), "{told}");
+    assert!(told.contains("the model is that of step 3, the best within it"), "{told}");
+    let verdicts: Vec<_> = rows("limited").iter().map(|row| row["within_budget"].clone()).collect();
+    assert_eq!(verdicts, [true, false]);
+
+    let message = error_line(&limited("none", found[0] / 2.0));
+    assert!(
+        message.contains("training stopped at step 3: mean KL") && message.contains("first measurement"),
+        "{message}"
+    );
+    assert!(!dir.join("none/model").exists());
 }
 
 #[test]

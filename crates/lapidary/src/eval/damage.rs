@@ -63,7 +63,7 @@ pub fn drift(
     progress: &mut dyn FnMut(usize),
 ) -> std::result::Result<Drift, Error> {
     let logits = |model: &LanguageModel<'_>, row: &[TokenId]| -> std::result::Result<Vec<Vec<f32>>, Error> {
-        Ok(model.base.decoder.logits(&model.hidden(row)?)?.to_vec2()?)
+        Ok(model.decoder.logits(&model.hidden(row)?)?.to_vec2()?)
     };
     let mut found = Drift::default();
     let (mut sum_kl, mut same) = (0.0, 0usize);

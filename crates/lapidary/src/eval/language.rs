@@ -3,7 +3,8 @@
 use super::multiple_choice::{self, LETTERS, MultipleChoiceScore, Question};
 use super::perplexity::{self, windows};
 use crate::Error;
-use crate::model::{AdapterView, BaseModel, ForwardOptions, Kv, KvCache, Segment};
+use crate::model::{AdapterView, BaseModel, Decoder, ForwardOptions, Kv, KvCache, Segment};
+use crate::text::Tokenizer;
 use kernels::Tensor;
 use kernels::ops;
 use layout::{Anchors, TokenId};
@@ -14,8 +15,10 @@ const PREFILL_TOKENS: usize = 512;
 /// A base model, and what a GEM adds to it; plain rows must not feel it unless its scope says so.
 #[derive(Clone, Copy)]
 pub struct LanguageModel<'a> {
-    /// Decoder and tokenizer.
-    pub base: &'a BaseModel,
+    /// What runs the rows.
+    pub decoder: &'a Decoder,
+    /// Text to token ids.
+    pub tokenizer: &'a Tokenizer,
     /// Adapter and special rows of a GEM.
     pub adapter: Option<&'a AdapterView>,
     /// The adapter acts on plain rows too (scope `all`).
@@ -27,7 +30,13 @@ pub struct LanguageModel<'a> {
 impl<'a> LanguageModel<'a> {
     /// A base model as it is.
     pub fn of_base(base: &'a BaseModel) -> Self {
-        Self { base, adapter: None, adapts_plain_rows: false, anchors: None }
+        Self {
+            decoder: &base.decoder,
+            tokenizer: &base.tokenizer,
+            adapter: None,
+            adapts_plain_rows: false,
+            anchors: None,
+        }
     }
 
     /// Hidden states `[T, D]` of a plain causal row.
@@ -35,15 +44,19 @@ impl<'a> LanguageModel<'a> {
     /// # Errors
     /// When a token is outside the vocabulary or the row too long.
     pub fn hidden(&self, ids: &[TokenId]) -> Result<Tensor, Error> {
-        let mut cache: KvCache = self.base.decoder.new_cache();
+        self.run(ids, &mut self.decoder.new_cache())
+    }
+
+    /// Hidden states `[T, D]` of the tokens of a row that follow those in the cache.
+    fn run(&self, row: &[TokenId], cache: &mut KvCache) -> Result<Tensor, Error> {
         let mut parts = Vec::new();
-        for (i, part) in ids.chunks(PREFILL_TOKENS).enumerate() {
-            let past = (i * PREFILL_TOKENS) as u32;
-            let so_far = &ids[..past as usize + part.len()];
-            let plain = Segment::next_tokens(0, part, past, past).in_view(self.anchors, &[so_far]);
+        for part in row[cache.num_tokens()..].chunks(PREFILL_TOKENS) {
+            let past = cache.num_tokens();
+            let plain = Segment::next_tokens(0, part, past as u32, past as u32);
+            let plain = plain.in_view(self.anchors, &[&row[..past + part.len()]]);
             let segment = if self.adapts_plain_rows { plain.adapt_all() } else { plain };
             let options = ForwardOptions { adapter: self.adapter, ..ForwardOptions::default() };
-            parts.push(self.base.decoder.forward(&segment, Kv::Append(&mut cache), options)?);
+            parts.push(self.decoder.forward(&segment, Kv::Append(cache), options)?);
         }
         Ok(Tensor::cat(&parts, 0)?)
     }
@@ -55,7 +68,35 @@ impl<'a> LanguageModel<'a> {
     pub fn next_logits(&self, ids: &[TokenId]) -> Result<Vec<f32>, Error> {
         let hidden = self.hidden(ids)?;
         let last = ops::pool(&hidden, vec![vec![(ids.len() as u32 - 1, 1.0)]])?;
-        Ok(self.base.decoder.logits(&last)?.flatten_all()?.to_vec1()?)
+        Ok(self.decoder.logits(&last)?.flatten_all()?.to_vec1()?)
+    }
+
+    /// The tokens that greedy decoding puts after a row, at most `max_new_tokens`, without the one of `eos_token_ids`
+    /// that ends them.
+    ///
+    /// # Errors
+    /// As [`LanguageModel::hidden`].
+    pub fn greedy(
+        &self,
+        ids: &[TokenId],
+        max_new_tokens: usize,
+        eos_token_ids: &[TokenId],
+    ) -> Result<Vec<TokenId>, Error> {
+        let mut cache = self.decoder.new_cache();
+        let mut hidden = self.run(ids, &mut cache)?;
+        let mut row = ids.to_vec();
+        while row.len() < ids.len() + max_new_tokens {
+            let last = hidden.narrow(0, hidden.dim(0)? - 1, 1)?;
+            let best = self.decoder.logits(&last)?.argmax(1)?.to_vec1::<u32>()?[0];
+            if eos_token_ids.contains(&best) {
+                break;
+            }
+            row.push(best);
+            if row.len() < ids.len() + max_new_tokens {
+                hidden = self.run(&row, &mut cache)?;
+            }
+        }
+        Ok(row.split_off(ids.len()))
     }
 
     /// Sliding-window perplexity of a token sequence.
@@ -74,7 +115,7 @@ impl<'a> LanguageModel<'a> {
             let row = &ids[window.tokens.clone()];
             let places = window.scored.clone().map(|at| vec![((at - 1 - window.tokens.start) as u32, 1.0)]).collect();
             let states = ops::pool(&self.hidden(row)?, places)?;
-            let nll = self.base.decoder.cross_entropy(&states, &ids[window.scored.clone()])?.to_vec1::<f32>()?;
+            let nll = self.decoder.cross_entropy(&states, &ids[window.scored.clone()])?.to_vec1::<f32>()?;
             sums.push(nll.iter().map(|x| f64::from(*x)).sum());
             progress(window.tokens.end);
         }
@@ -88,7 +129,7 @@ impl<'a> LanguageModel<'a> {
     pub fn answer_letters(&self) -> Result<[TokenId; 4], Error> {
         let mut tokens = [0; 4];
         for (token, letter) in tokens.iter_mut().zip(LETTERS) {
-            let encoded = self.base.tokenizer.encode(letter)?;
+            let encoded = self.tokenizer.encode(letter)?;
             let [only] = encoded.as_slice() else {
                 return Err(Error::Setting {
                     field: format!("answer letter {letter:?}"),
@@ -115,8 +156,8 @@ impl<'a> LanguageModel<'a> {
         let tokens = self.answer_letters()?;
         let mut scores = Vec::with_capacity(questions.len());
         for (i, prompt) in multiple_choice::prompts(questions, dev, num_fewshot)?.iter().enumerate() {
-            let mut ids: Vec<TokenId> = self.base.bos().into_iter().collect();
-            ids.extend(self.base.tokenizer.encode(prompt)?);
+            let mut ids: Vec<TokenId> = self.decoder.config().bos_token_id.into_iter().collect();
+            ids.extend(self.tokenizer.encode(prompt)?);
             let logits = self.next_logits(&ids)?;
             // The softmax's sum is the same for the four letters: logits order them as likelihoods do.
             scores.push(tokens.map(|token| f64::from(logits[token as usize])));

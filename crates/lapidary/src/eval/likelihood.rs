@@ -66,9 +66,9 @@ impl LanguageModel<'_> {
     pub fn encode_continuation(&self, context: &str, continuation: &str) -> std::result::Result<Continuation, Error> {
         let trimmed = context.trim_end();
         let moved = format!("{}{continuation}", &context[trimmed.len()..]);
-        let bos = self.base.bos();
+        let bos = self.decoder.config().bos_token_id;
         let encode = |text: &str| -> std::result::Result<Vec<TokenId>, Error> {
-            Ok(bos.into_iter().chain(self.base.tokenizer.encode(text)?).collect())
+            Ok(bos.into_iter().chain(self.tokenizer.encode(text)?).collect())
         };
         // Where a token reaches across the border, the harness cuts by the number of the context's own tokens.
         let border = encode(trimmed)?.len();
@@ -93,7 +93,7 @@ impl LanguageModel<'_> {
         rows: &[Continuation],
         progress: &mut dyn FnMut(usize),
     ) -> std::result::Result<Vec<Likelihood>, Error> {
-        let longest = self.base.decoder.config().max_position_embeddings;
+        let longest = self.decoder.config().max_position_embeddings;
         if let Some(row) = rows.iter().find(|row| row.continuation.len() > longest) {
             return Err(Error::TooLong { found: row.continuation.len(), limit: longest });
         }
@@ -137,7 +137,7 @@ impl LanguageModel<'_> {
         let plain = Segment::plain_rows(ids.iter().copied()).in_view(self.anchors, &ids);
         let segment = if self.adapts_plain_rows { plain.adapt_all() } else { plain };
         let options = ForwardOptions { adapter: self.adapter, ..ForwardOptions::default() };
-        let hidden = self.base.decoder.forward(&segment, Kv::None, options)?;
+        let hidden = self.decoder.forward(&segment, Kv::None, options)?;
         let (mut places, mut labels, mut end) = (Vec::new(), Vec::new(), 0);
         for (row, ids) in batch {
             end += ids.len();
@@ -146,8 +146,8 @@ impl LanguageModel<'_> {
             labels.extend_from_slice(continuation);
         }
         let states = ops::pool(&hidden, places)?;
-        let nll = self.base.decoder.cross_entropy(&states, &labels)?.to_vec1::<f32>()?;
-        let logits = self.base.decoder.logits(&states)?;
+        let nll = self.decoder.cross_entropy(&states, &labels)?.to_vec1::<f32>()?;
+        let logits = self.decoder.logits(&states)?;
         let best = logits.argmax(1)?.to_vec1::<u32>()?;
         let mut at = 0;
         let score = |(row, _): &(usize, Vec<TokenId>)| {

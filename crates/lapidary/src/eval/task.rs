@@ -257,8 +257,10 @@ fn embed_unique(texts: &[String], embed: &mut Embed<'_>) -> Result<Vec<Vec<f32>>
 /// How much of a language task is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LanguageOptions {
-    /// At most so many questions or texts, or thousands of tokens of a raw text, spread over the set; 0: all.
+    /// At most so many questions or texts, spread over the set; 0: all.
     pub limit: usize,
+    /// At most so many tokens of a raw text, from its beginning; 0: all.
+    pub max_tokens: usize,
     /// Examples before each question of a letter choice.
     pub num_fewshot: usize,
     /// Tokens that the model reads together for a perplexity, where it can read so many.
@@ -267,7 +269,7 @@ pub struct LanguageOptions {
 
 impl Default for LanguageOptions {
     fn default() -> Self {
-        Self { limit: 0, num_fewshot: 5, window: 1024 }
+        Self { limit: 0, max_tokens: 0, num_fewshot: 5, window: 1024 }
     }
 }
 
@@ -337,12 +339,12 @@ pub fn score_language_task(
         TaskKind::Perplexity => {
             let file = RAW_TEXT.iter().map(|name| dir.join(name)).find(|path| path.is_file());
             let file = file.ok_or_else(|| Error::Internal(format!("{}: no raw text", dir.display())))?;
-            let mut ids = model.base.tokenizer.encode_long(&tasks::load_text(&file)?)?;
-            if options.limit > 0 {
-                ids.truncate(options.limit * 1000);
+            let mut ids = model.tokenizer.encode_long(&tasks::load_text(&file)?)?;
+            if options.max_tokens > 0 {
+                ids.truncate(options.max_tokens);
             }
             let all = ids.len();
-            let window = options.window.min(model.base.decoder.config().max_position_embeddings);
+            let window = options.window.min(model.decoder.config().max_position_embeddings);
             let steps = (window, window.div_ceil(2));
             (vec![("perplexity", model.perplexity(&ids, steps, &mut |done| progress(done, all))?)], all)
         }

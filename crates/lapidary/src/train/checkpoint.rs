@@ -20,6 +20,12 @@ pub struct State {
     pub position: Position,
     /// Best validation figure so far and its step.
     pub best: Option<(f64, u64)>,
+    /// The newest step whose damage was measured and found within the recipe's limits.
+    #[serde(default)]
+    pub within_budget: Option<u64>,
+    /// What was beyond these limits; the run has ended with it.
+    #[serde(default)]
+    pub over_budget: Option<String>,
     /// Next-token, contrastive, similarity and alignment loss of the first step that had one.
     pub first_losses: [Option<f64>; 4],
     /// A loss has differed from the first.

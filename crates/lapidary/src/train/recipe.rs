@@ -1,5 +1,6 @@
 //! A recipe: everything that decides what a training run learns, as one TOML file.
 
+use super::damage::DamageRecipe;
 use super::schedule::{AlphaSchedule, Decay};
 use crate::Error;
 use crate::data::DataSpec;
@@ -197,6 +198,9 @@ pub struct Recipe {
     /// Validation.
     #[serde(default)]
     pub validation: ValidationRecipe,
+    /// What training may cost the model as a language model.
+    #[serde(default)]
+    pub damage: DamageRecipe,
 }
 
 fn wrong(field: &str, expected: &str, found: impl ToString) -> Error {
@@ -302,7 +306,7 @@ impl Recipe {
         if self.data.paths.is_empty() {
             return Err(wrong("data.paths", "at least one file or glob", "none"));
         }
-        Ok(())
+        self.damage.validate(self.validation.every_steps)
     }
 }
 
@@ -349,5 +353,10 @@ mod tests {
         assert!(message("budget.batch_rows=1").contains("negatives"));
         assert!(message("loss.alpha.value=2").contains("alpha"));
         assert!(!message("nonsense=1").contains('\n'));
+        assert!(message("damage.max_kl=nan").contains("damage.max_kl"));
+        assert!(message("damage.max_mmlu_drop=-1").contains("damage.max_mmlu_drop"));
+        assert!(message("damage.max_kl=0.1").contains("validation.every_steps"));
+        assert!(message("damage.always=true").contains("damage.always"));
+        assert!(message("damage.num_chats=0").contains("damage.num_chats"));
     }
 }

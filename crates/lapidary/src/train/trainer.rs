@@ -2,6 +2,7 @@
 
 use super::checkpoint::{self, State};
 use super::checks::{check_longest_row, refuse_to_replace};
+use super::damage::{Damage, Gauge};
 use super::optimizer::{Group, Param};
 use super::recipe::{Recipe, Trained};
 use super::rows::{RowStream, first_rows};
@@ -10,9 +11,11 @@ use super::update::{StepMetrics, Update};
 use crate::Error;
 use crate::data::sts::StsPairs;
 use crate::embed::{EmbedOptions, Embedder};
+use crate::eval::language::LanguageModel;
 use crate::eval::standardise::Standardisation;
 use crate::eval::sts::score_pairs;
-use crate::model::{Adapter, BaseModel, GemConfig, GemDir, NamedVars};
+use crate::model::{Adapter, BaseModel, Decoder, GemConfig, GemDir, NamedVars};
+use crate::text::chat_template::Date;
 use kernels::{Device, Var};
 use layout::{Method, Rng, SpecialInit};
 use rand::SeedableRng as _;
@@ -54,6 +57,15 @@ pub enum Event<'a> {
         /// Better than all before.
         best: bool,
     },
+    /// The damage was measured.
+    Damage {
+        /// Step, from 1.
+        step: u64,
+        /// What the run has cost so far.
+        damage: &'a Damage,
+        /// Within the recipe's limits; the run ends otherwise.
+        within_budget: bool,
+    },
     /// A checkpoint is on disk.
     Checkpoint(&'a Path),
     /// The run goes on from a checkpoint.
@@ -66,7 +78,7 @@ pub enum Event<'a> {
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
-    /// Every step is done; otherwise the run was interrupted after a checkpoint.
+    /// Every step is done, or the damage is beyond its limits; otherwise the run was interrupted after a checkpoint.
     pub finished: bool,
     /// The state at the end.
     pub state: State,
@@ -82,6 +94,8 @@ pub struct Trainer<'a> {
     method: Box<dyn Method + Send + Sync>,
     adapter: Adapter,
     teachers: Option<Teachers>,
+    /// The base model's decoder as it was, where the damage is measured.
+    untrained: Option<Decoder>,
     weights: NamedVars,
     params: Vec<Param>,
     log_scale: Var,
@@ -136,6 +150,9 @@ impl<'a> Trainer<'a> {
         check_longest_row(&recipe, method.as_ref(), teachers.as_ref(), base)?;
         let special = special_rows(base, method.as_ref())?;
         base.decoder.set_weight_format(recipe.weights)?;
+        let changes_chat = method.adapts_plain_rows() || recipe.trained == Trained::Full;
+        let measured = recipe.damage.is_limited() && (changes_chat || recipe.damage.always);
+        let untrained = measured.then(|| base.decoder.clone());
         let mut rng = Rng::seed_from_u64(recipe.seed);
         let lora = (recipe.trained == Trained::Lora).then(|| recipe.lora.clone());
         let adapter = Adapter::new(&base.decoder, lora, &special, &mut rng)?;
@@ -153,8 +170,19 @@ impl<'a> Trainer<'a> {
             resolved.method.settings = settings;
         }
         let recipe_text = resolved.to_toml()?;
-        let trainer =
-            Self { recipe, recipe_text, base, method, adapter, teachers, weights, params, log_scale, options };
+        let trainer = Self {
+            recipe,
+            recipe_text,
+            base,
+            method,
+            adapter,
+            teachers,
+            untrained,
+            weights,
+            params,
+            log_scale,
+            options,
+        };
         checkpoint::refuse_other_run(&trainer.checkpoints(), &trainer.fresh_state())?;
         Ok(trainer)
     }
@@ -162,6 +190,11 @@ impl<'a> Trainer<'a> {
     /// Steps of the whole run.
     pub fn steps(&self) -> u64 {
         self.recipe.steps()
+    }
+
+    /// Whether the damage is measured: there is a limit, and the chat can change or the recipe asks for it all the same.
+    pub fn measures_damage(&self) -> bool {
+        self.untrained.is_some()
     }
 
     /// Number of trained numbers.
@@ -194,6 +227,8 @@ impl<'a> Trainer<'a> {
         watch: &mut dyn FnMut(Event<'_>) -> Result<(), Error>,
     ) -> Result<Outcome, Error> {
         let fresh = self.fresh_state();
+        let out = &self.options.out;
+        std::fs::create_dir_all(out).map_err(|e| Error::File { path: out.clone(), reason: e.to_string() })?;
         checkpoint::remove_leftovers(&self.checkpoints())?;
         let mut state = match checkpoint::load(&self.checkpoints(), &fresh, &mut self.params)? {
             Some(state) => {
@@ -208,11 +243,12 @@ impl<'a> Trainer<'a> {
             teachers.fit(self.base, &sample[..sample.len().min(FEW_STANDARDISATION_ROWS)])?;
         }
         let steps = self.recipe.steps();
+        let gauge = if state.step < steps && state.over_budget.is_none() { self.gauge()? } else { None };
         let last_step = match self.options.stop_after_steps {
             0 => u64::MAX,
             count => state.step.saturating_add(count),
         };
-        while state.step < steps {
+        while state.step < steps && state.over_budget.is_none() {
             if state.step == last_step || stop.load(Ordering::Relaxed) {
                 let path = checkpoint::save(&self.checkpoints(), &state, &self.params, self.options.keep_checkpoints)?;
                 watch(Event::Checkpoint(&path))?;
@@ -223,19 +259,20 @@ impl<'a> Trainer<'a> {
             self.steps_until(until, &mut state, stop, watch)?;
             let step = state.step;
             let due = |every: u64| step == steps || every > 0 && step % every == 0;
-            if let Some(pairs) = &pairs
-                && due(self.recipe.validation.every_steps)
-            {
-                self.validate(pairs, &sample, &mut state, watch)?;
+            if due(self.recipe.validation.every_steps) {
+                self.judge(gauge.as_ref(), pairs.as_ref(), &sample, &mut state, watch)?;
             }
-            if due(self.options.checkpoint_every_steps) {
+            if due(self.options.checkpoint_every_steps) || state.over_budget.is_some() {
                 let path = checkpoint::save(&self.checkpoints(), &state, &self.params, self.options.keep_checkpoints)?;
                 watch(Event::Checkpoint(&path))?;
             }
         }
         let (model, best) = (self.options.out.join(MODEL_DIR), self.options.out.join(BEST_DIR));
-        match state.best {
-            Some((_, at)) if at != state.step && GemConfig::is_gem(&best) => copy_dir(&best, &model)?,
+        match state.best.map(|(_, at)| at).or(state.within_budget) {
+            // What is beyond the budget is never given out, whatever has become of the directory.
+            Some(at) if at != state.step && (GemConfig::is_gem(&best) || state.over_budget.is_some()) => {
+                copy_dir(&best, &model)?;
+            }
             _ => self.save_model(&model, &sample)?,
         }
         Ok(Outcome { finished: true, state, model: Some(model) })
@@ -280,6 +317,57 @@ impl<'a> Trainer<'a> {
             watch(Event::Step(&metrics))?;
         }
         Ok(())
+    }
+
+    /// What measures the damage, where it is measured.
+    fn gauge(&mut self) -> Result<Option<Gauge>, Error> {
+        let Some(untrained) = self.untrained.clone() else { return Ok(None) };
+        // One day for all runs: a template that writes it would else give tomorrow's run other chats.
+        if let Some(day) = Date::from_unix_secs(0) {
+            self.base.chat_template = self.base.chat_template.take().map(|template| template.with_date(day));
+        }
+        Gauge::new(&self.recipe.damage, self.base, untrained).map(Some)
+    }
+
+    /// Measures the damage, and validates what is within its limits.
+    fn judge(
+        &self,
+        gauge: Option<&Gauge>,
+        pairs: Option<&StsPairs>,
+        sample: &[Vec<u32>],
+        state: &mut State,
+        watch: &mut dyn FnMut(Event<'_>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        if let Some(gauge) = gauge {
+            let (decoder, view) = (self.base.decoder.detached(), self.adapter.view(false));
+            let damage = gauge.measure(&LanguageModel {
+                decoder: &decoder,
+                tokenizer: &self.base.tokenizer,
+                adapter: Some(&view),
+                adapts_plain_rows: self.method.adapts_plain_rows(),
+                anchors: self.method.anchors(),
+            })?;
+            state.over_budget = damage.beyond(&self.recipe.damage);
+            watch(Event::Damage { step: state.step, damage: &damage, within_budget: state.over_budget.is_none() })?;
+            if let Some(beyond) = &state.over_budget {
+                return match state.within_budget {
+                    Some(_) => Ok(()),
+                    None => Err(Error::Training {
+                        step: state.step,
+                        reason: format!(
+                            "{beyond}, at the first measurement, so that there is no model within the budget; measure \
+                             more often (validation.every_steps) or learn more slowly (optimizer.learning_rate)"
+                        ),
+                    }),
+                };
+            }
+            state.within_budget = Some(state.step);
+            if pairs.is_none() {
+                // Nothing tells which model is the best: the one that has learned longest.
+                self.save_model(&self.options.out.join(BEST_DIR), sample)?;
+            }
+        }
+        pairs.map_or(Ok(()), |pairs| self.validate(pairs, sample, state, watch))
     }
 
     fn validation_pairs(&self) -> Result<Option<StsPairs>, Error> {

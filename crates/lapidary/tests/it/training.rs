@@ -7,7 +7,9 @@ use std::sync::atomic::AtomicBool;
 use kernels::{Device, Tensor};
 use lapidary::embed::{EmbedOptions, Embedder};
 use lapidary::model::{Adapter, BaseModel, ModelFiles};
-use lapidary::train::{Event, Outcome, Recipe, RunOptions, State, StepMetrics, Trainer, build_method, special_rows};
+use lapidary::train::{
+    Damage, Event, Outcome, Recipe, RunOptions, State, StepMetrics, Trainer, build_method, special_rows,
+};
 use lapidary::{Error, Lapidary};
 use layout::Rng;
 use rand::SeedableRng as _;
@@ -27,7 +29,7 @@ pub(crate) const TEXTS: [&str; 8] = [
 ];
 
 /// A byte-level tokenizer of 97 tokens: the visible ASCII characters, the space, the line end, one special token.
-fn tokenizer_json() -> String {
+pub(crate) fn tokenizer_json() -> String {
     let characters = ('!'..='~').chain(['Ġ', 'Ċ']);
     let mut vocab: serde_json::Map<String, serde_json::Value> =
         characters.zip(0u64..).map(|(c, id)| (c.to_string(), id.into())).collect();
@@ -68,7 +70,7 @@ impl Workshop {
         self.folder.path().join(name)
     }
 
-    fn model(&self) -> ModelFiles {
+    pub(crate) fn model(&self) -> ModelFiles {
         ModelFiles::Directory(self.path("base"))
     }
 
@@ -106,7 +108,9 @@ impl Workshop {
 /// All that a run told, and what it left behind.
 pub(crate) struct Told {
     pub(crate) metrics: Vec<StepMetrics>,
-    resumed: Vec<u64>,
+    pub(crate) resumed: Vec<u64>,
+    /// Step, what was measured, whether within the budget.
+    pub(crate) damages: Vec<(u64, Damage, bool)>,
     result: Result<Outcome, Error>,
     params: Vec<ParamState>,
 }
@@ -125,15 +129,16 @@ impl Told {
 }
 
 pub(crate) fn train(recipe: &Recipe, base: &mut BaseModel, options: RunOptions) -> Told {
-    let (mut metrics, mut resumed) = (Vec::new(), Vec::new());
+    let (mut metrics, mut resumed, mut damages) = (Vec::new(), Vec::new(), Vec::new());
     let mut trainer = match Trainer::new(recipe.clone(), base, options) {
         Ok(trainer) => trainer,
-        Err(error) => return Told { metrics, resumed, result: Err(error), params: Vec::new() },
+        Err(error) => return Told { metrics, resumed, damages, result: Err(error), params: Vec::new() },
     };
     let result = trainer.run(&AtomicBool::new(false), &mut |event| {
         match event {
             Event::Step(step) => metrics.push(*step),
             Event::Resumed { step } => resumed.push(step),
+            Event::Damage { step, damage, within_budget } => damages.push((step, *damage, within_budget)),
             Event::Checkpoint(_) | Event::Validation { .. } => {}
         }
         Ok(())
@@ -141,11 +146,11 @@ pub(crate) fn train(recipe: &Recipe, base: &mut BaseModel, options: RunOptions) 
     let param = |p: &lapidary::train::optimizer::Param| {
         (p.name.clone(), values(&p.var), p.moments.first.clone(), p.moments.second.clone())
     };
-    Told { metrics, resumed, result, params: trainer.params().iter().map(param).collect() }
+    Told { metrics, resumed, damages, result, params: trainer.params().iter().map(param).collect() }
 }
 
 /// Without what a clock says, and comparable: no similarity loss is -1.
-fn timeless(metrics: &[StepMetrics]) -> Vec<StepMetrics> {
+pub(crate) fn timeless(metrics: &[StepMetrics]) -> Vec<StepMetrics> {
     let similarity = |m: &StepMetrics| if m.similarity.is_nan() { -1.0 } else { m.similarity };
     let timeless = |m: &StepMetrics| StepMetrics {
         tokens_per_sec: 0.0,

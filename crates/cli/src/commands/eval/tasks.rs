@@ -201,7 +201,7 @@ fn task(
     } else {
         let bar = progress::bar(context, 0, "done")?;
         bar.set_message(name.clone());
-        let options = LanguageOptions { limit, ..LanguageOptions::default() };
+        let options = LanguageOptions { limit, max_tokens: limit.saturating_mul(1000), ..LanguageOptions::default() };
         let score = score_language_task(&dir, kind, &language_model(model), &options, &mut |done, all| {
             bar.set_length(all as u64);
             bar.set_position(done as u64);

@@ -60,7 +60,7 @@ fn logits(base: &Lapidary, gem: &Lapidary, chats: &[Vec<TokenId>]) -> Result<Che
     let (mut differing, mut count) = (0, 0);
     for chat in chats {
         let of = |model: LanguageModel<'_>| -> Result<Vec<f32>> {
-            Ok(model.base.decoder.logits(&model.hidden(chat)?)?.flatten_all()?.to_vec1()?)
+            Ok(model.decoder.logits(&model.hidden(chat)?)?.flatten_all()?.to_vec1()?)
         };
         let (before, after) = (of(LanguageModel::of_base(base.base()))?, of(language_model(gem))?);
         count += before.len();

@@ -6,6 +6,7 @@
 //! places of these characters the strings are encoded as the ordinary characters that they are. Messages without such
 //! strings, nearly all, are encoded in one piece, as `transformers` does it.
 
+use super::base::BaseModel;
 use crate::Error;
 use crate::text::{ChatTemplate, Message, Tokenizer, TokenizerError};
 use layout::TokenId;
@@ -32,6 +33,36 @@ pub fn encode_chat(
         safe.push(Message { role, content });
     }
     marks.encode(tokenizer, &template.render(&safe, true)?)
+}
+
+impl BaseModel {
+    /// The token ids of a conversation up to the head of the next reply.
+    ///
+    /// # Errors
+    /// [`Error::NoChatTemplate`], or when the template refuses the messages.
+    pub fn chat_ids(&self, messages: &[Message]) -> Result<Vec<TokenId>, Error> {
+        encode_chat(self.chat_template.as_ref().ok_or(Error::NoChatTemplate)?, &self.tokenizer, messages)
+    }
+
+    /// The token ids of plain text to be continued: BOS, where the model has one, and the text.
+    ///
+    /// # Errors
+    /// When the text cannot be encoded.
+    pub fn prompt_ids(&self, text: &str) -> Result<Vec<TokenId>, Error> {
+        Ok(self.bos().into_iter().chain(self.tokenizer.encode(text)?).collect())
+    }
+
+    /// What the user says first, up to the head of the reply; plain text to be continued where the model was made
+    /// without a chat template.
+    ///
+    /// # Errors
+    /// When the template refuses the message, or the text cannot be encoded.
+    pub fn opening_ids(&self, said: &str) -> Result<Vec<TokenId>, Error> {
+        match &self.chat_template {
+            Some(_) => self.chat_ids(&[Message { role: "user".into(), content: said.to_owned() }]),
+            None => self.prompt_ids(said),
+        }
+    }
 }
 
 /// Characters that stand for the strings of special tokens.
