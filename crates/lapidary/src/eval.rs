@@ -7,6 +7,7 @@ mod error;
 pub mod language;
 mod lbfgs;
 pub mod likelihood;
+mod line_search;
 pub mod logistic_regression;
 pub mod metrics;
 pub mod multiple_choice;

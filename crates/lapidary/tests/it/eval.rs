@@ -126,46 +126,46 @@ fn retrieval_equals_trec_eval() {
     }
 }
 
-#[derive(serde::Deserialize)]
-struct RegressionCase {
-    num_classes: usize,
-    vectors: Vec<Vec<f32>>,
-    labels: Vec<usize>,
-    test_vectors: Vec<Vec<f32>>,
-    coef: Vec<Vec<f64>>,
-    intercept: Vec<f64>,
-    exact_predictions: Vec<usize>,
-    usual_accuracy: f64,
-    test_labels: Vec<usize>,
-}
-
 #[test]
 fn logistic_regression_equals_scikit_learn() {
-    for case in golden::<Vec<RegressionCase>>("logistic_regression") {
-        let exact = LogisticRegressionConfig { tol: 1e-10, max_iter: 10_000, ..Default::default() };
-        let fitted = LogisticRegression::fit(&case.vectors, &case.labels, case.num_classes, &exact).unwrap();
-        assert_eq!(fitted.predict(&case.test_vectors).unwrap(), case.exact_predictions);
-        for dimension in 0..=case.vectors[0].len() {
-            let of_class = |class: usize| fitted.weight(class, dimension);
-            let expected = |class: usize| match case.coef[class].get(dimension) {
-                Some(&weight) => weight,
-                None => case.intercept[class],
-            };
-            // Only differences between classes count: the mean over the classes is free for the
-            // intercepts, and the binary model stores the difference alone.
-            for class in 1..case.num_classes {
-                let found = of_class(class) - of_class(0);
-                let expected = if case.num_classes == 2 { expected(0) } else { expected(class) - expected(0) };
-                // Gradients below 1e-10 over curvatures above 1e-3.
-                assert!((found - expected).abs() < 1e-6, "{found} {expected}");
-            }
-        }
+    #[derive(serde::Deserialize)]
+    struct Fit {
+        num_iterations: usize,
+        coef: Vec<Vec<f64>>,
+        intercept: Vec<f64>,
+        predictions: Vec<usize>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Case {
+        num_classes: usize,
+        vectors: Vec<Vec<f32>>,
+        labels: Vec<usize>,
+        test_vectors: Vec<Vec<f32>>,
+        /// To the minimum, in f64.
+        exact: Fit,
+        /// With the default settings, in f32.
+        usual: Fit,
+    }
+    for case in golden::<Vec<Case>>("logistic_regression") {
+        let fit = |config| LogisticRegression::fit(&case.vectors, &case.labels, case.num_classes, &config).unwrap();
+        let farthest = |fitted: &LogisticRegression, expected: &Fit| {
+            let coefficients = fitted.coefficients();
+            assert_eq!(coefficients.len(), expected.coef.len());
+            let expected =
+                expected.coef.iter().zip(&expected.intercept).flat_map(|(row, last)| row.iter().chain([last]));
+            coefficients.iter().flatten().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+        };
 
-        let usual = LogisticRegressionConfig::default();
-        let fitted = LogisticRegression::fit(&case.vectors, &case.labels, case.num_classes, &usual).unwrap();
-        let predicted = fitted.predict(&case.test_vectors).unwrap();
-        let found = accuracy(&predicted, &case.test_labels).unwrap();
-        assert!((found - case.usual_accuracy).abs() < 1e-12, "{found}");
+        let exact = fit(LogisticRegressionConfig { tol: 1e-10, max_iter: 10_000, ..Default::default() });
+        assert_eq!(exact.predict(&case.test_vectors).unwrap(), case.exact.predictions);
+        // Gradients below 1e-10 over curvatures above 1e-3.
+        assert!(farthest(&exact, &case.exact) < 1e-6, "{}", farthest(&exact, &case.exact));
+
+        let usual = fit(LogisticRegressionConfig::default());
+        assert_eq!(usual.num_iterations(), case.usual.num_iterations);
+        assert_eq!(usual.predict(&case.test_vectors).unwrap(), case.usual.predictions);
+        // scikit-learn itself differs by up to 6e-6 between f32 and f64; the minimum is up to 5e-3 away.
+        assert!(farthest(&usual, &case.usual) < 1e-4, "{}", farthest(&usual, &case.usual));
     }
 }
 
