@@ -57,7 +57,7 @@ fn every_kind_of_task_is_scored_and_kept() {
         ("Groups", "v_measure"),
         ("Last", "acc"),
         ("Order", "map_at_1000"),
-        ("Pairs", "cosine_ap"),
+        ("Pairs", "max_ap"),
         ("STS17", "cosine_spearman"),
         ("SciFact", "ndcg_at_10"),
         ("Toy", "accuracy"),

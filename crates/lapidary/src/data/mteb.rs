@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use super::error::DataError;
-use super::tasks::{load_rows, split_file};
+use super::tasks::{columns, load_rows, split_file};
 
 /// Texts to be grouped, and the group of each.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,18 +69,20 @@ pub fn load_clustering(path: &Path) -> Result<Vec<ClusteringSet>, DataError> {
     })
 }
 
-/// Reads `sentence1`, `sentence2` and `labels` (or `label`), as lists in one row or a pair a row.
+/// Reads `sentence1`, `sentence2` (or `sent1`, `sent2`) and `labels` (or `label`), as lists in one row or a pair a row.
 ///
 /// # Errors
 /// As [`load_clustering`].
 pub fn load_pairs(path: &Path) -> Result<LabelledPairs, DataError> {
     let mut all = LabelledPairs::default();
-    let rows = load_rows(path, &["sentence1", "sentence2"], &["labels", "label"], |row| {
+    let short = columns(path)?.iter().any(|name| name == "sent1");
+    let texts = if short { ["sent1", "sent2"] } else { ["sentence1", "sentence2"] };
+    let rows = load_rows(path, &texts, &["labels", "label"], |row| {
         let column = if row.has("labels") { "labels" } else { "label" };
-        let (first, second) = (row.texts("sentence1")?, row.texts("sentence2")?);
+        let (first, second) = (row.texts(texts[0])?, row.texts(texts[1])?);
         let labels = row.words(column)?;
         if first.len() != second.len() || first.len() != labels.len() {
-            return Err(row.wrong(column, "as many entries as `sentence1` and `sentence2`"));
+            return Err(row.wrong(column, "as many entries as there are texts"));
         }
         let labels = labels.iter().map(|label| match label.as_str() {
             "1" => Ok(true),

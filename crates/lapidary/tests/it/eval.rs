@@ -1,6 +1,7 @@
 //! Evaluation against values written by scipy, numpy, scikit-learn and the templates of
 //! lm-evaluation-harness (`scripts/eval_golden.py`).
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -12,6 +13,8 @@ use lapidary::eval::multiple_choice::{Question, prompts};
 use lapidary::eval::overlap::chrf;
 use lapidary::eval::pair_classification::average_precision;
 use lapidary::eval::retrieval::{RetrievalTask, score_retrieval};
+use lapidary::eval::task::TaskKind;
+use lapidary::eval::task::embedding::score_embedding_task;
 use serde::de::DeserializeOwned;
 
 fn golden<T: DeserializeOwned>(name: &str) -> T {
@@ -166,6 +169,39 @@ fn logistic_regression_equals_scikit_learn() {
         assert_eq!(usual.predict(&case.test_vectors).unwrap(), case.usual.predictions);
         // scikit-learn itself differs by up to 6e-6 between f32 and f64; the minimum is up to 5e-3 away.
         assert!(farthest(&usual, &case.usual) < 1e-4, "{}", farthest(&usual, &case.usual));
+    }
+}
+
+/// Whole tasks: their files, what is embedded of them, and the scores.
+#[test]
+fn tasks_score_as_with_mteb() {
+    #[derive(serde::Deserialize)]
+    struct Case {
+        name: String,
+        rows: Vec<serde_json::Value>,
+        vectors: Vec<Vec<f32>>,
+        scores: BTreeMap<String, f64>,
+    }
+    for case in golden::<Vec<Case>>("tasks") {
+        let dir = tempfile::tempdir().unwrap();
+        let lines: String = case.rows.iter().map(|row| format!("{row}\n")).collect();
+        std::fs::write(dir.path().join("test.jsonl"), lines).unwrap();
+        let kind = TaskKind::of(dir.path()).unwrap().unwrap();
+        // A text is the number of its vector.
+        let mut embed = |texts: &[&str]| {
+            Ok(texts.iter().map(|text| case.vectors[text.parse::<usize>().unwrap()].clone()).collect())
+        };
+        let score = score_embedding_task(dir.path(), &case.name, kind, &mut embed).unwrap();
+        assert_eq!(score.metrics.len(), case.scores.len());
+        for (metric, found) in &score.metrics {
+            // mteb computes similarities in f32.
+            assert!(
+                (found - case.scores[*metric]).abs() < 1e-6,
+                "{} {metric}: {found} {}",
+                case.name,
+                case.scores[*metric]
+            );
+        }
     }
 }
 
