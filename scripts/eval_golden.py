@@ -1,7 +1,7 @@
 """Writes the golden values of the evaluation tests: crates/lapidary/tests/golden/eval/*.json.
 
-Needs numpy, scipy, scikit-learn, pytrec-eval-terrier, sacrebleu, jinja2, pyyaml and the files of lm-eval
-(`pip install lm-eval --no-deps` is enough: only its task templates are read).
+Needs numpy, scipy, scikit-learn, pytrec-eval-terrier, sacrebleu, jinja2, pyyaml, datasets and the files of lm-eval
+(`pip install lm-eval --no-deps` is enough: only its task templates and a preprocessing are read).
 
     python scripts/eval_golden.py crates/lapidary/tests/golden/eval
 """
@@ -17,6 +17,7 @@ import numpy as np
 import pytrec_eval
 import sacrebleu
 import yaml
+from datasets import Dataset
 from scipy.stats import spearmanr
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.linear_model import LogisticRegression
@@ -109,6 +110,27 @@ def mmlu_case(subject):
     return {"dev": dev, "question": question, "prompt": prompt}
 
 
+def hellaswag_cases():
+    """lm-eval, tasks/hellaswag/utils.py."""
+    package = Path(importlib.util.find_spec("lm_eval").submodule_search_locations[0])
+    spec = importlib.util.spec_from_file_location("hellaswag", package / "tasks" / "hellaswag" / "utils.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    docs = [
+        {"activity_label": "Roof shingle removal", "ctx_a": "A man is sitting on a roof.", "ctx_b": "he",
+         "endings": ["is using wrap to wrap a pair of skis.", "is ripping level tiles off."], "label": "1"},
+        {"activity_label": "Home and Garden", "ctx_a": " [header] How to Paint [title] Buy a BRUSH. [step] Go  there.",
+         "ctx_b": "Then  You  PAINT [substeps", "endings": ["[step] Wait. [title] Paint [again] it.", " no] thing ", "x"],
+         "label": "0"},
+        {"activity_label": "Ödland", "ctx_a": "It is [cold\nand] wet [[here]].", "ctx_b": "", "label": 2,
+         "endings": ["a", "b [] c", "ßa   d"]},
+        {"activity_label": "x", "ctx_a": "y", "ctx_b": "ßA ÉTÉ", "endings": ["one", "two"], "label": "0"},
+    ]
+    found = [module.process_docs(Dataset.from_list([doc]))[0] for doc in docs]
+    return [{"row": doc, **{name: result[name] for name in ("query", "choices", "gold")}}
+            for doc, result in zip(docs, found)]
+
+
 def average_precision_cases():
     rng = np.random.default_rng(11)
     cases = []
@@ -177,6 +199,7 @@ def main(out):
         "clustering": [clustering_case(120, 5, 6, 21, 1.5), clustering_case(1600, 4, 9, 22, 1.2)],
         "retrieval": retrieval_case(12, 150, 31),
         "chrf": chrf_case(),
+        "hellaswag": hellaswag_cases(),
         "mmlu": [mmlu_case("abstract_algebra"), mmlu_case("high_school_us_history")],
     }
     for name, value in golden.items():

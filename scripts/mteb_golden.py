@@ -53,8 +53,23 @@ def pairs(seed):
                 ["max_ap", "cosine_ap", "dot_ap", "euclidean_ap", "manhattan_ap"])
 
 
+def summaries(seed):
+    """The last text's summaries are all as relevant, so it has no correlation."""
+    rng = np.random.default_rng(seed)
+    rows, vectors = [], []
+    for text in range(6):
+        number = len(vectors)
+        human, machine = rng.normal(size=(3, 5)), rng.normal(size=(8, 5))
+        machine += human[rng.integers(0, 3, size=8)] * rng.uniform(0, 3, size=(8, 1))
+        vectors += [*human, *machine]
+        relevance = rng.integers(3, 16, size=8) / 3 if text < 5 else np.full(8, 4.0)
+        rows.append({"text": "unused", "human_summaries": [str(number + i) for i in range(3)],
+                     "machine_summaries": [str(number + 3 + i) for i in range(8)], "relevance": relevance.tolist()})
+    return case("SummEvalSummarization.v2", rows, np.array(vectors), ["cosine_spearman", "dot_spearman"])
+
+
 def main(out):
-    cases = [pairs(1)]
+    cases = [pairs(1), summaries(2)]
     (out / "tasks.json").write_text(json.dumps(cases) + "\n")
     for each in cases:
         print(each["name"], each["scores"])

@@ -18,6 +18,7 @@ mod random;
 pub mod retrieval;
 pub mod standardise;
 pub mod sts;
+pub mod summarization;
 pub mod task;
 pub mod task_sets;
 

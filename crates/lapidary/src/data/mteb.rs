@@ -37,6 +37,17 @@ pub struct RerankingQuery {
     pub negative: Vec<String>,
 }
 
+/// Summaries of one text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Summaries {
+    /// By people, at least one.
+    pub human: Vec<String>,
+    /// By machines, at least one.
+    pub machine: Vec<String>,
+    /// How relevant people found each of the latter.
+    pub relevance: Vec<f64>,
+}
+
 /// Queries, documents, and which answer which.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Retrieval {
@@ -112,6 +123,24 @@ pub fn load_reranking(path: &Path) -> Result<Vec<RerankingQuery>, DataError> {
         })
     })?;
     Ok(rows.into_iter().filter(|query| !query.positive.is_empty()).collect())
+}
+
+/// Reads `human_summaries`, `machine_summaries` and `relevance`, the summaries of a text a row.
+///
+/// # Errors
+/// As [`load_clustering`].
+pub fn load_summaries(path: &Path) -> Result<Vec<Summaries>, DataError> {
+    load_rows(path, &["human_summaries", "machine_summaries", "relevance"], &[], |row| {
+        let (human, machine) = (row.texts("human_summaries")?, row.texts("machine_summaries")?);
+        let relevance = row.numbers("relevance")?;
+        if human.is_empty() {
+            return Err(row.wrong("human_summaries", "at least one text"));
+        }
+        if machine.is_empty() || machine.len() != relevance.len() {
+            return Err(row.wrong("relevance", "as many entries as `machine_summaries`, and at least one"));
+        }
+        Ok(Summaries { human, machine, relevance })
+    })
 }
 
 /// Reads `corpus` (`_id`, `title`, `text`), `queries` (`_id`, `text`) and `qrels/SPLIT` (`query-id`, `corpus-id`,

@@ -24,10 +24,14 @@ pub enum TaskKind {
     Reranking,
     /// Pairs that belong together.
     PairClassification,
+    /// Summaries by machines, against people's.
+    Summarization,
     /// The letter of the answer after five examples (MMLU).
     LetterChoice,
     /// The most likely answer text (ARC).
     AnswerChoice,
+    /// The most likely ending (HellaSwag).
+    EndingChoice,
     /// The last word of a text (LAMBADA).
     LastWord,
     /// Perplexity of a raw text file.
@@ -45,7 +49,11 @@ pub struct TaskScore {
     pub num_scored: usize,
 }
 
+/// Metrics, the main one first, and the number of texts or questions.
+type Scores = (Vec<(&'static str, f64)>, usize);
+
 const TEST: &str = "test";
+const VALIDATION: &str = "validation";
 /// The raw text of a perplexity task.
 const RAW_TEXT: [&str; 2] = ["wiki.test.raw.gz", "wiki.test.raw"];
 
@@ -61,29 +69,37 @@ impl TaskKind {
         if split_file(dir, "corpus").is_ok() && dir.join("qrels").is_dir() {
             return Ok(Some(Self::Retrieval));
         }
-        let Ok(test) = split_file(dir, TEST) else { return Ok(None) };
-        let columns = tasks::columns(&test)?;
-        if columns == ["text"] {
+        // The labels of HellaSwag's test split are secret: people score its validation split.
+        let Some(file) = split_file(dir, TEST).or_else(|_| split_file(dir, VALIDATION)).ok() else { return Ok(None) };
+        let is_test = split_file(dir, TEST).is_ok();
+        let columns = tasks::columns(&file)?;
+        if columns == ["text"] && is_test {
             return Ok(Some(Self::LastWord));
         }
         let has = |names: &[&str]| names.iter().all(|name| columns.iter().any(|column| column == name));
-        let kinds: [(&[&str], Self); 9] = [
+        let kinds: [(&[&str], Self); 11] = [
             (&["sentence1", "sentence2", "score"], Self::Sts),
             (&["sentence1", "sentence2", "labels"], Self::PairClassification),
             (&["sentence1", "sentence2", "label"], Self::PairClassification),
             (&["sent1", "sent2", "labels"], Self::PairClassification),
             (&["sentences", "labels"], Self::Clustering),
             (&["query", "positive", "negative"], Self::Reranking),
+            (&["human_summaries", "machine_summaries", "relevance"], Self::Summarization),
             (&["text", "label"], Self::Classification),
             (&["subject", "question", "choices", "answer"], Self::LetterChoice),
             (&["question", "choices", "answerKey"], Self::AnswerChoice),
+            (&["ctx_a", "ctx_b", "endings", "label"], Self::EndingChoice),
         ];
-        Ok(kinds.into_iter().find(|(names, _)| has(names)).map(|(_, kind)| kind))
+        let kind = kinds.into_iter().find(|(names, _)| has(names)).map(|(_, kind)| kind);
+        Ok(kind.filter(|kind| is_test || *kind == Self::EndingChoice))
     }
 
     /// Whether the task asks for vectors; the others ask for likelihoods.
     pub fn is_embedding(self) -> bool {
-        !matches!(self, Self::LetterChoice | Self::AnswerChoice | Self::LastWord | Self::Perplexity)
+        !matches!(
+            self,
+            Self::LetterChoice | Self::AnswerChoice | Self::EndingChoice | Self::LastWord | Self::Perplexity
+        )
     }
 }
 

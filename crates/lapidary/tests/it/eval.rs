@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
+use lapidary::data::hellaswag::load_hellaswag;
 use lapidary::eval::classification::{Protocol, draw_samples};
 use lapidary::eval::clustering::{mini_batch_k_means, v_measure};
 use lapidary::eval::logistic_regression::{LogisticRegression, LogisticRegressionConfig};
@@ -227,6 +228,33 @@ fn logistic_regression_of_77_classes_is_quick() {
     let predicted = fitted.predict(&vectors).unwrap();
     println!("fit and prediction took {:?}", start.elapsed());
     assert!(accuracy(&predicted, &labels).unwrap() > 0.99);
+}
+
+#[test]
+fn hellaswag_is_prepared_as_by_the_harness() {
+    #[derive(serde::Deserialize)]
+    struct Case {
+        row: serde_json::Value,
+        query: String,
+        choices: Vec<String>,
+        gold: usize,
+    }
+    let file = tempfile::NamedTempFile::with_suffix(".jsonl").unwrap();
+    let cases: Vec<Case> = golden("hellaswag");
+    std::fs::write(file.path(), cases.iter().map(|case| format!("{}\n", case.row)).collect::<String>()).unwrap();
+    let found = load_hellaswag(file.path()).unwrap();
+    assert_eq!(found.len(), cases.len());
+    for (found, case) in found.iter().zip(cases) {
+        assert_eq!((&found.question, &found.choices, found.answer), (&case.query, &case.choices, case.gold));
+    }
+    for (wrong, what) in [
+        (r#"{"activity_label":"x","ctx_a":"y","ctx_b":"z","endings":["a","b"],"label":"2"}"#, "label"),
+        (r#"{"activity_label":"x","ctx_a":"y","ctx_b":"z","endings":["a"],"label":"0"}"#, "endings"),
+    ] {
+        std::fs::write(file.path(), wrong).unwrap();
+        let error = load_hellaswag(file.path()).unwrap_err().to_string();
+        assert!(error.contains(what), "{error}");
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Scores of vectors on a task: what is embedded, and by which protocol of the `mteb` package it is scored.
 
-use super::{TEST, TaskKind, TaskScore};
+use super::{Scores, TEST, TaskKind, TaskScore};
 use crate::Error;
 use crate::data::mteb;
 use crate::data::sts::StsPairs;
@@ -11,6 +11,7 @@ use crate::eval::logistic_regression::LogisticRegressionConfig;
 use crate::eval::pair_classification::score_pairs;
 use crate::eval::retrieval::{Judgements, RetrievalTask, score_retrieval};
 use crate::eval::sts;
+use crate::eval::summarization::{SummarySet, score_summaries};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
@@ -75,12 +76,11 @@ pub fn score_embedding_task(dir: &Path, name: &str, kind: TaskKind, embed: &mut 
             let (first, second) = vectors.split_at(pairs.sentence1.len());
             (score_pairs(first, second, &pairs.labels)?.to_vec(), pairs.labels.len())
         }
+        TaskKind::Summarization => summarization(dir, name, embed)?,
         _ => return Err(Error::Internal(format!("{kind:?} is no embedding task"))),
     };
     Ok(TaskScore { split: TEST, metrics, num_scored })
 }
-
-type Scores = (Vec<(&'static str, f64)>, usize);
 
 fn classification(dir: &Path, name: &str, embed: &mut Embed<'_>) -> Result<Scores, Error> {
     let train = tasks::load_classification(&split_file(dir, "train")?)?;
@@ -148,6 +148,31 @@ fn reranking(dir: &Path, embed: &mut Embed<'_>) -> Result<Scores, Error> {
     let score = score_retrieval(&vectors, &document_vectors, &task)?;
     let metrics = vec![("map_at_1000", score.map_at_1000), ("mrr_at_10", score.mrr_at_10)];
     Ok((metrics, score.num_queries))
+}
+
+fn summarization(dir: &Path, name: &str, embed: &mut Embed<'_>) -> Result<Scores, Error> {
+    if name == "SummEval" {
+        return Err(Error::Setting {
+            field: format!("task {name}"),
+            expected: "SummEvalSummarization.v2".into(),
+            found: "its first version, whose score in the mteb package averages correlations with their p-values"
+                .into(),
+        });
+    }
+    let rows = mteb::load_summaries(&split_file(dir, TEST)?)?;
+    let texts = |of: fn(&mteb::Summaries) -> &Vec<String>| rows.iter().flat_map(of).cloned().collect::<Vec<String>>();
+    let human = embed_unique(&texts(|row| &row.human), embed)?;
+    let machine = embed_unique(&texts(|row| &row.machine), embed)?;
+    let (mut human, mut machine) = (human.as_slice(), machine.as_slice());
+    let mut sets = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let (of_human, of_machine);
+        (of_human, human) = human.split_at(row.human.len());
+        (of_machine, machine) = machine.split_at(row.machine.len());
+        sets.push(SummarySet { human: of_human, machine: of_machine, relevance: &row.relevance });
+    }
+    let score = score_summaries(&sets)?;
+    Ok((vec![("cosine_spearman", score.cosine_spearman), ("dot_spearman", score.dot_spearman)], score.num_scored))
 }
 
 /// Numbers for names, in the order of the names.

@@ -1,7 +1,8 @@
 //! Scores of likelihoods on a task, as lm-evaluation-harness asks and scores it.
 
-use super::{RAW_TEXT, TEST, TaskKind, TaskScore};
+use super::{RAW_TEXT, Scores, TEST, TaskKind, TaskScore, VALIDATION};
 use crate::Error;
+use crate::data::hellaswag::load_hellaswag;
 use crate::data::tasks::{self, split_file};
 use crate::eval::language::LanguageModel;
 use crate::eval::likelihood::{ScoredQuestion, choice_accuracy};
@@ -36,6 +37,7 @@ pub fn score_language_task(
     options: &LanguageOptions,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<TaskScore, Error> {
+    let mut split = TEST;
     let (metrics, num_scored) = match kind {
         TaskKind::LetterChoice => {
             let load = |split: &str| -> Result<Vec<Question>, Error> {
@@ -52,27 +54,16 @@ pub fn score_language_task(
             (vec![("acc", score.accuracy / 100.0)], all)
         }
         TaskKind::AnswerChoice => {
-            let questions = spread(tasks::load_answer_choice(&split_file(dir, TEST)?)?, options.limit);
-            let mut rows = Vec::new();
-            for question in &questions {
-                let context = format!("Question: {}\nAnswer:", question.question);
-                for choice in &question.choices {
-                    rows.push(model.encode_continuation(&context, &format!(" {choice}"))?);
-                }
+            let mut questions = spread(tasks::load_answer_choice(&split_file(dir, TEST)?)?, options.limit);
+            for question in &mut questions {
+                question.question = format!("Question: {}\nAnswer:", question.question);
             }
-            let all = rows.len();
-            let mut found = model.likelihoods(&rows, &mut |done| progress(done, all))?.into_iter();
-            let scored = questions.iter().map(|question| ScoredQuestion {
-                choices: question
-                    .choices
-                    .iter()
-                    .zip(&mut found)
-                    .map(|(c, l)| (l.log_likelihood, c.chars().count()))
-                    .collect(),
-                answer: question.answer,
-            });
-            let (acc, acc_norm) = choice_accuracy(&scored.collect::<Vec<_>>())?;
-            (vec![("acc_norm", acc_norm / 100.0), ("acc", acc / 100.0)], questions.len())
+            continuation_choice(&questions, model, progress)?
+        }
+        TaskKind::EndingChoice => {
+            split = if split_file(dir, TEST).is_ok() { TEST } else { VALIDATION };
+            let questions = spread(load_hellaswag(&split_file(dir, split)?)?, options.limit);
+            continuation_choice(&questions, model, progress)?
         }
         TaskKind::LastWord => {
             let texts = spread(tasks::load_texts(&split_file(dir, TEST)?)?, options.limit);
@@ -102,7 +93,29 @@ pub fn score_language_task(
         }
         _ => return Err(Error::Internal(format!("{kind:?} is no language task"))),
     };
-    Ok(TaskScore { split: TEST, metrics, num_scored })
+    Ok(TaskScore { split, metrics, num_scored })
+}
+
+/// Asks which of its choices a question goes on with: by likelihood, and by likelihood per character.
+fn continuation_choice(
+    questions: &[tasks::MultipleChoice],
+    model: &LanguageModel<'_>,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Scores, Error> {
+    let mut rows = Vec::new();
+    for question in questions {
+        for choice in &question.choices {
+            rows.push(model.encode_continuation(&question.question, &format!(" {choice}"))?);
+        }
+    }
+    let all = rows.len();
+    let mut found = model.likelihoods(&rows, &mut |done| progress(done, all))?.into_iter();
+    let scored = questions.iter().map(|question| ScoredQuestion {
+        choices: question.choices.iter().zip(&mut found).map(|(c, l)| (l.log_likelihood, c.chars().count())).collect(),
+        answer: question.answer,
+    });
+    let (acc, acc_norm) = choice_accuracy(&scored.collect::<Vec<_>>())?;
+    Ok((vec![("acc_norm", acc_norm / 100.0), ("acc", acc / 100.0)], questions.len()))
 }
 
 fn letters(row: tasks::MultipleChoice) -> Result<Question, Error> {
