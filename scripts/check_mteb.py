@@ -22,7 +22,7 @@ TASKS = {
     "TwentyNewsgroupsClustering": ("TwentyNewsgroupsClustering", "v_measure"),
     "MSMARCO5k": ("SciFact", "ndcg_at_10"),
     "Reranking": ("StackOverflowDupQuestions", "map_at_1000"),
-    "PairClassification": ("SprintDuplicateQuestions", "cosine_ap"),
+    "PairClassification": ("SprintDuplicateQuestions", "max_ap"),
 }
 
 

@@ -1,7 +1,7 @@
 """Writes the golden values of the evaluation tests: crates/lapidary/tests/golden/eval/*.json.
 
-Needs numpy, scipy, scikit-learn, pytrec-eval-terrier, sacrebleu, jinja2, pyyaml and the files of lm-eval
-(`pip install lm-eval --no-deps` is enough: only its task templates are read).
+Needs numpy, scipy, scikit-learn, pytrec-eval-terrier, sacrebleu, jinja2, pyyaml, datasets and the files of lm-eval
+(`pip install lm-eval --no-deps` is enough: only its task templates and a preprocessing are read).
 
     python scripts/eval_golden.py crates/lapidary/tests/golden/eval
 """
@@ -17,6 +17,7 @@ import numpy as np
 import pytrec_eval
 import sacrebleu
 import yaml
+from datasets import Dataset
 from scipy.stats import spearmanr
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.linear_model import LogisticRegression
@@ -52,32 +53,38 @@ def draws(labels, samples_per_label, experiments, seed):
     return drawn
 
 
-def regression_case(classes, width, rows, seed, normalise):
+def regression_case(classes, width, rows, seed, common=None):
+    """With `common`, vectors of length one with a common part of that length, as decoders make them: there the default
+    settings of scikit-learn stop far from the minimum."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(classes, width))
-    labels = np.arange(rows) % classes
-    vectors = centres[labels] + 2.0 * rng.normal(size=(rows, width))
-    test_labels = np.arange(3 * rows) % classes
-    test = centres[test_labels] + 2.0 * rng.normal(size=(3 * rows, width))
-    if normalise:
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        test /= np.linalg.norm(test, axis=1, keepdims=True)
+    labels, test_labels = np.arange(rows) % classes, np.arange(3 * rows) % classes
+    vectors, test = (centres[of] + 2.0 * rng.normal(size=(len(of), width)) for of in (labels, test_labels))
+    if common is not None:
+        direction = rng.normal(size=width)
+        direction *= common / np.linalg.norm(direction)
+        unit = lambda a: a / np.linalg.norm(a, axis=1, keepdims=True)
+        vectors, test = (unit(direction + unit(a) * (1 - common**2) ** 0.5) for a in (vectors, test))
     # Rounded first, so that both sides fit the same numbers.
     vectors, test = vectors.round(4).astype(np.float32), test.round(4).astype(np.float32)
-    exact = LogisticRegression(tol=1e-10, max_iter=10_000).fit(vectors.astype(float), labels)
-    usual = LogisticRegression(max_iter=100).fit(vectors.astype(float), labels)
-    short = lambda a: [[round(float(v), 4) for v in row] for row in a]
-    return {
-        "num_classes": classes,
-        "vectors": short(vectors),
-        "labels": labels.tolist(),
-        "test_vectors": short(test),
-        "coef": exact.coef_.tolist(),
-        "intercept": exact.intercept_.tolist(),
-        "exact_predictions": exact.predict(test.astype(float)).tolist(),
-        "usual_accuracy": float(np.mean(usual.predict(test.astype(float)) == test_labels)),
-        "test_labels": test_labels.tolist(),
-    }
+
+    short = lambda a, digits: [[round(float(v), digits) for v in row] for row in a]
+
+    def fit(dtype, **settings):
+        model = LogisticRegression(**settings).fit(vectors.astype(dtype), labels)
+        # What is nearly a tie is left out below.
+        scores = np.sort(np.c_[model.decision_function(test.astype(dtype)), np.zeros((len(test), int(classes == 2)))])
+        clear = (scores[:, -1] - scores[:, -2] > 1e-5) & (np.abs(scores).max(axis=1) > 1e-5)
+        return clear, {"num_iterations": int(model.n_iter_[0]), "coef": short(model.coef_, 9),
+                       "intercept": short([model.intercept_], 9)[0], "predictions": model.predict(test.astype(dtype))}
+
+    (clear, exact), (other, usual) = fit(np.float64, tol=1e-10, max_iter=10_000), fit(np.float32, max_iter=100)
+    # Else roundings decide when to stop, and two machines may disagree.
+    assert usual["num_iterations"] == fit(np.float64, max_iter=100)[1]["num_iterations"]
+    for result in exact, usual:
+        result["predictions"] = result["predictions"][clear & other].tolist()
+    return {"num_classes": classes, "vectors": short(vectors, 4), "labels": labels.tolist(),
+            "test_vectors": short(test[clear & other], 4), "exact": exact, "usual": usual}
 
 
 def mmlu_case(subject):
@@ -101,6 +108,27 @@ def mmlu_case(subject):
         prompt += ask(**example) + " " + template["doc_to_choice"][example["answer"]] + "\n\n"
     prompt += ask(**question)
     return {"dev": dev, "question": question, "prompt": prompt}
+
+
+def hellaswag_cases():
+    """lm-eval, tasks/hellaswag/utils.py."""
+    package = Path(importlib.util.find_spec("lm_eval").submodule_search_locations[0])
+    spec = importlib.util.spec_from_file_location("hellaswag", package / "tasks" / "hellaswag" / "utils.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    docs = [
+        {"activity_label": "Roof shingle removal", "ctx_a": "A man is sitting on a roof.", "ctx_b": "he",
+         "endings": ["is using wrap to wrap a pair of skis.", "is ripping level tiles off."], "label": "1"},
+        {"activity_label": "Home and Garden", "ctx_a": " [header] How to Paint [title] Buy a BRUSH. [step] Go  there.",
+         "ctx_b": "Then  You  PAINT [substeps", "endings": ["[step] Wait. [title] Paint [again] it.", " no] thing ", "x"],
+         "label": "0"},
+        {"activity_label": "Ödland", "ctx_a": "It is [cold\nand] wet [[here]].", "ctx_b": "", "label": 2,
+         "endings": ["a", "b [] c", "ßa   d"]},
+        {"activity_label": "x", "ctx_a": "y", "ctx_b": "ßA ÉTÉ", "endings": ["one", "two"], "label": "0"},
+    ]
+    found = [module.process_docs(Dataset.from_list([doc]))[0] for doc in docs]
+    return [{"row": doc, **{name: result[name] for name in ("query", "choices", "gold")}}
+            for doc, result in zip(docs, found)]
 
 
 def average_precision_cases():
@@ -159,14 +187,19 @@ def main(out):
         "spearman": spearman_cases(),
         "draws": {"labels": labels, "experiments": draws(labels, 8, 10, 42)},
         "logistic_regression": [
-            regression_case(2, 3, 30, 5, False),
-            regression_case(3, 5, 60, 6, False),
-            regression_case(9, 16, 72, 7, True),
+            regression_case(2, 3, 30, 5),
+            regression_case(3, 5, 60, 6),
+            regression_case(9, 8, 72, 7, 0.0),
+            regression_case(2, 16, 40, 8, 0.97),
+            regression_case(2, 16, 40, 9, 0.5),
+            regression_case(6, 8, 48, 10, 0.97),
+            regression_case(4, 3, 40, 12, 0.9),
         ],
         "average_precision": average_precision_cases(),
         "clustering": [clustering_case(120, 5, 6, 21, 1.5), clustering_case(1600, 4, 9, 22, 1.2)],
         "retrieval": retrieval_case(12, 150, 31),
         "chrf": chrf_case(),
+        "hellaswag": hellaswag_cases(),
         "mmlu": [mmlu_case("abstract_algebra"), mmlu_case("high_school_us_history")],
     }
     for name, value in golden.items():

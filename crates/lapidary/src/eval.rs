@@ -7,6 +7,7 @@ mod error;
 pub mod language;
 mod lbfgs;
 pub mod likelihood;
+mod line_search;
 pub mod logistic_regression;
 pub mod metrics;
 pub mod multiple_choice;
@@ -17,6 +18,7 @@ mod random;
 pub mod retrieval;
 pub mod standardise;
 pub mod sts;
+pub mod summarization;
 pub mod task;
 pub mod task_sets;
 

@@ -34,6 +34,10 @@ pub(crate) fn tasks(dir: &Path) {
     let key =
         json!({"question": "Which?", "choices": {"text": ["this", "that"], "label": ["A", "B"]}, "answerKey": "B"});
     lines(dir.join("Arc/test.jsonl"), &[key]);
+    let ending = json!({"activity_label": "A", "ctx_a": "It", "ctx_b": "is", "endings": ["so", "not"], "label": "1"});
+    lines(dir.join("Endings/validation.jsonl"), &[ending]);
+    let summaries = json!({"human_summaries": ["good"], "machine_summaries": ["good", "bad"], "relevance": [2.5, 1]});
+    lines(dir.join("Summaries/test.jsonl"), &[summaries]);
     lines(dir.join("Last/test.jsonl"), &[json!({"text": "the last word"}), json!({"text": "another last word"})]);
     fs::create_dir(dir.join("Wiki")).unwrap();
     fs::write(dir.join("Wiki/wiki.test.raw"), "some text to be read\n".repeat(20)).unwrap();
@@ -54,19 +58,21 @@ fn every_kind_of_task_is_scored_and_kept() {
         .collect();
     let want = [
         ("Arc", "acc_norm"),
+        ("Endings", "acc_norm"),
         ("Groups", "v_measure"),
         ("Last", "acc"),
         ("Order", "map_at_1000"),
-        ("Pairs", "cosine_ap"),
+        ("Pairs", "max_ap"),
         ("STS17", "cosine_spearman"),
         ("SciFact", "ndcg_at_10"),
+        ("Summaries", "cosine_spearman"),
         ("Toy", "accuracy"),
         ("Wiki", "perplexity"),
         ("mean", "of"),
     ];
     assert_eq!(found, want, "{first}");
     // The query is the document, word for word; so are a pair's sentences and a query's positive.
-    for name in ["SciFact", "Order", "Pairs"] {
+    for name in ["SciFact", "Order", "Pairs", "Summaries"] {
         assert!(first.lines().any(|line| line.starts_with(name) && line.contains("100.00")), "{first}");
     }
     let revisions: Vec<_> = fs::read_dir(dir.join("results/lapidary__base-mean")).unwrap().collect();

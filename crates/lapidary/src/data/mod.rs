@@ -3,6 +3,7 @@
 
 mod csv_rows;
 pub mod error;
+pub mod hellaswag;
 mod lines;
 pub mod mteb;
 mod parquet_rows;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use super::error::DataError;
-use super::tasks::{load_rows, split_file};
+use super::tasks::{columns, load_rows, split_file};
 
 /// Texts to be grouped, and the group of each.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +35,17 @@ pub struct RerankingQuery {
     pub positive: Vec<String>,
     /// Documents that do not.
     pub negative: Vec<String>,
+}
+
+/// Summaries of one text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Summaries {
+    /// By people, at least one.
+    pub human: Vec<String>,
+    /// By machines, at least one.
+    pub machine: Vec<String>,
+    /// How relevant people found each of the latter.
+    pub relevance: Vec<f64>,
 }
 
 /// Queries, documents, and which answer which.
@@ -69,18 +80,20 @@ pub fn load_clustering(path: &Path) -> Result<Vec<ClusteringSet>, DataError> {
     })
 }
 
-/// Reads `sentence1`, `sentence2` and `labels` (or `label`), as lists in one row or a pair a row.
+/// Reads `sentence1`, `sentence2` (or `sent1`, `sent2`) and `labels` (or `label`), as lists in one row or a pair a row.
 ///
 /// # Errors
 /// As [`load_clustering`].
 pub fn load_pairs(path: &Path) -> Result<LabelledPairs, DataError> {
     let mut all = LabelledPairs::default();
-    let rows = load_rows(path, &["sentence1", "sentence2"], &["labels", "label"], |row| {
+    let short = columns(path)?.iter().any(|name| name == "sent1");
+    let texts = if short { ["sent1", "sent2"] } else { ["sentence1", "sentence2"] };
+    let rows = load_rows(path, &texts, &["labels", "label"], |row| {
         let column = if row.has("labels") { "labels" } else { "label" };
-        let (first, second) = (row.texts("sentence1")?, row.texts("sentence2")?);
+        let (first, second) = (row.texts(texts[0])?, row.texts(texts[1])?);
         let labels = row.words(column)?;
         if first.len() != second.len() || first.len() != labels.len() {
-            return Err(row.wrong(column, "as many entries as `sentence1` and `sentence2`"));
+            return Err(row.wrong(column, "as many entries as there are texts"));
         }
         let labels = labels.iter().map(|label| match label.as_str() {
             "1" => Ok(true),
@@ -110,6 +123,24 @@ pub fn load_reranking(path: &Path) -> Result<Vec<RerankingQuery>, DataError> {
         })
     })?;
     Ok(rows.into_iter().filter(|query| !query.positive.is_empty()).collect())
+}
+
+/// Reads `human_summaries`, `machine_summaries` and `relevance`, the summaries of a text a row.
+///
+/// # Errors
+/// As [`load_clustering`].
+pub fn load_summaries(path: &Path) -> Result<Vec<Summaries>, DataError> {
+    load_rows(path, &["human_summaries", "machine_summaries", "relevance"], &[], |row| {
+        let (human, machine) = (row.texts("human_summaries")?, row.texts("machine_summaries")?);
+        let relevance = row.numbers("relevance")?;
+        if human.is_empty() {
+            return Err(row.wrong("human_summaries", "at least one text"));
+        }
+        if machine.is_empty() || machine.len() != relevance.len() {
+            return Err(row.wrong("relevance", "as many entries as `machine_summaries`, and at least one"));
+        }
+        Ok(Summaries { human, machine, relevance })
+    })
 }
 
 /// Reads `corpus` (`_id`, `title`, `text`), `queries` (`_id`, `text`) and `qrels/SPLIT` (`query-id`, `corpus-id`,

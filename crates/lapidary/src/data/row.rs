@@ -75,6 +75,13 @@ impl Row {
         number.filter(|number| number.is_finite()).ok_or_else(|| self.wrong(column, "a finite number"))
     }
 
+    /// The finite numbers of the list in `column`.
+    pub(super) fn numbers(&self, column: &str) -> Result<Vec<f64>, DataError> {
+        let list = self.get(column)?.as_array();
+        let numbers = list.and_then(|list| list.iter().map(Value::as_f64).collect::<Option<Vec<f64>>>());
+        numbers.ok_or_else(|| self.wrong(column, "a list of numbers"))
+    }
+
     /// The integer of `column`, also where it is written as text (CSV).
     pub(super) fn integer(&self, column: &str) -> Result<i64, DataError> {
         let integer = match self.get(column)? {

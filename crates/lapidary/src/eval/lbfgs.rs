@@ -1,12 +1,14 @@
-//! L-BFGS (Nocedal and Wright, Numerical Optimization, algorithm 7.5) for smooth convex functions.
+//! L-BFGS (Nocedal and Wright, Numerical Optimization, algorithm 7.5) for smooth convex functions, with the line search,
+//! the restarts and the tests for its end of L-BFGS-B without bounds (Byrd, Lu, Nocedal and Zhu, SIAM Journal on
+//! Scientific Computing 16:5, 1995), so that it takes the steps of scipy's.
 
+use super::line_search::{LineSearch, Point};
 use std::collections::VecDeque;
 
-/// Pairs of steps and gradient changes kept, as in scipy's L-BFGS-B.
+/// Pairs of steps and gradient changes kept.
 const MEMORY: usize = 10;
-/// Share of the predicted decrease that a step must reach (Armijo).
-const SUFFICIENT_DECREASE: f64 = 1e-4;
-const MAX_HALVINGS: usize = 50;
+/// Evaluations of one line search, as scikit-learn sets it.
+const MAX_EVALUATIONS: usize = 50;
 /// Relative decrease below which nothing is left to gain, as scikit-learn sets it.
 const MIN_RELATIVE_DECREASE: f64 = 64.0 * f64::EPSILON;
 
@@ -24,44 +26,74 @@ struct Correction {
     curvature: f64,
 }
 
+/// A place, the value there and the gradient.
+struct Iterate {
+    x: Vec<f64>,
+    value: f64,
+    gradient: Vec<f64>,
+}
+
 /// Moves `x` towards the minimum of the convex function that `evaluate(x, gradient)` returns,
-/// filling in its gradient.
-pub(crate) fn minimise(x: &mut Vec<f64>, stop: Stop, mut evaluate: impl FnMut(&[f64], &mut [f64]) -> f64) {
+/// filling in its gradient. Returns the number of iterations.
+pub(crate) fn minimise(x: &mut Vec<f64>, stop: Stop, mut evaluate: impl FnMut(&[f64], &mut [f64]) -> f64) -> usize {
     let mut gradient = vec![0.0; x.len()];
-    let mut value = evaluate(x, &mut gradient);
+    let value = evaluate(x, &mut gradient);
+    let mut at = Iterate { x: std::mem::take(x), value, gradient };
     let mut memory: VecDeque<Correction> = VecDeque::with_capacity(MEMORY);
-    for _ in 0..stop.max_iterations {
-        if gradient.iter().all(|entry| entry.abs() <= stop.tolerance) {
-            return;
-        }
-        let direction = descent(&gradient, &memory);
-        let slope = dot(&gradient, &direction);
-        // Without curvature yet, a step of length at most one.
-        let mut length = if memory.is_empty() { (1.0 / dot(&gradient, &gradient).sqrt()).min(1.0) } else { 1.0 };
-        let mut next_gradient = vec![0.0; x.len()];
-        let mut found = None;
-        for _ in 0..MAX_HALVINGS {
-            let next: Vec<f64> = x.iter().zip(&direction).map(|(x, d)| x + length * d).collect();
-            let next_value = evaluate(&next, &mut next_gradient);
-            if next_value <= value + SUFFICIENT_DECREASE * length * slope {
-                found = Some((next, next_value));
+    let mut iterations = 0;
+    while iterations < stop.max_iterations && at.gradient.iter().any(|entry| entry.abs() > stop.tolerance) {
+        let direction = descent(&at.gradient, &memory);
+        // At the very start, where nothing is known of the curvature, a step of length one.
+        let first = if iterations == 0 { (1.0 / dot(&direction, &direction).sqrt()).min(1e10) } else { 1.0 };
+        let Some((next, length)) = search(&at, &direction, first, &mut evaluate) else {
+            // What is remembered led nowhere: from here on by the gradient, once.
+            if memory.is_empty() {
                 break;
             }
-            length *= 0.5;
-        }
-        let Some((next, next_value)) = found else {
-            return;
+            memory.clear();
+            continue;
         };
-        remember(&mut memory, x, &next, &gradient, &next_gradient);
-        let decrease = value - next_value;
-        let scale = value.abs().max(next_value.abs()).max(1.0);
-        *x = next;
-        value = next_value;
-        gradient = next_gradient;
+        iterations += 1;
+        let decrease = at.value - next.value;
+        let scale = at.value.abs().max(next.value.abs()).max(1.0);
         if decrease <= MIN_RELATIVE_DECREASE * scale {
-            return;
+            at = next;
+            break;
+        }
+        remember(&mut memory, &at, &next, direction, length);
+        at = next;
+    }
+    *x = at.x;
+    iterations
+}
+
+/// The end of a line search and its step; `None` when the direction does not descend, no step is
+/// found, or the function overflows.
+fn search(
+    at: &Iterate,
+    direction: &[f64],
+    first: f64,
+    evaluate: &mut impl FnMut(&[f64], &mut [f64]) -> f64,
+) -> Option<(Iterate, f64)> {
+    let slope = dot(&at.gradient, direction);
+    if slope >= 0.0 {
+        return None;
+    }
+    let mut line = LineSearch::new(at.value, slope, first);
+    let mut step = first;
+    let mut gradient = vec![0.0; direction.len()];
+    for _ in 0..MAX_EVALUATIONS {
+        let x: Vec<f64> = at.x.iter().zip(direction).map(|(x, d)| x + step * d).collect();
+        let value = evaluate(&x, &mut gradient);
+        if !value.is_finite() {
+            return None;
+        }
+        match line.next(Point { step, value, slope: dot(&gradient, direction) }) {
+            Some(next) => step = next,
+            None => return Some((Iterate { x, value, gradient }, step)),
         }
     }
+    None
 }
 
 /// Minus the inverse Hessian times the gradient, by the two-loop recursion.
@@ -84,17 +116,18 @@ fn descent(gradient: &[f64], memory: &VecDeque<Correction>) -> Vec<f64> {
     direction
 }
 
-fn remember(memory: &mut VecDeque<Correction>, x: &[f64], next: &[f64], gradient: &[f64], next_gradient: &[f64]) {
-    let step: Vec<f64> = next.iter().zip(x).map(|(a, b)| a - b).collect();
-    let change: Vec<f64> = next_gradient.iter().zip(gradient).map(|(a, b)| a - b).collect();
-    let curvature = dot(&step, &change);
-    // Rounding can spoil the curvature of a tiny step; such a pair would break positivity.
-    if curvature <= f64::EPSILON * dot(&change, &change) {
+/// Keeps the pair of a step (`length` times `direction`) and the change of the gradient, unless it shows no curvature
+/// to speak of: such a pair would break positivity.
+fn remember(memory: &mut VecDeque<Correction>, at: &Iterate, next: &Iterate, direction: Vec<f64>, length: f64) {
+    let change: Vec<f64> = next.gradient.iter().zip(&at.gradient).map(|(a, b)| a - b).collect();
+    let curvature = length * (dot(&next.gradient, &direction) - dot(&at.gradient, &direction));
+    if curvature <= f64::EPSILON * -length * dot(&at.gradient, &direction) {
         return;
     }
     if memory.len() == MEMORY {
         memory.pop_front();
     }
+    let step = direction.into_iter().map(|entry| length * entry).collect();
     memory.push_back(Correction { step, change, curvature });
 }
 

@@ -1,5 +1,10 @@
-//! Multinomial logistic regression with an L2 penalty, the same minimum as scikit-learn's
-//! `LogisticRegression` with its `lbfgs` solver.
+//! Logistic regression with an L2 penalty, binary or multinomial, by the steps of scikit-learn's `LogisticRegression`
+//! with its `lbfgs` solver.
+//!
+//! That solver stops at the first gradient below its tolerance, on vectors with a large common part far from the
+//! minimum; so the parameters are its parameters too: one vector of weights for two classes. It computes in f32 where
+//! the vectors are f32; here all is f64, which differs by roundings alone. Only where a gradient comes within roundings
+//! of the tolerance can they decide whether a step is the last.
 
 use super::error::{EvalError, Result, check_lengths, check_vectors};
 use super::lbfgs::{Stop, minimise};
@@ -24,18 +29,19 @@ impl Default for LogisticRegressionConfig {
 /// A fitted classifier.
 #[derive(Debug, Clone)]
 pub struct LogisticRegression {
-    num_classes: usize,
     width: usize,
-    /// `[D + 1, num_classes]`, the last row holding the intercepts.
+    /// One for two classes, whose sign decides; else the number of classes.
+    num_outputs: usize,
+    /// `[D + 1, num_outputs]`, the last row holding the intercepts.
     weights: Vec<f64>,
+    num_iterations: usize,
 }
 
 impl LogisticRegression {
     /// Fits classes `0..num_classes` to vectors.
     ///
-    /// Minimises `sum of cross-entropies + |weights|^2 / (2 c)`. With two classes the penalty
-    /// weighs twice as much, which is what penalising the single weight vector of the binary
-    /// model comes to.
+    /// Minimises `mean of cross-entropies + |weights|^2 / (2 c B)`. Two classes share one vector of
+    /// weights, that of the second.
     ///
     /// # Shapes
     /// `vectors`: `[B, D]`; `labels`: `[B]`.
@@ -53,17 +59,19 @@ impl LogisticRegression {
         check_lengths("training vectors", vectors.len(), "training labels", labels.len())?;
         check_labels("training labels", labels, num_classes)?;
         check_config(num_classes, config)?;
+        let num_outputs = if num_classes == 2 { 1 } else { num_classes };
         let problem = Problem {
             rows: vectors.iter().map(|vector| widen(vector.as_ref())).collect(),
             labels,
-            num_classes,
-            penalty: if num_classes == 2 { 2.0 } else { 1.0 } / (config.c * vectors.len() as f64),
+            num_outputs,
+            penalty: 1.0 / (config.c * vectors.len() as f64),
         };
-        let mut weights = vec![0.0; (width + 1) * num_classes];
-        let mut residuals = vec![0.0; vectors.len() * num_classes];
+        let mut weights = vec![0.0; (width + 1) * num_outputs];
+        let mut residuals = vec![0.0; vectors.len() * num_outputs];
         let stop = Stop { max_iterations: config.max_iter, tolerance: config.tol };
-        minimise(&mut weights, stop, |weights, gradient| problem.evaluate(weights, gradient, &mut residuals));
-        Ok(Self { num_classes, width, weights })
+        let num_iterations =
+            minimise(&mut weights, stop, |weights, gradient| problem.evaluate(weights, gradient, &mut residuals));
+        Ok(Self { width, num_outputs, weights, num_iterations })
     }
 
     /// The most probable class of each vector; the lowest one of equals.
@@ -75,9 +83,12 @@ impl LogisticRegression {
         if width != self.width {
             return Err(EvalError::Width { what: "vectors to classify", row: 0, expected: self.width, found: width });
         }
-        let mut scores = vec![0.0; self.num_classes];
+        let mut scores = vec![0.0; self.num_outputs];
         let classes = vectors.iter().map(|vector| {
             score(&widen(vector.as_ref()), &self.weights, &mut scores);
+            if let [score] = scores[..] {
+                return usize::from(score > 0.0);
+            }
             let mut best = 0;
             for (class, score) in scores.iter().enumerate() {
                 if *score > scores[best] {
@@ -89,14 +100,17 @@ impl LogisticRegression {
         Ok(classes.collect())
     }
 
-    /// Weight of dimension `dimension` for class `class`; `dimension == D` is the intercept.
-    ///
-    /// # Panics
-    /// If either index is out of range.
+    /// `[D + 1]` for each class, for two classes those of the second alone: the weights, then the intercept.
     #[must_use]
-    pub fn weight(&self, class: usize, dimension: usize) -> f64 {
-        assert!(class < self.num_classes, "class {class} out of range");
-        self.weights[dimension * self.num_classes + class]
+    pub fn coefficients(&self) -> Vec<Vec<f64>> {
+        let of = |output| self.weights.iter().skip(output).step_by(self.num_outputs).copied().collect();
+        (0..self.num_outputs).map(of).collect()
+    }
+
+    /// Steps that the solver took.
+    #[must_use]
+    pub fn num_iterations(&self) -> usize {
+        self.num_iterations
     }
 }
 
@@ -130,33 +144,33 @@ struct Problem<'a> {
     /// `[B, D + 1]`.
     rows: Vec<Vec<f64>>,
     labels: &'a [usize],
-    num_classes: usize,
+    num_outputs: usize,
     /// Factor of `|weights|^2 / 2` beside the mean loss.
     penalty: f64,
 }
 
 impl Problem<'_> {
-    /// Mean loss plus penalty at `weights`, and its gradient, both `[D + 1, num_classes]`.
+    /// Mean loss plus penalty at `weights`, and its gradient, both `[D + 1, num_outputs]`.
     fn evaluate(&self, weights: &[f64], gradient: &mut [f64], residuals: &mut [f64]) -> f64 {
-        let num_classes = self.num_classes;
+        let num_outputs = self.num_outputs;
         let mean = 1.0 / self.rows.len() as f64;
         let mut loss = 0.0;
-        let each = residuals.chunks_exact_mut(num_classes);
+        let each = residuals.chunks_exact_mut(num_outputs);
         for ((row, &label), residual) in self.rows.iter().zip(self.labels).zip(each) {
             score(row, weights, residual);
             loss += cross_entropy_residual(residual, label) * mean;
             residual.iter_mut().for_each(|entry| *entry *= mean);
         }
 
-        let penalised = weights.len() - num_classes;
+        let penalised = weights.len() - num_outputs;
         let mut square = 0.0;
         for (entry, weight) in gradient[..penalised].iter_mut().zip(weights) {
             *entry = self.penalty * weight;
             square += weight * weight;
         }
         gradient[penalised..].fill(0.0);
-        for (rows, residuals) in self.rows.chunks(4).zip(residuals.chunks(4 * num_classes)) {
-            for (dimension, entries) in gradient.chunks_exact_mut(num_classes).enumerate() {
+        for (rows, residuals) in self.rows.chunks(4).zip(residuals.chunks(4 * num_outputs)) {
+            for (dimension, entries) in gradient.chunks_exact_mut(num_outputs).enumerate() {
                 // A short last chunk ends before the fourth row.
                 let at = |i: usize| rows.get(i).map_or(0.0, |row| row[dimension]);
                 add_four(entries, [at(0), at(1), at(2), at(3)], residuals);
@@ -194,8 +208,16 @@ fn add_four(target: &mut [f64], factors: [f64; 4], rows: &[f64]) {
     }
 }
 
-/// Turns scores into probabilities minus one at the label; returns the cross-entropy in nats.
+/// Turns scores into probabilities minus one at the label; returns the cross-entropy in nats. A single score is that of
+/// class 1, where class 0 has 0.
 fn cross_entropy_residual(scores: &mut [f64], label: usize) -> f64 {
+    if let [score] = scores {
+        // exp of what is not positive cannot overflow.
+        let small = (-score.abs()).exp();
+        let loss = small.ln_1p() + score.max(0.0) - label as f64 * *score;
+        *score = if *score > 0.0 { 1.0 } else { small } / (1.0 + small) - label as f64;
+        return loss;
+    }
     let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let at_label = scores[label];
     let mut total = 0.0;

@@ -1,4 +1,5 @@
-//! Pair classification as MTEB scores it: average precision of the cosines of pairs that belong together or not.
+//! Pair classification as MTEB scores it: average precision of pairs that belong together or not, ranked by each of four
+//! similarities.
 
 use super::error::{EvalError, Result, check_lengths, check_vectors};
 use super::metrics::cosine_f64;
@@ -29,18 +30,36 @@ pub fn average_precision(relevant: &[bool], scores: &[f64]) -> Result<f64> {
     Ok(sum)
 }
 
-/// Average precision of the cosines of the pairs (`first[i]`, `second[i]`), times 100.
+/// Average precision of the pairs (`first[i]`, `second[i]`) by each similarity, in 0..=1, and the highest of them first;
+/// named as the `mteb` package names them.
 ///
 /// # Errors
 /// When vectors or labels do not fit together, or no pair is labelled 1.
-pub fn score_pairs<E: AsRef<[f32]>>(first: &[E], second: &[E], labels: &[bool]) -> Result<f64> {
+pub fn score_pairs<E: AsRef<[f32]>>(first: &[E], second: &[E], labels: &[bool]) -> Result<[(&'static str, f64); 5]> {
     check_lengths("first vectors", first.len(), "second vectors", second.len())?;
     let (width, other) = (check_vectors("first vectors", first)?, check_vectors("second vectors", second)?);
     if width != other {
         return Err(EvalError::Width { what: "second vectors", row: 0, expected: width, found: other });
     }
-    let cosines: Vec<f64> = first.iter().zip(second).map(|(a, b)| cosine_f64(a.as_ref(), b.as_ref())).collect();
-    Ok(100.0 * average_precision(labels, &cosines)?)
+    let by = |similarity: &dyn Fn(&[f32], &[f32]) -> f64| {
+        let scores: Vec<f64> = first.iter().zip(second).map(|(a, b)| similarity(a.as_ref(), b.as_ref())).collect();
+        average_precision(labels, &scores)
+    };
+    let (dot, cosine) = (by(&|a, b| sum_over(a, b, |x, y| x * y))?, by(&cosine_f64)?);
+    // Distances: the nearer, the more alike.
+    let euclidean = by(&|a, b| -sum_over(a, b, |x, y| (x - y).powi(2)))?;
+    let manhattan = by(&|a, b| -sum_over(a, b, |x, y| (x - y).abs()))?;
+    Ok([
+        ("max_ap", dot.max(cosine).max(euclidean).max(manhattan)),
+        ("cosine_ap", cosine),
+        ("dot_ap", dot),
+        ("euclidean_ap", euclidean),
+        ("manhattan_ap", manhattan),
+    ])
+}
+
+fn sum_over(a: &[f32], b: &[f32], term: impl Fn(f64, f64) -> f64) -> f64 {
+    a.iter().zip(b).map(|(x, y)| term(f64::from(*x), f64::from(*y))).sum()
 }
 
 #[cfg(test)]

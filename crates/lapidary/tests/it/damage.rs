@@ -6,7 +6,8 @@ use std::path::Path;
 use lapidary::Lapidary;
 use lapidary::eval::damage::drift;
 use lapidary::eval::language::LanguageModel;
-use lapidary::eval::task::{LanguageOptions, TaskKind, score_language_task};
+use lapidary::eval::task::TaskKind;
+use lapidary::eval::task::language::{LanguageOptions, score_language_task};
 use lapidary::train::{Recipe, RunOptions, State};
 
 use crate::training::{TEXTS, Told, Workshop, timeless, tokenizer_json, train};

@@ -74,7 +74,8 @@ fn greedy_ids_are_those_of_transformers() {
         let mut sequence = Sequence::new(&decoder, None);
         let (ids, finish) = continue_ids(&mut sequence, &golden.ids("ids.0"), expected.len(), Sampling::default());
         assert_eq!((&ids, finish), (&expected, Finish::Length), "{name}");
-        let model = LanguageModel { decoder: &decoder, tokenizer, adapter: None, adapts_plain_rows: false, anchors: None };
+        let model =
+            LanguageModel { decoder: &decoder, tokenizer, adapter: None, adapts_plain_rows: false, anchors: None };
         assert_eq!(model.greedy(&golden.ids("ids.0"), expected.len(), &[]).unwrap(), expected, "{name}");
         // A token that ends the reply is not part of it.
         let end = expected.iter().position(|id| *id == expected[2]).unwrap();

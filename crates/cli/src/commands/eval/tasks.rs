@@ -9,9 +9,9 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 use lapidary::Lapidary;
 use lapidary::embed::EmbedOptions;
-use lapidary::eval::task::{
-    LanguageOptions, TaskKind, TaskScore, data_fingerprint, local_tasks, score_embedding_task, score_language_task,
-};
+use lapidary::eval::task::embedding::score_embedding_task;
+use lapidary::eval::task::language::{LanguageOptions, score_language_task};
+use lapidary::eval::task::{TaskKind, TaskScore, data_fingerprint, local_tasks};
 use lapidary::eval::task_sets::{GEM_15, MTEB_ENG_V2};
 use lapidary::output::atomic::write_file;
 use serde_json::{Map, Value, json};
@@ -278,7 +278,7 @@ fn row_of(name: &str, kind: TaskKind, stored: &Value) -> Option<Row> {
         let scores = stored.get("scores")?.as_object()?.values().next()?.get(0)?;
         let main = scores.get("main_score")?.as_f64()?;
         // The metric that the main score repeats.
-        let metrics = ["cosine_spearman", "accuracy", "v_measure", "ndcg_at_10", "map_at_1000", "cosine_ap"];
+        let metrics = ["cosine_spearman", "accuracy", "v_measure", "ndcg_at_10", "map_at_1000", "max_ap"];
         let metric = metrics.iter().find(|metric| scores.get(**metric).and_then(Value::as_f64) == Some(main))?;
         let truncated = stored.get("num_truncated")?.as_u64()?;
         let note = if truncated > 0 { format!("{} texts cut", progress::grouped(truncated)) } else { String::new() };
