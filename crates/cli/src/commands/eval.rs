@@ -1,7 +1,7 @@
 //! `lapidary eval`: figures of a model on a data file.
 
 mod reconstruct;
-mod tasks;
+pub(crate) mod tasks;
 
 use crate::args::{EmbedModelArgs, ModelArgs};
 use crate::context::Context;
@@ -130,7 +130,7 @@ pub(crate) fn run(args: &EvalArgs, context: &Context) -> Result<()> {
 }
 
 /// Takes mean and deviation of each dimension from texts, where any are named.
-fn standardise(model: &mut Lapidary, paths: &[String], context: &Context) -> Result<()> {
+pub(crate) fn standardise(model: &mut Lapidary, paths: &[String], context: &Context) -> Result<()> {
     if paths.is_empty() {
         return Ok(());
     }

@@ -1,7 +1,9 @@
 //! `lapidary sweep`: variants of a recipe, each with several seeds, trained and measured one after the other.
 
-use super::eval::raw_and_standardised;
+use super::eval::tasks::{TaskOptions, measure_tasks};
+use super::eval::{raw_and_standardised, standardise};
 use super::train;
+use crate::args::EmbedModelArgs;
 use crate::context::Context;
 use crate::table::aligned;
 use crate::{interrupt, progress};
@@ -9,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use lapidary::Lapidary;
 use lapidary::data::sts::StsPairs;
+use lapidary::model::WeightFormat;
 use lapidary::output::atomic::write_file;
 use lapidary::report::bars::{Series, bar_comparison};
 use lapidary::train::{Recipe, RunOptions};
@@ -20,6 +23,7 @@ const EXAMPLES: &str = "\
 Examples:
   lapidary sweep sweeps/num_special_tokens.toml
   lapidary sweep sweeps/num_special_tokens.toml --set budget.rows=512 --out /tmp/sweep
+  lapidary sweep sweeps/methods.toml --tasks ~/mteb --sts ~/mteb/STSBenchmark/validation.jsonl.gz
 
 A sweep that was ended goes on where it was when the same command is given again: what has been trained and measured
 is in its directory, a file for each run.";
@@ -27,12 +31,18 @@ is in its directory, a file for each run.";
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct SweepArgs {
-    /// The sweep, a TOML file: recipe, seeds, sts, and variants with name and set
+    /// The sweep, a TOML file: seeds, what to measure on, and variants of a recipe or models as they are
     #[arg(value_name = "SWEEP")]
     sweep: PathBuf,
     /// Change a value of the recipe in every run; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Measure on these STS files too
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    sts: Vec<PathBuf>,
+    /// Measure on the tasks of this directory too, as `eval tasks` does
+    #[arg(long, value_name = "DIR")]
+    tasks: Option<PathBuf>,
     /// Directory of the runs, the table and the picture [default: runs/ and the sweep's name]
     #[arg(long, short, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -43,34 +53,61 @@ pub(crate) struct SweepArgs {
 #[serde(deny_unknown_fields)]
 struct Sweep {
     /// The recipe that all runs start from; its path as seen from the current directory.
-    recipe: PathBuf,
+    recipe: Option<PathBuf>,
     /// Changes that all runs share.
     #[serde(default)]
     set: Vec<String>,
     seeds: Vec<u64>,
     /// STS files to measure on.
+    #[serde(default)]
     sts: Vec<PathBuf>,
+    /// How the tasks of `--tasks` are measured.
+    #[serde(default)]
+    tasks: TaskOptions,
+    /// Texts to take mean and deviation of each dimension from, for models that are measured as they are.
+    #[serde(default)]
+    standardise_on: Vec<String>,
+    /// Number format of the weights while measuring.
+    #[serde(default)]
+    weights: WeightFormat,
     variants: Vec<Variant>,
 }
 
+/// A recipe with changes, or, with `model` or `method`, a model as it is.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Variant {
     name: String,
+    /// In the place of the sweep's.
+    recipe: Option<PathBuf>,
     #[serde(default)]
     set: Vec<String>,
+    /// A GEM, or a base model for `method`.
+    model: Option<String>,
+    /// How the base model embeds, without training.
+    method: Option<String>,
 }
 
 /// What one run gave.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Scores {
-    /// The changes the run was made with, seed included: another list is another run.
+    /// The changes the run was made with, seed included, or the model and method: another list is another run.
     set: Vec<String>,
-    /// Hash of the recipe that was changed.
+    /// Hash of the recipe that was changed; of nothing where none was.
     recipe: String,
     train_secs: f64,
-    /// Spearman times 100 by file, standardised where the model has a standardisation.
-    sts: Vec<(String, f64)>,
+    /// By file, Spearman times 100, standardised where the model has a standardisation; then by task.
+    figures: Vec<(String, f64)>,
+}
+
+/// What to measure, and with what.
+struct Measures<'a> {
+    sts: Vec<(String, StsPairs)>,
+    tasks: Option<&'a Path>,
+    options: &'a TaskOptions,
+    standardise_on: &'a [String],
+    weights: WeightFormat,
+    results: PathBuf,
 }
 
 /// Runs the command.
@@ -81,37 +118,93 @@ pub(crate) fn run(args: &SweepArgs, context: &Context) -> Result<()> {
     let path = args.sweep.display().to_string();
     let text = std::fs::read_to_string(&args.sweep).with_context(|| path.clone())?;
     let sweep: Sweep = toml::from_str(&text).map_err(|e| anyhow::anyhow!("{path}: {}", e.message()))?;
-    if sweep.variants.is_empty() || sweep.seeds.is_empty() || sweep.sts.is_empty() {
-        bail!("{path}: expected at least one of variants, of seeds and of sts");
+    let sts: Vec<&PathBuf> = sweep.sts.iter().chain(&args.sts).collect();
+    if sweep.variants.is_empty() || sweep.seeds.is_empty() || (sts.is_empty() && args.tasks.is_none()) {
+        bail!("{path}: expected at least one of variants, of seeds, and of sts or --tasks");
     }
-    let recipe = std::fs::read_to_string(&sweep.recipe).with_context(|| sweep.recipe.display().to_string())?;
-    let sets: Vec<(String, StsPairs)> =
-        sweep.sts.iter().map(|file| Ok((task_name(file), StsPairs::load(file)?))).collect::<Result<_>>()?;
     let named = || Path::new("runs").join(args.sweep.file_stem().unwrap_or("sweep".as_ref()));
     let out = args.out.clone().unwrap_or_else(named);
-    let changes = |variant: &Variant, seed: u64| -> Vec<String> {
-        let own = std::iter::once(format!("seed={seed}"));
-        sweep.set.iter().chain(&args.set).chain(&variant.set).cloned().chain(own).collect()
+    let measures = Measures {
+        sts: sts.into_iter().map(|file| Ok((task_name(file), StsPairs::load(file)?))).collect::<Result<_>>()?,
+        tasks: args.tasks.as_deref(),
+        options: &sweep.tasks,
+        standardise_on: &sweep.standardise_on,
+        weights: sweep.weights,
+        results: out.join("results"),
     };
     // A mistake in the last variant is told before the first is trained.
-    for variant in &sweep.variants {
-        Recipe::parse(&recipe, &changes(variant, sweep.seeds[0]))
-            .with_context(|| format!("{path}: {}", variant.name))?;
-    }
+    let plan = |variant: &Variant| -> Result<Vec<Run>> {
+        if variant.model.is_some() || variant.method.is_some() {
+            return Ok(vec![Run::as_it_is(variant)]);
+        }
+        let recipe = variant.recipe.as_ref().or(sweep.recipe.as_ref()).context("no recipe, and no model or method")?;
+        let text = std::fs::read_to_string(recipe).with_context(|| recipe.display().to_string())?;
+        let changes = || sweep.set.iter().chain(&args.set).chain(&variant.set).cloned();
+        let run = |seed: &u64| Run::Recipe(text.clone(), changes().chain([format!("seed={seed}")]).collect());
+        let runs: Vec<Run> = sweep.seeds.iter().map(run).collect();
+        runs.iter().try_for_each(Run::check)?;
+        Ok(runs)
+    };
+    let plans: Vec<Vec<Run>> = (sweep.variants.iter())
+        .map(|variant| plan(variant).with_context(|| format!("{path}: {}", variant.name)))
+        .collect::<Result<_>>()?;
     let stop = interrupt::stop_flag("stopping after this step, with a checkpoint")?;
     let mut all = Vec::new();
-    for variant in &sweep.variants {
+    for (variant, plan) in sweep.variants.iter().zip(plans) {
         let mut runs = Vec::new();
-        for seed in &sweep.seeds {
-            let dir = out.join(directory_name(&variant.name)).join(format!("seed-{seed}"));
-            let set = changes(variant, *seed);
-            context.note(&format!("{}, seed {seed}", variant.name));
-            runs.push(scores(&recipe, set, (&sets, &dir), &stop, context).with_context(|| variant.name.clone())?);
+        for (number, run) in plan.iter().enumerate() {
+            let name = run.directory(number, &sweep.seeds);
+            context.note(&format!("{}, {name}", variant.name));
+            let dir = out.join(directory_name(&variant.name)).join(&name);
+            let called = format!("{}, {name}", variant.name);
+            let found = scores(run, &measures, (&called, &dir), &stop, context);
+            runs.push(found.with_context(|| variant.name.clone())?);
         }
         all.push((variant.name.clone(), runs));
     }
-    let names: Vec<String> = sets.into_iter().map(|(name, _)| name).collect();
-    finish(&names, &all, &out, context)
+    finish(&all, &out, context)
+}
+
+/// One run of a variant.
+enum Run {
+    /// A recipe's text and the changes to it.
+    Recipe(String, Vec<String>),
+    /// A model as it is.
+    Model(Box<EmbedModelArgs>),
+}
+
+impl Run {
+    fn as_it_is(variant: &Variant) -> Self {
+        let mut args = EmbedModelArgs::default();
+        (args.method, args.settings, args.model.model) =
+            (variant.method.clone(), variant.set.clone(), variant.model.clone());
+        Self::Model(Box::new(args))
+    }
+
+    fn check(&self) -> Result<()> {
+        if let Self::Recipe(text, set) = self {
+            Recipe::parse(text, set)?;
+        }
+        Ok(())
+    }
+
+    fn directory(&self, number: usize, seeds: &[u64]) -> String {
+        match self {
+            Self::Recipe(..) => format!("seed-{}", seeds[number]),
+            Self::Model(_) => "as-it-is".to_owned(),
+        }
+    }
+
+    /// What tells this run from another: the changes, and a hash of what was changed.
+    fn key(&self) -> (Vec<String>, String) {
+        match self {
+            Self::Recipe(text, set) => (set.clone(), lapidary::fingerprint_of(&[text.as_bytes()])),
+            Self::Model(model) => {
+                let named = [&model.model.model, &model.method].into_iter().flatten().cloned();
+                (named.chain(model.settings.clone()).collect(), lapidary::fingerprint_of(&[]))
+            }
+        }
+    }
 }
 
 /// A file's name without its extensions, or its directory's where that says more (`STSBenchmark/test.jsonl.gz`).
@@ -131,44 +224,73 @@ fn directory_name(variant: &str) -> String {
 
 /// The scores of one run: from its file, or trained and measured.
 fn scores(
-    recipe: &str,
-    set: Vec<String>,
-    (sets, dir): (&[(String, StsPairs)], &Path),
+    run: &Run,
+    measures: &Measures<'_>,
+    (called, dir): (&str, &Path),
     stop: &interrupt::StopFlag,
     context: &Context,
 ) -> Result<Scores> {
     let file = dir.join("scores.json");
-    let hash = lapidary::fingerprint_of(&[recipe.as_bytes()]);
+    let (set, recipe) = run.key();
+    let mut kept: Option<Scores> = None;
     if let Ok(text) = std::fs::read_to_string(&file) {
-        let kept: Scores = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
-        let names = |sts: &[(String, f64)]| sts.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
-        let wanted: Vec<String> = sets.iter().map(|(name, _)| name.clone()).collect();
-        if kept.set != set || kept.recipe != hash || names(&kept.sts) != wanted {
+        let found: Scores = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
+        if found.set != set || found.recipe != recipe {
             bail!(
-                "{}: made with {:?} on {:?}, or from another recipe; expected {set:?} on {wanted:?} (another --out keeps \
-                 both)",
+                "{}: made with {:?}, or from another recipe; expected {set:?} (another --out keeps both)",
                 file.display(),
-                kept.set,
-                names(&kept.sts)
+                found.set
             );
         }
-        return Ok(kept);
+        kept = Some(found);
     }
-    let recipe = Recipe::parse(recipe, &set)?;
-    let files = context.files(&recipe.model)?;
-    let options = RunOptions { out: dir.into(), checkpoint_every_steps: 50, keep_checkpoints: 1, stop_after_steps: 0 };
-    let finished = train::to_the_end(recipe, options, stop, context)?;
-    let (model_dir, train_secs) = finished.context("a run without an end")?;
-    let model = Lapidary::load(&model_dir, &files)?;
-    let mut sts = Vec::new();
-    for (name, set) in sets {
+    if let Some(kept) = kept.as_ref().filter(|kept| measures.are_in(kept)) {
+        return Ok(kept.clone());
+    }
+    let (mut model, loaded_as, train_secs) = match run {
+        Run::Recipe(text, set) => {
+            let recipe = Recipe::parse(text, set)?;
+            let files = context.files(&recipe.model)?;
+            let options =
+                RunOptions { out: dir.into(), checkpoint_every_steps: 50, keep_checkpoints: 1, stop_after_steps: 0 };
+            let (gem, train_secs) = match &kept {
+                Some(kept) => (dir.join("model"), kept.train_secs),
+                None => train::to_the_end(recipe, options, stop, context)?.context("a run without an end")?,
+            };
+            let mut args = EmbedModelArgs::default();
+            args.model.model = Some(gem.display().to_string());
+            (Lapidary::load(&gem, &files)?, args, train_secs)
+        }
+        Run::Model(args) => (context.load_to_embed(args)?, args.as_ref().clone(), 0.0),
+    };
+    model.set_weight_format(measures.weights)?;
+    if model.standardisation().is_none() {
+        standardise(&mut model, measures.standardise_on, context)?;
+    }
+    std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+    let mut scores = Scores { set, recipe, train_secs, figures: Vec::new() };
+    for (name, set) in &measures.sts {
         let (raw, standardised) = raw_and_standardised(&model, set, name, context)?;
-        sts.push((name.clone(), standardised.unwrap_or(raw)));
+        scores.figures.push((name.clone(), standardised.unwrap_or(raw)));
     }
-    let scores = Scores { set, recipe: hash, train_secs, sts };
+    if let Some(tasks) = measures.tasks {
+        scores.figures.extend(measure_tasks(
+            (&model, &loaded_as),
+            (tasks, &measures.results, called),
+            measures.options,
+            context,
+        )?);
+    }
     let text = serde_json::to_string_pretty(&scores)? + "\n";
     write_file(&file, |file| file.write_all(text.as_bytes()))?;
     Ok(scores)
+}
+
+impl Measures<'_> {
+    /// Whether nothing is left to measure; tasks have their own files, which are asked each time.
+    fn are_in(&self, scores: &Scores) -> bool {
+        self.tasks.is_none() && self.sts.iter().map(|(name, _)| name).eq(scores.figures.iter().map(|(name, _)| name))
+    }
 }
 
 /// Mean and standard deviation (of a sample, 0 for one).
@@ -180,15 +302,21 @@ fn mean_sd(values: &[f64]) -> (f64, f64) {
 }
 
 /// The table on the terminal and in a file, and the picture.
-fn finish(names: &[String], all: &[(String, Vec<Scores>)], out: &Path, context: &Context) -> Result<()> {
+fn finish(all: &[(String, Vec<Scores>)], out: &Path, context: &Context) -> Result<()> {
+    let figures = |run: &Scores| run.figures.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    // Every run measures the same, in the same order.
+    let names = all.iter().flat_map(|(_, runs)| runs).next().map(figures).unwrap_or_default();
+    if let Some(other) = all.iter().flat_map(|(_, runs)| runs).map(figures).find(|other| *other != names) {
+        bail!("expected every run to be measured on {names:?}, found one on {other:?}");
+    }
     let head = std::iter::once("variant".to_owned()).chain(names.iter().cloned()).chain(["seconds".to_owned()]);
     let mut rows = vec![head.collect::<Vec<_>>()];
     let mut series: Vec<Series> = names.iter().map(|name| Series { name: name.clone(), values: Vec::new() }).collect();
     for (variant, runs) in all {
         let mut row = vec![variant.clone()];
         for (at, series) in series.iter_mut().enumerate() {
-            let (mean, sd) = mean_sd(&runs.iter().map(|run| run.sts[at].1).collect::<Vec<_>>());
-            row.push(format!("{mean:.2} ± {sd:.2}"));
+            let (mean, sd) = mean_sd(&runs.iter().map(|run| run.figures[at].1).collect::<Vec<_>>());
+            row.push(if runs.len() > 1 { format!("{mean:.2} ± {sd:.2}") } else { format!("{mean:.2}") });
             series.values.push(Some(mean));
         }
         let (secs, _) = mean_sd(&runs.iter().map(|run| run.train_secs).collect::<Vec<_>>());
@@ -198,8 +326,8 @@ fn finish(names: &[String], all: &[(String, Vec<Scores>)], out: &Path, context: 
     let table = aligned(&rows);
     write_file(&out.join("table.txt"), |file| file.write_all(table.as_bytes()))?;
     let groups: Vec<String> = all.iter().map(|(variant, _)| variant.clone()).collect();
-    let title = format!("Spearman x 100, mean of {} seeds", all.first().map_or(0, |(_, runs)| runs.len()));
-    match bar_comparison(&title, &groups, &series) {
+    let num_runs = all.iter().map(|(_, runs)| runs.len()).max().unwrap_or(0);
+    match bar_comparison(&format!("Scores, means of {num_runs} seeds"), &groups, &series) {
         Ok(png) => {
             let picture = out.join("sweep.png");
             write_file(&picture, |file| file.write_all(&png))?;

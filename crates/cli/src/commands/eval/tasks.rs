@@ -14,6 +14,7 @@ use lapidary::eval::task::language::{LanguageOptions, score_language_task};
 use lapidary::eval::task::{TaskKind, TaskScore, data_fingerprint, local_tasks};
 use lapidary::eval::task_sets::{GEM_15, MTEB_ENG_V2};
 use lapidary::output::atomic::write_file;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::io::{Write as _, stdout};
 use std::path::{Path, PathBuf};
@@ -96,16 +97,8 @@ pub(super) fn run(args: &TasksArgs, context: &Context) -> Result<Vec<Vec<String>
     let mut model = context.load_to_embed(&args.model)?;
     standardise(&mut model, &args.standardise_on, context)?;
     let out = results_dir(args, &model);
-    std::fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
-    write_model_meta(args, &model, &out)?;
-    let (mut rows, mut failed) = (Vec::new(), Vec::new());
-    for (name, kind) in found.iter().filter(|(name, _)| tasks.contains(&name)) {
-        // One task that cannot be read does not keep the others from being measured.
-        match task(args, &model, (name, *kind), &out, context) {
-            Ok(row) => rows.push(row),
-            Err(error) => failed.push(format!("{name}: {error:#}")),
-        }
-    }
+    let found: Vec<&(String, TaskKind)> = found.iter().filter(|(name, _)| tasks.contains(&name)).collect();
+    let (rows, failed) = measure(args, &model, &found, &out, context)?;
     if !missing.is_empty() {
         context.note(&format!("not in {}: {}", args.data.display(), list(&missing)));
     }
@@ -115,6 +108,80 @@ pub(super) fn run(args: &TasksArgs, context: &Context) -> Result<Vec<Vec<String>
     }
     stdout().lock().write_all(aligned(&table(&rows, wanted.len())).as_bytes())?;
     bail!("{} of {} tasks failed: {}", failed.len(), rows.len() + failed.len(), failed.join("; "))
+}
+
+/// Results of tasks, and what kept the others from having one.
+fn measure(
+    args: &TasksArgs,
+    model: &Lapidary,
+    tasks: &[&(String, TaskKind)],
+    out: &Path,
+    context: &Context,
+) -> Result<(Vec<Row>, Vec<String>)> {
+    std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
+    write_model_meta(args, model, out)?;
+    let (mut rows, mut failed) = (Vec::new(), Vec::new());
+    for (name, kind) in tasks {
+        // One task that cannot be read does not keep the others from being measured.
+        match task(args, model, (name, *kind), out, context) {
+            Ok(row) => rows.push(row),
+            Err(error) => failed.push(format!("{name}: {error:#}")),
+        }
+    }
+    Ok((rows, failed))
+}
+
+/// How tasks are measured where no command line says it.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct TaskOptions {
+    /// These tasks, in this order; none: all of the directory.
+    names: Vec<String>,
+    /// Longer texts are cut to this many tokens.
+    max_tokens: usize,
+    /// Questions or texts of a language task; 0: all.
+    limit: usize,
+}
+
+impl Default for TaskOptions {
+    fn default() -> Self {
+        Self { names: Vec::new(), max_tokens: 512, limit: 0 }
+    }
+}
+
+/// Main scores of the tasks of a directory, by name; results are kept under, and found again in, `results`.
+///
+/// # Errors
+/// When the directory lacks a task, or one cannot be measured.
+pub(crate) fn measure_tasks(
+    (model, loaded_as): (&Lapidary, &EmbedModelArgs),
+    (data, results, called): (&Path, &Path, &str),
+    options: &TaskOptions,
+    context: &Context,
+) -> Result<Vec<(String, f64)>> {
+    let args = TasksArgs {
+        data: data.into(),
+        set: TaskSet::Local,
+        tasks: options.names.clone(),
+        results: results.into(),
+        name: Some(called.to_owned()),
+        max_tokens: options.max_tokens,
+        limit: options.limit,
+        no_standardise: false,
+        standardise_on: Vec::new(),
+        model: loaded_as.clone(),
+    };
+    let found = local_tasks(data, &options.names)?;
+    let missing = options.names.iter().find(|name| found.iter().all(|(found, _)| found != *name));
+    if let Some(missing) = missing {
+        bail!("{}: no task {missing}", data.display());
+    }
+    let out = results_dir(&args, model);
+    let (rows, failed) = measure(&args, model, &found.iter().collect::<Vec<_>>(), &out, context)?;
+    if !failed.is_empty() {
+        bail!("{}", failed.join("; "));
+    }
+    Ok(rows.into_iter().map(|row| (row.name, row.value)).collect())
 }
 
 fn list(names: &[&String]) -> String {
