@@ -159,12 +159,8 @@ fn figures_are_those_of_the_model_that_is_left() {
     let (step, found, within) = *told.damages.last().unwrap();
     assert_eq!((step, within), (20, true));
     let (base, gem) = (shop.base(), Lapidary::load(&shop.path("run/model"), &shop.model()).unwrap());
-    let after = LanguageModel {
-        decoder: &gem.base().decoder,
-        tokenizer: &base.tokenizer,
-        adapter: gem.adapter(),
-        adapts_plain_rows: true,
-    };
+    let after =
+        LanguageModel { base: &base, decoder: &gem.base().decoder, adapter: gem.adapter(), adapts_plain_rows: true };
     let before = LanguageModel::of_base(&base);
     let rows: Vec<_> = (CHATS.iter())
         .map(|said| {
