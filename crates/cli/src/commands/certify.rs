@@ -56,13 +56,13 @@ pub(crate) struct CertifyArgs {
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Questions or texts of each task, spread over the set; of a raw text, hundreds of tokens; 0: all
-    #[arg(long, value_name = "N", default_value_t = 32)]
+    #[arg(long, value_name = "N", default_value_t = 24)]
     limit: usize,
     /// What the user says in the chats that are compared: a file with a column `text` [default: questions of MMLU]
     #[arg(long, value_name = "FILE")]
     chats: Option<PathBuf>,
     /// Number of chats
-    #[arg(long, value_name = "N", default_value_t = 12)]
+    #[arg(long, value_name = "N", default_value_t = 8)]
     num_chats: usize,
     #[command(flatten)]
     budget: Budget,

@@ -107,8 +107,8 @@ pub(crate) fn raw_and_standardised(
 /// A model to be measured as a language model: plain rows, run with everything that a GEM adds in place.
 pub(crate) fn language_model(model: &Lapidary) -> LanguageModel<'_> {
     LanguageModel {
+        base: model.base(),
         decoder: &model.base().decoder,
-        tokenizer: &model.base().tokenizer,
         adapter: model.adapter(),
         adapts_plain_rows: model.method().adapts_plain_rows(),
         anchors: model.method().anchors(),

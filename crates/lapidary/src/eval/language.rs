@@ -4,7 +4,6 @@ use super::multiple_choice::{self, LETTERS, MultipleChoiceScore, Question};
 use super::perplexity::{self, windows};
 use crate::Error;
 use crate::model::{AdapterView, BaseModel, Decoder, ForwardOptions, Kv, KvCache, Segment};
-use crate::text::Tokenizer;
 use kernels::Tensor;
 use kernels::ops;
 use layout::{Anchors, TokenId};
@@ -15,10 +14,10 @@ const PREFILL_TOKENS: usize = 512;
 /// A base model, and what a GEM adds to it; plain rows must not feel it unless its scope says so.
 #[derive(Clone, Copy)]
 pub struct LanguageModel<'a> {
-    /// What runs the rows.
+    /// Turns text into token ids.
+    pub base: &'a BaseModel,
+    /// Runs the rows: the base model's, or what training has made of it.
     pub decoder: &'a Decoder,
-    /// Text to token ids.
-    pub tokenizer: &'a Tokenizer,
     /// Adapter and special rows of a GEM.
     pub adapter: Option<&'a AdapterView>,
     /// The adapter acts on plain rows too (scope `all`).
@@ -30,13 +29,7 @@ pub struct LanguageModel<'a> {
 impl<'a> LanguageModel<'a> {
     /// A base model as it is.
     pub fn of_base(base: &'a BaseModel) -> Self {
-        Self {
-            decoder: &base.decoder,
-            tokenizer: &base.tokenizer,
-            adapter: None,
-            adapts_plain_rows: false,
-            anchors: None,
-        }
+        Self { base, decoder: &base.decoder, adapter: None, adapts_plain_rows: false, anchors: None }
     }
 
     /// Hidden states `[T, D]` of a plain causal row.
@@ -129,7 +122,7 @@ impl<'a> LanguageModel<'a> {
     pub fn answer_letters(&self) -> Result<[TokenId; 4], Error> {
         let mut tokens = [0; 4];
         for (token, letter) in tokens.iter_mut().zip(LETTERS) {
-            let encoded = self.tokenizer.encode(letter)?;
+            let encoded = self.base.tokenizer.encode(letter)?;
             let [only] = encoded.as_slice() else {
                 return Err(Error::Setting {
                     field: format!("answer letter {letter:?}"),
@@ -156,8 +149,8 @@ impl<'a> LanguageModel<'a> {
         let tokens = self.answer_letters()?;
         let mut scores = Vec::with_capacity(questions.len());
         for (i, prompt) in multiple_choice::prompts(questions, dev, num_fewshot)?.iter().enumerate() {
-            let mut ids: Vec<TokenId> = self.decoder.config().bos_token_id.into_iter().collect();
-            ids.extend(self.tokenizer.encode(prompt)?);
+            let mut ids: Vec<TokenId> = self.base.bos().into_iter().collect();
+            ids.extend(self.base.tokenizer.encode(prompt)?);
             let logits = self.next_logits(&ids)?;
             // The softmax's sum is the same for the four letters: logits order them as likelihoods do.
             scores.push(tokens.map(|token| f64::from(logits[token as usize])));

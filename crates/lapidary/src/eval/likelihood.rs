@@ -66,9 +66,9 @@ impl LanguageModel<'_> {
     pub fn encode_continuation(&self, context: &str, continuation: &str) -> std::result::Result<Continuation, Error> {
         let trimmed = context.trim_end();
         let moved = format!("{}{continuation}", &context[trimmed.len()..]);
-        let bos = self.decoder.config().bos_token_id;
+        let bos = self.base.bos();
         let encode = |text: &str| -> std::result::Result<Vec<TokenId>, Error> {
-            Ok(bos.into_iter().chain(self.tokenizer.encode(text)?).collect())
+            Ok(bos.into_iter().chain(self.base.tokenizer.encode(text)?).collect())
         };
         // Where a token reaches across the border, the harness cuts by the number of the context's own tokens.
         let border = encode(trimmed)?.len();

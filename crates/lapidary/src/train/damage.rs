@@ -162,6 +162,15 @@ impl Gauge {
     }
 }
 
+/// The error of a run that is beyond its budget where it is measured first.
+pub(super) fn none_within(step: u64, beyond: &str) -> Error {
+    let reason = format!(
+        "{beyond}, at the first measurement, so that there is no model within the budget; measure more often \
+         (validation.every_steps) or learn more slowly (optimizer.learning_rate)"
+    );
+    Error::Training { step, reason }
+}
+
 /// Accuracy on MMLU, percent, where it has a limit.
 fn mmlu(recipe: &DamageRecipe, model: &LanguageModel<'_>) -> Result<Option<f64>, Error> {
     if recipe.max_mmlu_drop.is_none() {

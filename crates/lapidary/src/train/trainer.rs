@@ -2,7 +2,7 @@
 
 use super::checkpoint::{self, State};
 use super::checks::{check_longest_row, refuse_to_replace};
-use super::damage::{Damage, Gauge};
+use super::damage::{Damage, Gauge, none_within};
 use super::optimizer::{Group, Param};
 use super::recipe::{Recipe, Trained};
 use super::rows::{RowStream, first_rows};
@@ -341,8 +341,8 @@ impl<'a> Trainer<'a> {
         if let Some(gauge) = gauge {
             let (decoder, view) = (self.base.decoder.detached(), self.adapter.view(false));
             let damage = gauge.measure(&LanguageModel {
+                base: self.base,
                 decoder: &decoder,
-                tokenizer: &self.base.tokenizer,
                 adapter: Some(&view),
                 adapts_plain_rows: self.method.adapts_plain_rows(),
                 anchors: self.method.anchors(),
@@ -350,16 +350,7 @@ impl<'a> Trainer<'a> {
             state.over_budget = damage.beyond(&self.recipe.damage);
             watch(Event::Damage { step: state.step, damage: &damage, within_budget: state.over_budget.is_none() })?;
             if let Some(beyond) = &state.over_budget {
-                return match state.within_budget {
-                    Some(_) => Ok(()),
-                    None => Err(Error::Training {
-                        step: state.step,
-                        reason: format!(
-                            "{beyond}, at the first measurement, so that there is no model within the budget; measure \
-                             more often (validation.every_steps) or learn more slowly (optimizer.learning_rate)"
-                        ),
-                    }),
-                };
+                return if state.within_budget.is_some() { Ok(()) } else { Err(none_within(state.step, beyond)) };
             }
             state.within_budget = Some(state.step);
             if pairs.is_none() {

@@ -161,8 +161,8 @@ fn figures_are_those_of_the_model_that_is_left() {
     assert_eq!((step, within), (20, true));
     let (base, gem) = (shop.base(), Lapidary::load(&shop.path("run/model"), &shop.model()).unwrap());
     let after = LanguageModel {
+        base: &base,
         decoder: &gem.base().decoder,
-        tokenizer: &base.tokenizer,
         adapter: gem.adapter(),
         adapts_plain_rows: true,
         anchors: None,

@@ -68,14 +68,13 @@ fn full_forward(decoder: &Decoder, ids: &[TokenId]) -> Vec<f32> {
 #[test]
 fn greedy_ids_are_those_of_transformers() {
     // Ids go in and come out: any tokenizer will do.
-    let tokenizer = &Workshop::new(&[]).base().tokenizer;
+    let base = Workshop::new(&[]).base();
     for (name, decoder, golden) in families() {
         let expected = golden.ids("greedy.0");
         let mut sequence = Sequence::new(&decoder, None);
         let (ids, finish) = continue_ids(&mut sequence, &golden.ids("ids.0"), expected.len(), Sampling::default());
         assert_eq!((&ids, finish), (&expected, Finish::Length), "{name}");
-        let model =
-            LanguageModel { decoder: &decoder, tokenizer, adapter: None, adapts_plain_rows: false, anchors: None };
+        let model = LanguageModel { decoder: &decoder, ..LanguageModel::of_base(&base) };
         assert_eq!(model.greedy(&golden.ids("ids.0"), expected.len(), &[]).unwrap(), expected, "{name}");
         // A token that ends the reply is not part of it.
         let end = expected.iter().position(|id| *id == expected[2]).unwrap();

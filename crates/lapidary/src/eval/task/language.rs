@@ -84,7 +84,7 @@ pub fn score_language_task(
         TaskKind::Perplexity => {
             let file = RAW_TEXT.iter().map(|name| dir.join(name)).find(|path| path.is_file());
             let file = file.ok_or_else(|| Error::Internal(format!("{}: no raw text", dir.display())))?;
-            let mut ids = model.tokenizer.encode_long(&tasks::load_text(&file)?)?;
+            let mut ids = model.base.tokenizer.encode_long(&tasks::load_text(&file)?)?;
             if options.max_tokens > 0 {
                 ids.truncate(options.max_tokens);
             }
