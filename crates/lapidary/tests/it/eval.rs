@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use lapidary::data::hellaswag::load_hellaswag;
 use lapidary::eval::classification::{Protocol, draw_samples};
-use lapidary::eval::clustering::{mini_batch_k_means, v_measure};
+use lapidary::eval::clustering::{MiniBatch, mini_batch_k_means, v_measure};
 use lapidary::eval::logistic_regression::{LogisticRegression, LogisticRegressionConfig};
 use lapidary::eval::metrics::{accuracy, spearman};
 use lapidary::eval::multiple_choice::{Question, prompts};
@@ -94,7 +94,8 @@ fn clusters_equal_scikit_learn() {
     for case in golden::<Vec<Case>>("clustering") {
         let found = v_measure(&case.labels, &case.clusters).unwrap();
         assert!((found - case.v_measure).abs() < 1e-12, "{found} {}", case.v_measure);
-        let clusters = mini_batch_k_means(&case.vectors, case.num_clusters, 42).unwrap();
+        let clusters =
+            mini_batch_k_means(&case.vectors, case.num_clusters, &MiniBatch { batch_size: 500, seed: 42 }).unwrap();
         assert_eq!(clusters, case.clusters);
     }
 }

@@ -1,10 +1,11 @@
 //! Scores of vectors on a task: what is embedded, and by which protocol of the `mteb` package it is scored.
 
-use super::{Scores, TEST, TaskKind, TaskScore};
+use super::{Scores, TEST, TaskKind, TaskScore, sampled};
 use crate::Error;
 use crate::data::mteb;
 use crate::data::sts::StsPairs;
 use crate::data::tasks::{self, split_file};
+use crate::eval::bootstrapped_clustering::Bootstrap;
 use crate::eval::classification::{Labelled, Protocol, draw_samples, score_classification};
 use crate::eval::clustering::{ClusteringSet, score_clustering};
 use crate::eval::logistic_regression::LogisticRegressionConfig;
@@ -31,12 +32,6 @@ fn samples_per_label(name: &str) -> usize {
 const IGNORE_IDENTICAL_IDS: [&str; 8] =
     ["ArguAna", "ClimateFEVER", "DBPedia", "FEVER", "FEVERHardNegatives", "FiQA2018", "MSMARCO", "QuoraRetrieval"];
 
-/// Whether MTEB scores the clustering task by another protocol than this crate: a sample of the texts, drawn again and
-/// again, with a score for each level of labels.
-fn is_sampled_clustering(name: &str) -> bool {
-    name.ends_with(".v2") || name.starts_with("ArXivHierarchical")
-}
-
 /// Scores an embedding task. Texts that occur twice in one list are embedded once.
 ///
 /// # Errors
@@ -50,23 +45,8 @@ pub fn score_embedding_task(dir: &Path, name: &str, kind: TaskKind, embed: &mut 
             (vec![("cosine_spearman", share(spearman))], set.pairs.len())
         }
         TaskKind::Classification => classification(dir, name, embed)?,
-        TaskKind::Clustering if is_sampled_clustering(name) => {
-            return Err(Error::Setting {
-                field: format!("task {name}"),
-                expected: "a clustering task of MTEB version 1 (sets of texts)".into(),
-                found: "one that MTEB version 2 scores on samples, which is not implemented".into(),
-            });
-        }
-        TaskKind::Clustering => {
-            let sets = mteb::load_clustering(&split_file(dir, TEST)?)?;
-            let mut scored = Vec::with_capacity(sets.len());
-            for set in &sets {
-                scored.push((embed_unique(&set.sentences, embed)?, numbered(&set.labels)));
-            }
-            let sets: Vec<_> =
-                scored.iter().map(|(vectors, labels)| ClusteringSet { vectors, labels: labels.as_slice() }).collect();
-            (vec![("v_measure", share(score_clustering(&sets)?))], sets.iter().map(|set| set.labels.len()).sum())
-        }
+        TaskKind::Clustering if sampled::is_sampled(name) => sampled_clustering(dir, name, embed)?,
+        TaskKind::Clustering => clustering(dir, embed)?,
         TaskKind::Retrieval => retrieval(dir, name, embed)?,
         TaskKind::Reranking => reranking(dir, embed)?,
         TaskKind::PairClassification => {
@@ -101,6 +81,30 @@ fn classification(dir: &Path, name: &str, embed: &mut Embed<'_>) -> Result<Score
         &LogisticRegressionConfig::default(),
     )?;
     Ok((vec![("accuracy", score.accuracy / 100.0)], texts.len()))
+}
+
+fn clustering(dir: &Path, embed: &mut Embed<'_>) -> Result<Scores, Error> {
+    let sets = mteb::load_clustering(&split_file(dir, TEST)?)?;
+    let mut scored = Vec::with_capacity(sets.len());
+    for set in &sets {
+        scored.push((embed_unique(&set.sentences, embed)?, numbered(&set.labels)));
+    }
+    let sets: Vec<_> =
+        scored.iter().map(|(vectors, labels)| ClusteringSet { vectors, labels: labels.as_slice() }).collect();
+    let num_texts = sets.iter().map(|set| set.labels.len()).sum();
+    Ok((vec![("v_measure", score_clustering(&sets)? / 100.0)], num_texts))
+}
+
+fn sampled_clustering(dir: &Path, name: &str, embed: &mut Embed<'_>) -> Result<Scores, Error> {
+    let (rows, all) = sampled::transformed(name, mteb::load_sentences(&split_file(dir, TEST)?)?)?;
+    let mut bootstrap = Bootstrap::default();
+    let drawn = if all { (0..rows.len()).collect() } else { bootstrap.texts(rows.len())? };
+    let (texts, labels): (Vec<String>, Vec<Vec<String>>) =
+        drawn.into_iter().map(|row| (rows[row].sentence.clone(), rows[row].labels.clone())).unzip();
+    let scores = bootstrap.v_measures(&embed_unique(&texts, embed)?, &labels)?;
+    let mean = scores.iter().sum::<f64>() / scores.len() as f64;
+    let deviation = (scores.iter().map(|score| (score - mean).powi(2)).sum::<f64>() / scores.len() as f64).sqrt();
+    Ok((vec![("v_measure", mean), ("v_measure_std", deviation)], texts.len()))
 }
 
 fn retrieval(dir: &Path, name: &str, embed: &mut Embed<'_>) -> Result<Scores, Error> {
