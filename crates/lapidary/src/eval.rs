@@ -22,6 +22,7 @@ pub mod standardise;
 pub mod sts;
 pub mod summarization;
 pub mod task;
+pub mod task_instructions;
 pub mod task_sets;
 
 pub use error::{EvalError, Result};

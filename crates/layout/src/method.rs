@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::methods::{echo, gem, gritlm, last, llm2vec, mean, prompt_eol, simcse, weighted_mean};
+use crate::methods::{check_text, echo, gem, gritlm, last, llm2vec, mean, prompt_eol, simcse, weighted_mean};
 use crate::{LayoutError, Objective, Plan, Rng, TokenId};
 
 /// One training example.
@@ -65,6 +65,25 @@ pub trait Method {
     /// # Errors
     /// [`MethodError::EmptyText`].
     fn embed_plan(&self, text: &[TokenId]) -> Result<Plan, MethodError>;
+
+    /// How a text with an instruction is written: what comes first, and the text after it.
+    fn instructed(&self, instruction: &str, text: &str) -> [String; 2] {
+        [format!("{instruction}:"), format!(" {text}")]
+    }
+
+    /// The row that embeds a text after an instruction, both as [`Method::instructed`] writes them. What pools every
+    /// token of the text leaves the instruction out.
+    ///
+    /// # Errors
+    /// As [`Method::embed_plan`].
+    fn instructed_plan(&self, instruction: &[TokenId], text: &[TokenId]) -> Result<Plan, MethodError> {
+        check_text(self.name(), "text", text)?;
+        let mut plan = self.embed_plan(&[instruction, text].concat())?;
+        for row in &mut plan.rows {
+            row.leave_out_of_means(instruction.len(), text.len())?;
+        }
+        Ok(plan)
+    }
 
     /// Whether the adapter acts on rows without special tokens, chat among them, and on what follows special tokens.
     fn adapts_plain_rows(&self) -> bool {
