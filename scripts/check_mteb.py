@@ -20,6 +20,7 @@ TASKS = {
     "STS17": ("STSBenchmark", "cosine_spearman"),
     "AmazonCounterfactualClassification": ("AmazonCounterfactualClassification", "accuracy"),
     "TwentyNewsgroupsClustering": ("TwentyNewsgroupsClustering", "v_measure"),
+    "TwentyNewsgroupsClustering.v2": ("TwentyNewsgroupsClustering.v2", "v_measure"),
     "MSMARCO5k": ("SciFact", "ndcg_at_10"),
     "Reranking": ("StackOverflowDupQuestions", "map_at_1000"),
     "PairClassification": ("SprintDuplicateQuestions", "max_ap"),
@@ -125,8 +126,9 @@ def main():
         data = Path(work) / "data"
         data.mkdir()
         for name in TASKS:
-            if (args.data / name).is_dir():
-                (data / name).symlink_to((args.data / name).resolve())
+            source = args.data / name.removesuffix(".v2")
+            if source.is_dir():
+                (data / name).symlink_to(source.resolve())
         derived(args.data, data)
         command = [args.binary, "--quiet", "eval", "tasks", data, "--results", Path(work) / "results", *model]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -135,6 +137,8 @@ def main():
             ours = json.loads((results / f"{name}.json").read_text())["scores"]["test"][0][metric]
             task = mteb.get_task(official)
             task.dataset = official_data(task, data / name)
+            if name.endswith(".v2"):
+                task.dataset_transform()
             task.data_loaded, task.hf_subsets = True, ["default"]
             scores = task.evaluate(encoder, split="test", encode_kwargs={"batch_size": 32})["default"]
             theirs = scores.get(metric, scores["main_score"])

@@ -68,8 +68,30 @@ def summaries(seed):
     return case("SummEvalSummarization.v2", rows, np.array(vectors), ["cosine_spearman", "dot_spearman"])
 
 
+def clustering(name, labels, seed, a_row):
+    """Eight vectors a class, which its texts share, so that the file stays small."""
+    rng = np.random.default_rng(seed)
+    names = sorted(set(labels))
+    vectors = np.concatenate([rng.normal(size=(8, 3)) + 2 * rng.normal(size=3) for _ in names])
+    texts = [str(names.index(label) * 8 + int(rng.integers(8))) for label in labels]
+    rows = [{"sentences": texts[i:i + a_row], "labels": labels[i:i + a_row]} for i in range(0, len(labels), a_row)]
+    if a_row == 1:
+        rows = [{"sentences": row["sentences"][0], "labels": row["labels"][0]} for row in rows]
+    return case(name, rows, vectors, ["v_measure", "v_measure_std"])
+
+
+def clusterings():
+    rng = np.random.default_rng(5)
+    draw = lambda names, n: [str(name) for name in rng.choice(names, size=n)]
+    yield clustering("TwentyNewsgroupsClustering.v2", draw(["a", "b", "c", "d"], 1500), 6, 500)
+    yield clustering("BiorxivClusteringP2P.v2", draw(["a", "b", "c"], 1000), 7, 1)
+    yield clustering("StackExchangeClusteringP2P.v2", [*draw(["a", "b", "c"], 900), "alone", "once", *draw(["a", "b"], 98)], 8, 500)
+    yield clustering("StackExchangeClustering.v2", draw(["a", "b", "b", "c", "d", "d", "e"], 2500), 9, 1250)
+    yield clustering("ArXivHierarchicalClusteringS2S", draw(["cs.LG", "cs.CL", "math.AG", "hep-th", "math.CO"], 2400), 10, 800)
+
+
 def main(out):
-    cases = [pairs(1), summaries(2)]
+    cases = [pairs(1), summaries(2), *clusterings()]
     (out / "tasks.json").write_text(json.dumps(cases) + "\n")
     for each in cases:
         print(each["name"], each["scores"])

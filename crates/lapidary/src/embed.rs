@@ -75,14 +75,46 @@ impl Embedder<'_> {
         options: &EmbedOptions,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Embeddings, Error> {
-        let limit = self.limit(options)?;
+        self.embed_after(None, texts, options, progress)
+    }
+
+    /// As [`Embedder::embed`], each text after the instruction in the way of the method. The instruction is never cut;
+    /// where it leaves less room, texts are.
+    ///
+    /// # Errors
+    /// As [`Embedder::embed`].
+    pub fn embed_instructed(
+        &self,
+        instruction: &str,
+        texts: &[impl AsRef<str>],
+        options: &EmbedOptions,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Embeddings, Error> {
+        self.embed_after(Some(instruction), texts, options, progress)
+    }
+
+    fn embed_after(
+        &self,
+        instruction: Option<&str>,
+        texts: &[impl AsRef<str>],
+        options: &EmbedOptions,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Embeddings, Error> {
+        let before = match instruction {
+            Some(instruction) => Some(self.tokenizer.encode(&self.method.instructed(instruction, "")[0])?),
+            None => None,
+        };
+        let limit = self.limit(before.as_deref(), options)?;
         let mut num_truncated = 0;
         let mut ids = Vec::with_capacity(texts.len());
         for (i, text) in texts.iter().enumerate() {
             let text = text.as_ref();
             let head = head(text, limit);
-            let mut encoded = self.tokenizer.encode(head)?;
-            if encoded.is_empty() {
+            let mut encoded = match instruction {
+                Some(instruction) => self.tokenizer.encode(&self.method.instructed(instruction, head)[1])?,
+                None => self.tokenizer.encode(head)?,
+            };
+            if encoded.is_empty() || text.is_empty() {
                 return Err(Error::Setting {
                     field: format!("text {}", i + 1),
                     expected: "at least one token".into(),
@@ -93,16 +125,24 @@ impl Embedder<'_> {
             encoded.truncate(limit);
             ids.push(encoded);
         }
-        let embeddings = self.embed_ids(&ids, options, progress)?;
-        Ok(Embeddings { num_truncated, ..embeddings })
+        let rows = ids.iter().map(|ids| self.row(before.as_deref(), ids)).collect::<Result<Vec<Layout>, _>>()?;
+        Ok(Embeddings { num_truncated, ..self.embed_rows(&rows, options, progress)? })
+    }
+
+    /// The row of a text, after an instruction if there is one.
+    fn row(&self, before: Option<&[TokenId]>, text: &[TokenId]) -> Result<Layout, Error> {
+        let mut plan = match before {
+            Some(before) => self.method.instructed_plan(before, text)?,
+            None => self.method.embed_plan(text)?,
+        };
+        Ok(plan.rows.swap_remove(0))
     }
 
     /// Text tokens that fit: the asked limit, or what the model's longest row leaves beside the method's own tokens.
-    fn limit(&self, options: &EmbedOptions) -> Result<usize, Error> {
+    fn limit(&self, before: Option<&[TokenId]>, options: &EmbedOptions) -> Result<usize, Error> {
         let longest = self.decoder.config().max_position_embeddings;
         // Methods may repeat the text: room is found from how a row grows with its text.
-        let grown =
-            |n: usize| -> Result<usize, Error> { Ok(self.method.embed_plan(&vec![0; n])?.rows[0].num_tokens()) };
+        let grown = |n: usize| -> Result<usize, Error> { Ok(self.row(before, &vec![0; n])?.num_tokens()) };
         let (one, two) = (grown(1)?, grown(2)?);
         let room = (longest.saturating_sub(one) / (two - one).max(1) + 1).max(1);
         Ok(if options.max_tokens == 0 { room } else { options.max_tokens.min(room) })
@@ -118,10 +158,16 @@ impl Embedder<'_> {
         options: &EmbedOptions,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Embeddings, Error> {
-        let rows = ids
-            .iter()
-            .map(|ids| self.method.embed_plan(ids).map(|mut plan| plan.rows.swap_remove(0)))
-            .collect::<Result<Vec<Layout>, _>>()?;
+        let rows = ids.iter().map(|ids| self.row(None, ids)).collect::<Result<Vec<Layout>, _>>()?;
+        self.embed_rows(&rows, options, progress)
+    }
+
+    fn embed_rows(
+        &self,
+        rows: &[Layout],
+        options: &EmbedOptions,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Embeddings, Error> {
         let lengths: Vec<usize> = rows.iter().map(Layout::num_tokens).collect();
         let mut embeddings =
             Embeddings { vectors: vec![Vec::new(); rows.len()], num_truncated: 0, num_tokens: lengths.iter().sum() };

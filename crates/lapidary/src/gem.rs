@@ -173,4 +173,19 @@ impl Lapidary {
     ) -> Result<Embeddings, Error> {
         self.embedder().embed(texts, options, progress)
     }
+
+    /// As [`Lapidary::embed_with`], each text after an instruction that says what its vector is for, in the way of the
+    /// method.
+    ///
+    /// # Errors
+    /// When a text has no tokens.
+    pub fn embed_instructed(
+        &self,
+        instruction: &str,
+        texts: &[impl AsRef<str>],
+        options: &EmbedOptions,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Embeddings, Error> {
+        self.embedder().embed_instructed(instruction, texts, options, progress)
+    }
 }

@@ -288,6 +288,21 @@ impl Layout {
         positions.map(|&(position, _)| position as usize + 1).max().unwrap_or(0)
     }
 
+    /// Takes the first `left_out` tokens out of every vector that is a mean over them and the `kept` tokens after them;
+    /// the other weights grow until they sum to 1 again.
+    pub(crate) fn leave_out_of_means(&mut self, left_out: usize, kept: usize) -> Result<(), LayoutError> {
+        let Self { parts: LayoutParts { inputs, pooled, .. } } = self;
+        for Pooled { weights, .. } in &mut *pooled {
+            let of_tokens = weights.iter().all(|(at, _)| matches!(inputs[*at as usize], Input::Token(_)));
+            if of_tokens && weights.len() == left_out + kept {
+                weights.drain(..left_out);
+                let sum: f64 = weights.iter().map(|(_, weight)| f64::from(*weight)).sum();
+                weights.iter_mut().for_each(|(_, weight)| *weight = (f64::from(*weight) / sum) as f32);
+            }
+        }
+        check_pooled(pooled, inputs.len() as u32)
+    }
+
     /// The first `num_tokens` positions; a pooled vector that reads beyond them is dropped.
     ///
     /// # Panics

@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use crate::methods::{
-    autocompressor, echo, gem, gist, gritlm, icae, last, llm2vec, llm2vec_gen, mean, prompt_eol, sepllm, simcse,
-    weighted_mean,
+    autocompressor, check_text, echo, gem, gist, gritlm, icae, last, llm2vec, llm2vec_gen, mean, prompt_eol, sepllm,
+    simcse, weighted_mean,
 };
 use crate::{Anchors, LayoutError, Objective, Plan, Rng, TokenId};
 
@@ -90,6 +90,25 @@ pub trait Method {
     /// Which past tokens a plain row keeps in view; `None`: all.
     fn anchors(&self) -> Option<&Anchors> {
         None
+    }
+
+    /// How a text with an instruction is written: what comes first, and the text after it.
+    fn instructed(&self, instruction: &str, text: &str) -> [String; 2] {
+        [format!("{instruction}:"), format!(" {text}")]
+    }
+
+    /// The row that embeds a text after an instruction, both as [`Method::instructed`] writes them. What pools every
+    /// token of the text leaves the instruction out.
+    ///
+    /// # Errors
+    /// As [`Method::embed_plan`].
+    fn instructed_plan(&self, instruction: &[TokenId], text: &[TokenId]) -> Result<Plan, MethodError> {
+        check_text(self.name(), "text", text)?;
+        let mut plan = self.embed_plan(&[instruction, text].concat())?;
+        for row in &mut plan.rows {
+            row.leave_out_of_means(instruction.len(), text.len())?;
+        }
+        Ok(plan)
     }
 
     /// Whether the adapter acts on rows without special tokens, chat among them, and on what follows special tokens.

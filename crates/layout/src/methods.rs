@@ -38,7 +38,7 @@ fn no_settings(method: &'static str, settings: Value) -> Result<(), MethodError>
     parsed.map(|_| ()).map_err(|source| MethodError::Settings { method, source })
 }
 
-fn check_text(method: &'static str, part: &'static str, text: &[TokenId]) -> Result<(), MethodError> {
+pub(crate) fn check_text(method: &'static str, part: &'static str, text: &[TokenId]) -> Result<(), MethodError> {
     if text.is_empty() { Err(MethodError::EmptyText { method, part }) } else { Ok(()) }
 }
 

@@ -89,6 +89,22 @@ fn every_kind_of_task_is_scored_and_kept() {
     // Under another option it is another result.
     let other = stdout(run(dir, &[&args[..], &["--max-tokens", "2", "--tasks", "STS17"]].concat()));
     assert!(!other.contains("12.34") && other.contains("texts cut"), "{other}");
+    // So it is with instructions: of retrieval, before the queries alone, so that the same text is no longer the same.
+    let instructed = [&args[..], &["--instructions", "--tasks", "STS17", "SciFact", "Groups"]].concat();
+    let found = stdout(run(dir, &instructed));
+    assert!(!found.contains("12.34"), "{found}");
+    let meta = |revision: &Path| -> Value {
+        serde_json::from_str(&fs::read_to_string(revision.join("model_meta.json")).unwrap()).unwrap()
+    };
+    let revisions = fs::read_dir(dir.join("results/lapidary__base-mean")).unwrap();
+    let revision = revisions.map(|dir| dir.unwrap().path()).find(|dir| meta(dir)["instructions"] == true).unwrap();
+    let of = |task: &str| -> Value {
+        let text = fs::read_to_string(revision.join(format!("{task}.json"))).unwrap();
+        serde_json::from_str::<Value>(&text).unwrap()["instruction"].clone()
+    };
+    assert_eq!(of("STS17"), "Retrieve semantically similar text");
+    assert_eq!(of("SciFact"), "Given a scientific claim, retrieve documents that support or refute the claim");
+    assert_eq!(of("Groups"), Value::Null);
     let limited = stdout(run(dir, &[&args[..], &["--limit", "1", "--tasks", "Last"]].concat()));
     assert!(limited.contains("of 1"), "{limited}");
     let few = run(dir, &[&args[..], &["--set-of-tasks", "gem-15"]].concat());

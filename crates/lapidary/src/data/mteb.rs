@@ -15,6 +15,15 @@ pub struct ClusteringSet {
     pub labels: Vec<String>,
 }
 
+/// A text to be grouped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LabelledSentence {
+    /// The text.
+    pub sentence: String,
+    /// Its class; or its classes at each level, from the widest to the narrowest.
+    pub labels: Vec<String>,
+}
+
 /// Pairs of texts that belong together or not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LabelledPairs {
@@ -78,6 +87,27 @@ pub fn load_clustering(path: &Path) -> Result<Vec<ClusteringSet>, DataError> {
         }
         Ok(set)
     })
+}
+
+/// Reads `sentences` and `labels` as [`load_clustering`] does, all sets as one, or a text a row, whose `labels` may then
+/// be a list of its classes at each level.
+///
+/// # Errors
+/// As [`load_clustering`].
+pub fn load_sentences(path: &Path) -> Result<Vec<LabelledSentence>, DataError> {
+    let rows = load_rows(path, &["sentences", "labels"], &[], |row| {
+        let labels = row.words("labels")?;
+        if !row.is_list("sentences") {
+            return Ok(vec![LabelledSentence { sentence: row.text("sentences")?.to_owned(), labels }]);
+        }
+        let sentences = row.texts("sentences")?;
+        if sentences.len() != labels.len() {
+            return Err(row.wrong("labels", "as many entries as `sentences`"));
+        }
+        let each = sentences.into_iter().zip(labels);
+        Ok(each.map(|(sentence, label)| LabelledSentence { sentence, labels: vec![label] }).collect())
+    })?;
+    Ok(rows.into_iter().flatten().collect())
 }
 
 /// Reads `sentence1`, `sentence2` (or `sent1`, `sent2`) and `labels` (or `label`), as lists in one row or a pair a row.

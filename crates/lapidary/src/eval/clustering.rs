@@ -9,16 +9,23 @@ use super::random::{choice, choice_without_replacement, integers, seeded, unifor
 use rand_mt::Mt;
 use rayon::prelude::*;
 
-/// Seed of MTEB's evaluators.
-const SEED: u32 = 42;
-/// Texts of a step, as MTEB asks.
-const BATCH: usize = 500;
+/// What MTEB asks of the k-means.
+const K_MEANS: MiniBatch = MiniBatch { batch_size: 500, seed: 42 };
 /// Passes over the set, at most.
 const MAX_PASSES: usize = 100;
 /// Steps without a lower smoothed inertia after which to stop.
 const MAX_NO_IMPROVEMENT: usize = 10;
 /// Clusters with fewer than this share of the largest cluster's texts start anew elsewhere.
 const REASSIGNMENT_RATIO: f64 = 0.01;
+
+/// Settings of the k-means that tasks differ in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MiniBatch {
+    /// Texts of a step.
+    pub batch_size: usize,
+    /// Seed of numpy's generator.
+    pub seed: u32,
+}
 
 /// Texts of one set: what cluster each belongs to, and the vectors.
 #[derive(Debug)]
@@ -45,7 +52,7 @@ pub fn score_clustering<E: AsRef<[f32]> + Sync>(sets: &[ClusteringSet<'_, E>]) -
         if classes.len() < 2 {
             return Ok(1.0);
         }
-        v_measure(set.labels, &mini_batch_k_means(set.vectors, classes.len(), SEED)?)
+        v_measure(set.labels, &mini_batch_k_means(set.vectors, classes.len(), &K_MEANS)?)
     });
     Ok(100.0 * scores.collect::<Result<Vec<f64>>>()?.iter().sum::<f64>() / sets.len() as f64)
 }
@@ -89,16 +96,23 @@ pub fn v_measure(labels: &[usize], clusters: &[usize]) -> Result<f64> {
 /// `vectors`: `[D]` each; the result: one number in `0..num_clusters` each.
 ///
 /// # Errors
-/// When the vectors are ragged or not finite, or fewer than the clusters.
-pub fn mini_batch_k_means<E: AsRef<[f32]>>(vectors: &[E], num_clusters: usize, seed: u32) -> Result<Vec<usize>> {
+/// When the vectors are ragged or not finite, or fewer than the clusters, or a step has no texts.
+pub fn mini_batch_k_means<E: AsRef<[f32]>>(
+    vectors: &[E],
+    num_clusters: usize,
+    settings: &MiniBatch,
+) -> Result<Vec<usize>> {
+    if settings.batch_size == 0 {
+        return Err(EvalError::Setting { setting: "batch_size", found: "0".into(), expected: "at least 1" });
+    }
     let width = check_vectors("vectors", vectors)?;
     let n = vectors.len();
     if num_clusters == 0 || n < num_clusters {
         return Err(EvalError::TooFew { what: "vectors", expected: num_clusters.max(1), found: n });
     }
     let vectors: Vec<&[f32]> = vectors.iter().map(AsRef::as_ref).collect();
-    let mut rng = seeded(seed);
-    let batch = BATCH.min(n);
+    let mut rng = seeded(settings.seed);
+    let batch = settings.batch_size.min(n);
     // The size of the sample that centres are drawn from, and of another on which several draws would be compared:
     // there is one draw, but its numbers are taken all the same.
     let init = if 3 * batch < num_clusters { 3 * num_clusters } else { 3 * batch }.min(n);
@@ -283,7 +297,8 @@ mod tests {
         let none: [ClusteringSet<'_, [f32; 1]>; 0] = [];
         assert!(score_clustering(&none).is_err());
         assert!(score_clustering(&[ClusteringSet { vectors: &[[1f32]], labels: &[0, 1] }]).is_err());
-        assert!(mini_batch_k_means(&[[f32::NAN], [1.0]], 2, 0).is_err());
-        assert!(mini_batch_k_means(&[[1f32]], 2, 0).is_err());
+        assert!(mini_batch_k_means(&[[f32::NAN], [1.0]], 2, &K_MEANS).is_err());
+        assert!(mini_batch_k_means(&[[1f32]], 2, &K_MEANS).is_err());
+        assert!(mini_batch_k_means(&[[1f32], [2.0]], 2, &MiniBatch { batch_size: 0, seed: 0 }).is_err());
     }
 }

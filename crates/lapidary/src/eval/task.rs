@@ -3,6 +3,7 @@
 
 pub mod embedding;
 pub mod language;
+mod sampled;
 
 use crate::Error;
 use crate::data::DataError;

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use lapidary::data::hellaswag::load_hellaswag;
 use lapidary::eval::classification::{Protocol, draw_samples};
-use lapidary::eval::clustering::{mini_batch_k_means, v_measure};
+use lapidary::eval::clustering::{MiniBatch, mini_batch_k_means, v_measure};
 use lapidary::eval::logistic_regression::{LogisticRegression, LogisticRegressionConfig};
 use lapidary::eval::metrics::{accuracy, spearman};
 use lapidary::eval::multiple_choice::{Question, prompts};
@@ -15,7 +15,7 @@ use lapidary::eval::overlap::chrf;
 use lapidary::eval::pair_classification::average_precision;
 use lapidary::eval::retrieval::{RetrievalTask, score_retrieval};
 use lapidary::eval::task::TaskKind;
-use lapidary::eval::task::embedding::score_embedding_task;
+use lapidary::eval::task::embedding::{Side, score_embedding_task};
 use serde::de::DeserializeOwned;
 
 fn golden<T: DeserializeOwned>(name: &str) -> T {
@@ -94,7 +94,8 @@ fn clusters_equal_scikit_learn() {
     for case in golden::<Vec<Case>>("clustering") {
         let found = v_measure(&case.labels, &case.clusters).unwrap();
         assert!((found - case.v_measure).abs() < 1e-12, "{found} {}", case.v_measure);
-        let clusters = mini_batch_k_means(&case.vectors, case.num_clusters, 42).unwrap();
+        let clusters =
+            mini_batch_k_means(&case.vectors, case.num_clusters, &MiniBatch { batch_size: 500, seed: 42 }).unwrap();
         assert_eq!(clusters, case.clusters);
     }
 }
@@ -189,7 +190,7 @@ fn tasks_score_as_with_mteb() {
         std::fs::write(dir.path().join("test.jsonl"), lines).unwrap();
         let kind = TaskKind::of(dir.path()).unwrap().unwrap();
         // A text is the number of its vector.
-        let mut embed = |texts: &[&str]| {
+        let mut embed = |texts: &[&str], _| {
             Ok(texts.iter().map(|text| case.vectors[text.parse::<usize>().unwrap()].clone()).collect())
         };
         let score = score_embedding_task(dir.path(), &case.name, kind, &mut embed).unwrap();
@@ -228,6 +229,33 @@ fn logistic_regression_of_77_classes_is_quick() {
     let predicted = fitted.predict(&vectors).unwrap();
     println!("fit and prediction took {:?}", start.elapsed());
     assert!(accuracy(&predicted, &labels).unwrap() > 0.99);
+}
+
+#[test]
+fn queries_and_documents_are_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    write("R/corpus.jsonl", "{\"_id\":\"d\",\"title\":\"\",\"text\":\"document\"}\n");
+    write("R/queries.jsonl", "{\"_id\":\"q\",\"text\":\"query\"}\n");
+    write("R/qrels/test.tsv", "query-id\tcorpus-id\tscore\nq\td\t1\n");
+    write("O/test.jsonl", "{\"query\":\"query\",\"positive\":[\"document\"],\"negative\":[\"document 2\"]}\n");
+    write("P/test.jsonl", "{\"sentence1\":\"query\",\"sentence2\":\"query 2\",\"labels\":1}\n");
+    for name in ["R", "O", "P"] {
+        let dir = dir.path().join(name);
+        let kind = TaskKind::of(&dir).unwrap().unwrap();
+        let mut sides = Vec::new();
+        let mut embed = |texts: &[&str], side| {
+            assert!(texts.iter().all(|text| text.starts_with("query") == (side == Side::Query)), "{texts:?} {side:?}");
+            sides.push(side);
+            Ok(vec![vec![1.0f32, 2.0]; texts.len()])
+        };
+        score_embedding_task(&dir, name, kind, &mut embed).unwrap();
+        assert_eq!(sides.contains(&Side::Document), name != "P");
+    }
 }
 
 #[test]

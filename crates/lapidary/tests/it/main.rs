@@ -10,6 +10,7 @@ mod generate;
 mod golden_families;
 mod golden_reference;
 mod hf_config;
+mod instructions;
 mod invariance;
 mod models;
 mod passes;

@@ -38,12 +38,16 @@ struct GritLm {
 pub(crate) fn build(settings: Value, context: &MethodContext) -> Result<Box<dyn Method + Send + Sync>, MethodError> {
     let settings: Settings =
         serde_json::from_value(settings).map_err(|source| MethodError::Settings { method: NAME, source })?;
-    let prompt = match settings.instruction.as_str() {
+    let prompt = (context.encode)(&prompt(&settings.instruction));
+    let before = context.bos.into_iter().chain(prompt).collect();
+    Ok(Box::new(GritLm { settings, bos: context.bos, before }))
+}
+
+fn prompt(instruction: &str) -> String {
+    match instruction {
         "" => "<|embed|>\n".to_owned(),
         instruction => format!("<|user|>\n{instruction}\n<|embed|>\n"),
-    };
-    let before = context.bos.into_iter().chain((context.encode)(&prompt)).collect();
-    Ok(Box::new(GritLm { settings, bos: context.bos, before }))
+    }
 }
 
 impl GritLm {
@@ -66,6 +70,16 @@ impl Method for GritLm {
 
     fn embed_plan(&self, text: &[TokenId]) -> Result<Plan, MethodError> {
         Ok(Plan { rows: vec![self.row().embed(text, View::Query)?] })
+    }
+
+    fn instructed(&self, instruction: &str, text: &str) -> [String; 2] {
+        [prompt(instruction), text.to_owned()]
+    }
+
+    /// In the place of the instruction of the settings.
+    fn instructed_plan(&self, instruction: &[TokenId], text: &[TokenId]) -> Result<Plan, MethodError> {
+        let before = [self.bos.as_slice(), instruction].concat();
+        Ok(Plan { rows: vec![TextRow { before: &before, ..self.row() }.embed(text, View::Query)?] })
     }
 
     fn adapts_plain_rows(&self) -> bool {

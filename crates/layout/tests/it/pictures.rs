@@ -33,6 +33,51 @@ fn training_free_methods() {
     }
 }
 
+/// Two tokens of an instruction before the text: means leave them out, and the last token or `[E]`s have seen them.
+#[test]
+fn instructions_stand_before_the_text() {
+    let pieces = |name: &str| method(name, Value::Null, Some(BOS)).instructed("Find it", "now");
+    assert_eq!(pieces("mean"), ["Find it:", " now"]);
+    assert_eq!(pieces("gritlm"), ["<|user|>\nFind it\n<|embed|>\n", "now"]);
+    let text = [11, 12];
+    // Positions and weights: BOS, the instruction, the text; the templates of the test's tokenizer between them.
+    for (name, weights) in [
+        ("mean", vec![(3, 0.5), (4, 0.5)]),
+        ("weighted-mean", vec![(3, 3.0 / 7.0), (4, 4.0 / 7.0)]),
+        ("last", vec![(4, 1.0)]),
+        ("simcse", vec![(3, 3.0 / 7.0), (4, 4.0 / 7.0)]),
+        ("llm2vec", vec![(3, 0.5), (4, 0.5)]),
+        ("gritlm", vec![(3, 0.5), (4, 0.5)]),
+    ] {
+        let method = method(name, Value::Null, Some(BOS));
+        let row = method.instructed_plan(&[21, 22], &text).expect("a plan").rows.remove(0);
+        let ids = row.inputs().iter().map(|input| match input {
+            layout::Input::Token(id) => *id,
+            input => panic!("{name}: {input:?}"),
+        });
+        assert_eq!(ids.collect::<Vec<_>>(), [BOS, 21, 22, 11, 12], "{name}");
+        let found = &row.pooled()[0].weights;
+        assert_eq!(found.len(), weights.len(), "{name}");
+        for ((at, weight), (want, wanted)) in found.iter().zip(&weights) {
+            // Weights are f32 of sums in f64.
+            assert!(at == want && (f64::from(*weight) - wanted).abs() < 1e-6, "{name}: {found:?}");
+        }
+        assert!(method.instructed_plan(&[21, 22], &[]).is_err(), "{name}");
+    }
+    for name in ["gem", "prompt-eol"] {
+        let method = method(name, Value::Null, Some(BOS));
+        let (plain, instructed) = (method.embed_plan(&[21, 22, 11, 12]), method.instructed_plan(&[21, 22], &text));
+        assert_eq!(instructed.expect("a plan").rows, plain.expect("a plan").rows, "{name}");
+    }
+    // The second copy of the text, without that of the instruction.
+    let echo = method("echo", Value::Null, Some(BOS));
+    let positions = |plan: Result<Plan, layout::MethodError>| -> Vec<u32> {
+        plan.expect("a plan").rows[0].pooled()[0].weights.iter().map(|(at, _)| *at).collect()
+    };
+    let (plain, instructed) = (echo.embed_plan(&[21, 22, 11, 12]), echo.instructed_plan(&[21, 22], &text));
+    assert_eq!(positions(instructed), positions(plain)[2..]);
+}
+
 /// Training rows; of each of these methods the first is the row that embeds.
 #[test]
 fn methods_that_adapt_the_whole_model() {

@@ -9,9 +9,10 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 use lapidary::Lapidary;
 use lapidary::embed::EmbedOptions;
-use lapidary::eval::task::embedding::score_embedding_task;
+use lapidary::eval::task::embedding::{Side, score_embedding_task};
 use lapidary::eval::task::language::{LanguageOptions, score_language_task};
 use lapidary::eval::task::{TaskKind, TaskScore, data_fingerprint, local_tasks};
+use lapidary::eval::task_instructions::{INSTRUCTIONS, instruction};
 use lapidary::eval::task_sets::{GEM_15, MTEB_ENG_V2};
 use lapidary::output::atomic::write_file;
 use serde::Deserialize;
@@ -22,6 +23,8 @@ use std::time::Instant;
 
 /// The version of the `mteb` package whose result files these are laid out as.
 const MTEB_VERSION: &str = "2.26.24";
+/// Raised when a protocol changes here, so that no score made by the old one is found again.
+const PROTOCOLS: u32 = 2;
 
 #[derive(Debug, Args)]
 pub(super) struct TasksArgs {
@@ -46,6 +49,11 @@ pub(super) struct TasksArgs {
     /// Questions or texts of a language task, spread over the set; of a raw text, thousands of tokens; 0: all
     #[arg(long, value_name = "N", default_value_t = 0)]
     limit: usize,
+    /// Put LLM2Vec's instruction of each task before its texts, of retrieval and reranking before the queries alone: as
+    /// `INSTRUCTION: TEXT`, or in the method's own format. Means over the text leave the instruction out; a last token
+    /// or [E]s have read it. Tasks without an instruction are scored without
+    #[arg(long)]
+    instructions: bool,
     /// Vectors as pooled, without standardisation
     #[arg(long)]
     no_standardise: bool,
@@ -167,6 +175,7 @@ pub(crate) fn measure_tasks(
         name: Some(called.to_owned()),
         max_tokens: options.max_tokens,
         limit: options.limit,
+        instructions: false,
         no_standardise: false,
         standardise_on: Vec::new(),
         model: loaded_as.clone(),
@@ -214,8 +223,10 @@ fn results_dir(args: &TasksArgs, model: &Lapidary) -> PathBuf {
     let standardised = model.standardisation().filter(|_| !args.no_standardise);
     let numbers =
         standardised.map(|s| s.mean().iter().chain(s.std()).flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
-    let described = format!("{} {} {}", model.fingerprint(), args.max_tokens, numbers.is_some());
-    let mut revision = lapidary::fingerprint_of(&[described.as_bytes(), &numbers.unwrap_or_default()]);
+    let described = format!("{} {} {} {PROTOCOLS}", model.fingerprint(), args.max_tokens, numbers.is_some());
+    let instructions = if args.instructions { format!("{INSTRUCTIONS:?}") } else { String::new() };
+    let mut revision =
+        lapidary::fingerprint_of(&[described.as_bytes(), &numbers.unwrap_or_default(), instructions.as_bytes()]);
     revision.truncate(16);
     args.results.join(name.replace('/', "__")).join(revision)
 }
@@ -231,6 +242,7 @@ fn write_model_meta(args: &TasksArgs, model: &Lapidary, out: &Path) -> Result<()
         "max_tokens": args.max_tokens,
         "method": model.method().name(),
         "method_settings": model.method().settings(),
+        "instructions": args.instructions,
         "standardised": model.standardisation().is_some() && !args.no_standardise,
         "fingerprint": model.fingerprint(),
     });
@@ -278,6 +290,9 @@ fn task(
     };
     let mut result = result(name, kind, &score, (num_truncated, started.elapsed().as_secs_f64()), limit);
     result["data_fingerprint"] = json!(data);
+    if kind.is_embedding() {
+        result["instruction"] = json!(instruction_of(args, name));
+    }
     write_json(&file, &result)?;
     let row = row_of(name, kind, &result).context("a result that was just made")?;
     context.note(&format!("{name}: {} {:.2}", row.metric, row.value));
@@ -293,20 +308,29 @@ fn embedding_score(
 ) -> Result<(TaskScore, usize)> {
     let options =
         EmbedOptions { max_tokens: args.max_tokens, standardise: !args.no_standardise, ..EmbedOptions::default() };
+    let instruction = instruction_of(args, name);
     let mut num_truncated = 0;
-    let mut embed = |texts: &[&str]| {
+    let mut embed = |texts: &[&str], side: Side| {
         // Some sets hold empty texts; a blank one has a vector, like any other.
         let texts: Vec<&str> = texts.iter().map(|text| if text.trim().is_empty() { "." } else { *text }).collect();
         let bar = progress::bar(context, texts.len() as u64, "texts")
             .map_err(|error| lapidary::Error::Internal(error.to_string()))?;
         bar.set_message(name.clone());
-        let embeddings = model.embed_with(&texts, &options, &mut |done| bar.set_position(done as u64))?;
+        let mut progress = |done| bar.set_position(done as u64);
+        let embeddings = match instruction.filter(|_| side == Side::Query) {
+            Some(instruction) => model.embed_instructed(instruction, &texts, &options, &mut progress)?,
+            None => model.embed_with(&texts, &options, &mut progress)?,
+        };
         bar.finish_and_clear();
         num_truncated += embeddings.num_truncated;
         Ok(embeddings.vectors)
     };
     let score = score_embedding_task(dir, name, kind, &mut embed)?;
     Ok((score, num_truncated))
+}
+
+fn instruction_of(args: &TasksArgs, name: &str) -> Option<&'static str> {
+    args.instructions.then(|| instruction(name)).flatten()
 }
 
 /// The file of a result: as the `mteb` package writes it, and for language tasks as lm-evaluation-harness does.

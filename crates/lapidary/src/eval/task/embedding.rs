@@ -1,10 +1,11 @@
 //! Scores of vectors on a task: what is embedded, and by which protocol of the `mteb` package it is scored.
 
-use super::{Scores, TEST, TaskKind, TaskScore};
+use super::{Scores, TEST, TaskKind, TaskScore, sampled};
 use crate::Error;
 use crate::data::mteb;
 use crate::data::sts::StsPairs;
 use crate::data::tasks::{self, split_file};
+use crate::eval::bootstrapped_clustering::Bootstrap;
 use crate::eval::classification::{Labelled, Protocol, draw_samples, score_classification};
 use crate::eval::clustering::{ClusteringSet, score_clustering};
 use crate::eval::logistic_regression::LogisticRegressionConfig;
@@ -15,8 +16,17 @@ use crate::eval::summarization::{SummarySet, score_summaries};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-/// Embeds texts: `[D]` each, in order.
-pub type Embed<'a> = dyn FnMut(&[&str]) -> Result<Vec<Vec<f32>>, Error> + 'a;
+/// Which side of a task texts are on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// What an instruction goes with: queries, and all texts of tasks without documents.
+    Query,
+    /// What is to be found.
+    Document,
+}
+
+/// Embeds texts of one side: `[D]` each, in order.
+pub type Embed<'a> = dyn FnMut(&[&str], Side) -> Result<Vec<Vec<f32>>, Error> + 'a;
 
 /// Samples of each label that MTEB draws for the classification task `name`.
 fn samples_per_label(name: &str) -> usize {
@@ -31,12 +41,6 @@ fn samples_per_label(name: &str) -> usize {
 const IGNORE_IDENTICAL_IDS: [&str; 8] =
     ["ArguAna", "ClimateFEVER", "DBPedia", "FEVER", "FEVERHardNegatives", "FiQA2018", "MSMARCO", "QuoraRetrieval"];
 
-/// Whether MTEB scores the clustering task by another protocol than this crate: a sample of the texts, drawn again and
-/// again, with a score for each level of labels.
-fn is_sampled_clustering(name: &str) -> bool {
-    name.ends_with(".v2") || name.starts_with("ArXivHierarchical")
-}
-
 /// Scores an embedding task. Texts that occur twice in one list are embedded once.
 ///
 /// # Errors
@@ -46,33 +50,18 @@ pub fn score_embedding_task(dir: &Path, name: &str, kind: TaskKind, embed: &mut 
     let (metrics, num_scored) = match kind {
         TaskKind::Sts => {
             let set = StsPairs::load_split(dir, TEST)?;
-            let spearman = sts::score_pairs(&set, |texts| embed(texts))?;
+            let spearman = sts::score_pairs(&set, |texts| embed(texts, Side::Query))?;
             (vec![("cosine_spearman", share(spearman))], set.pairs.len())
         }
         TaskKind::Classification => classification(dir, name, embed)?,
-        TaskKind::Clustering if is_sampled_clustering(name) => {
-            return Err(Error::Setting {
-                field: format!("task {name}"),
-                expected: "a clustering task of MTEB version 1 (sets of texts)".into(),
-                found: "one that MTEB version 2 scores on samples, which is not implemented".into(),
-            });
-        }
-        TaskKind::Clustering => {
-            let sets = mteb::load_clustering(&split_file(dir, TEST)?)?;
-            let mut scored = Vec::with_capacity(sets.len());
-            for set in &sets {
-                scored.push((embed_unique(&set.sentences, embed)?, numbered(&set.labels)));
-            }
-            let sets: Vec<_> =
-                scored.iter().map(|(vectors, labels)| ClusteringSet { vectors, labels: labels.as_slice() }).collect();
-            (vec![("v_measure", share(score_clustering(&sets)?))], sets.iter().map(|set| set.labels.len()).sum())
-        }
+        TaskKind::Clustering if sampled::is_sampled(name) => sampled_clustering(dir, name, embed)?,
+        TaskKind::Clustering => clustering(dir, embed)?,
         TaskKind::Retrieval => retrieval(dir, name, embed)?,
         TaskKind::Reranking => reranking(dir, embed)?,
         TaskKind::PairClassification => {
             let pairs = mteb::load_pairs(&split_file(dir, TEST)?)?;
             let texts: Vec<String> = pairs.sentence1.iter().chain(&pairs.sentence2).cloned().collect();
-            let vectors = embed_unique(&texts, embed)?;
+            let vectors = embed_unique(&texts, Side::Query, embed)?;
             let (first, second) = vectors.split_at(pairs.sentence1.len());
             (score_pairs(first, second, &pairs.labels)?.to_vec(), pairs.labels.len())
         }
@@ -93,7 +82,7 @@ fn classification(dir: &Path, name: &str, embed: &mut Embed<'_>) -> Result<Score
     let drawn: Vec<String> = draws.rows.iter().map(|row| train[*row].text.clone()).collect();
     let drawn_labels: Vec<usize> = draws.rows.iter().map(|row| train_labels[*row]).collect();
     let texts: Vec<String> = test.iter().map(|row| row.text.clone()).collect();
-    let (drawn, vectors) = (embed_unique(&drawn, embed)?, embed_unique(&texts, embed)?);
+    let (drawn, vectors) = (embed_unique(&drawn, Side::Query, embed)?, embed_unique(&texts, Side::Query, embed)?);
     let score = score_classification(
         &Labelled { vectors: &drawn, labels: &drawn_labels },
         &Labelled { vectors: &vectors, labels: test_labels },
@@ -103,12 +92,37 @@ fn classification(dir: &Path, name: &str, embed: &mut Embed<'_>) -> Result<Score
     Ok((vec![("accuracy", score.accuracy / 100.0)], texts.len()))
 }
 
+fn clustering(dir: &Path, embed: &mut Embed<'_>) -> Result<Scores, Error> {
+    let sets = mteb::load_clustering(&split_file(dir, TEST)?)?;
+    let mut scored = Vec::with_capacity(sets.len());
+    for set in &sets {
+        scored.push((embed_unique(&set.sentences, Side::Query, embed)?, numbered(&set.labels)));
+    }
+    let sets: Vec<_> =
+        scored.iter().map(|(vectors, labels)| ClusteringSet { vectors, labels: labels.as_slice() }).collect();
+    let num_texts = sets.iter().map(|set| set.labels.len()).sum();
+    Ok((vec![("v_measure", score_clustering(&sets)? / 100.0)], num_texts))
+}
+
+fn sampled_clustering(dir: &Path, name: &str, embed: &mut Embed<'_>) -> Result<Scores, Error> {
+    let (rows, all) = sampled::transformed(name, mteb::load_sentences(&split_file(dir, TEST)?)?)?;
+    let mut bootstrap = Bootstrap::default();
+    let drawn = if all { (0..rows.len()).collect() } else { bootstrap.texts(rows.len())? };
+    let (texts, labels): (Vec<String>, Vec<Vec<String>>) =
+        drawn.into_iter().map(|row| (rows[row].sentence.clone(), rows[row].labels.clone())).unzip();
+    let scores = bootstrap.v_measures(&embed_unique(&texts, Side::Query, embed)?, &labels)?;
+    let mean = scores.iter().sum::<f64>() / scores.len() as f64;
+    let deviation = (scores.iter().map(|score| (score - mean).powi(2)).sum::<f64>() / scores.len() as f64).sqrt();
+    Ok((vec![("v_measure", mean), ("v_measure_std", deviation)], texts.len()))
+}
+
 fn retrieval(dir: &Path, name: &str, embed: &mut Embed<'_>) -> Result<Scores, Error> {
     let data = mteb::load_retrieval(dir, TEST)?;
     let by_id: HashMap<&str, usize> = data.document_ids.iter().enumerate().map(|(i, id)| (id.as_str(), i)).collect();
     let same = |id: &String| by_id.get(id.as_str()).copied().filter(|_| IGNORE_IDENTICAL_IDS.contains(&name));
     let itself: Vec<Option<usize>> = data.query_ids.iter().map(same).collect();
-    let (queries, documents) = (embed_unique(&data.queries, embed)?, embed_unique(&data.documents, embed)?);
+    let (queries, documents) =
+        (embed_unique(&data.queries, Side::Query, embed)?, embed_unique(&data.documents, Side::Document, embed)?);
     let task = RetrievalTask {
         document_ids: &data.document_ids,
         judgements: &data.judgements,
@@ -136,8 +150,8 @@ fn reranking(dir: &Path, embed: &mut Embed<'_>) -> Result<Scores, Error> {
         candidates.push((first..documents.len()).collect::<Vec<usize>>());
     }
     let queries: Vec<String> = rows.into_iter().map(|row| row.query).collect();
-    let vectors = embed_unique(&queries, embed)?;
-    let document_vectors = embed_unique(&documents, embed)?;
+    let vectors = embed_unique(&queries, Side::Query, embed)?;
+    let document_vectors = embed_unique(&documents, Side::Document, embed)?;
     let ids: Vec<String> = (0..documents.len()).map(|i| format!("{i:09}")).collect();
     let task = RetrievalTask {
         document_ids: &ids,
@@ -161,8 +175,8 @@ fn summarization(dir: &Path, name: &str, embed: &mut Embed<'_>) -> Result<Scores
     }
     let rows = mteb::load_summaries(&split_file(dir, TEST)?)?;
     let texts = |of: fn(&mteb::Summaries) -> &Vec<String>| rows.iter().flat_map(of).cloned().collect::<Vec<String>>();
-    let human = embed_unique(&texts(|row| &row.human), embed)?;
-    let machine = embed_unique(&texts(|row| &row.machine), embed)?;
+    let human = embed_unique(&texts(|row| &row.human), Side::Query, embed)?;
+    let machine = embed_unique(&texts(|row| &row.machine), Side::Query, embed)?;
     let (mut human, mut machine) = (human.as_slice(), machine.as_slice());
     let mut sets = Vec::with_capacity(rows.len());
     for row in &rows {
@@ -183,7 +197,7 @@ fn numbered(labels: &[String]) -> Vec<usize> {
 }
 
 /// Embeds each different text once.
-fn embed_unique(texts: &[String], embed: &mut Embed<'_>) -> Result<Vec<Vec<f32>>, Error> {
+fn embed_unique(texts: &[String], side: Side, embed: &mut Embed<'_>) -> Result<Vec<Vec<f32>>, Error> {
     let mut unique: Vec<&str> = Vec::new();
     let mut places: HashMap<&str, usize> = HashMap::new();
     let rows: Vec<usize> = texts
@@ -195,6 +209,6 @@ fn embed_unique(texts: &[String], embed: &mut Embed<'_>) -> Result<Vec<Vec<f32>>
             })
         })
         .collect();
-    let vectors = embed(&unique)?;
+    let vectors = embed(&unique, side)?;
     Ok(rows.into_iter().map(|row| vectors[row].clone()).collect())
 }
