@@ -176,7 +176,12 @@ impl<'a> Trainer<'a> {
     }
 
     fn fresh_state(&self) -> State {
-        State { recipe: self.recipe_text.clone(), base_fingerprint: self.base.fingerprint.clone(), ..State::default() }
+        State {
+            recipe: self.recipe_text.clone(),
+            base_fingerprint: self.base.fingerprint.clone(),
+            cpu_secs: Some(0.0),
+            ..State::default()
+        }
     }
 
     fn checkpoints(&self) -> PathBuf {
@@ -202,6 +207,8 @@ impl<'a> Trainer<'a> {
             }
             None => fresh,
         };
+        let started = kernels::process_cpu_secs().zip(state.cpu_secs).map(|(now, earlier)| now - earlier);
+        let cpu_secs = || Some(kernels::process_cpu_secs()? - started?);
         let pairs = self.validation_pairs()?;
         let sample = first_rows(&self.recipe.data, &self.base.tokenizer, &self.recipe.budget, STANDARDISATION_ROWS)?;
         if let Some(teachers) = &mut self.teachers {
@@ -214,6 +221,7 @@ impl<'a> Trainer<'a> {
         };
         while state.step < steps {
             if state.step == last_step || stop.load(Ordering::Relaxed) {
+                state.cpu_secs = cpu_secs();
                 let path = checkpoint::save(&self.checkpoints(), &state, &self.params, self.options.keep_checkpoints)?;
                 watch(Event::Checkpoint(&path))?;
                 return Ok(Outcome { finished: false, state, model: None });
@@ -229,6 +237,7 @@ impl<'a> Trainer<'a> {
                 self.validate(pairs, &sample, &mut state, watch)?;
             }
             if due(self.options.checkpoint_every_steps) {
+                state.cpu_secs = cpu_secs();
                 let path = checkpoint::save(&self.checkpoints(), &state, &self.params, self.options.keep_checkpoints)?;
                 watch(Event::Checkpoint(&path))?;
             }
@@ -238,6 +247,7 @@ impl<'a> Trainer<'a> {
             Some((_, at)) if at != state.step && GemConfig::is_gem(&best) => copy_dir(&best, &model)?,
             _ => self.save_model(&model, &sample)?,
         }
+        state.cpu_secs = cpu_secs();
         Ok(Outcome { finished: true, state, model: Some(model) })
     }
 

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod common;
+mod comparison;
 mod eval;
 mod gemma3_270m;
 mod generate;
