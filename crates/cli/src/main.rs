@@ -11,7 +11,8 @@ mod table;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    certify, chat, embed, eval, fetch_model, generate, inspect, quickstart, reconstruct, similarity, sweep, train,
+    certify, chat, embed, eval, fetch_model, generate, inspect, quickstart, reconstruct, report, similarity, sweep,
+    train,
 };
 use context::Context;
 use std::path::PathBuf;
@@ -57,6 +58,8 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Measure a model
     Eval(eval::EvalArgs),
+    /// Put the results of evaluations side by side
+    Report(report::ReportArgs),
     /// Show what a GEM has cost its base model, and refuse one that cost too much
     Certify(certify::CertifyArgs),
     /// Bring a model's files to this machine
@@ -82,6 +85,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Reconstruct(args) => reconstruct::run(args, &context),
         Command::Inspect(args) => inspect::run(args, &context),
         Command::Eval(args) => eval::run(args, &context),
+        Command::Report(args) => report::run(args, &context),
         Command::Certify(args) => certify::run(args, &context),
         Command::Fetch(args) => fetch_model::run(args, &context),
     }

@@ -32,6 +32,19 @@ pub fn map_file(file: &std::fs::File) -> std::io::Result<Mmap> {
     unsafe { Mmap::map(file) }
 }
 
+/// Seconds of CPU time that the threads of this process have taken together; `None` where the system does not tell.
+pub fn process_cpu_secs() -> Option<f64> {
+    #[cfg(unix)]
+    {
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the call writes the one value it is given, and keeps no pointer to it.
+        let status = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+        (status == 0).then_some(time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9)
+    }
+    #[cfg(not(unix))]
+    None
+}
+
 /// Prepares the process for training and embedding: call it first in `main`, before any thread is started.
 ///
 /// The C allocator keeps freed memory for the next step (the same large buffers are taken again and again, and pages

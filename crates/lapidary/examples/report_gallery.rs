@@ -129,6 +129,7 @@ fn example_blocks() -> Vec<Block> {
         Block::Table(Table {
             caption: "Spearman × 100, accuracy × 100".to_owned(),
             columns: ["method", "STSBenchmark", "STS17", "Banking77"].map(str::to_owned).to_vec(),
+            groups: vec![(String::new(), 1), ("similarity".to_owned(), 2), ("classification".to_owned(), 1)],
             rows: vec![row(["baseline A", "41.2", "54.0", "55.1"]), row(["baseline D", "70.3", "80.1", "–"]), best],
         }),
         Block::Checks(vec![

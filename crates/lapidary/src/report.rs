@@ -3,9 +3,14 @@
 mod axis;
 pub mod bars;
 mod canvas;
+pub mod comparison;
+mod comparison_page;
 pub mod curves;
 pub mod heat_map;
 pub mod html;
+pub mod markdown;
+pub mod results;
+pub mod score_grid;
 
 use thiserror::Error;
 

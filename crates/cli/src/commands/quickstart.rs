@@ -188,7 +188,7 @@ fn train(trainer: &mut Trainer<'_>, out: &Path, context: &Context) -> Result<(Pa
     watch.finish();
     match outcome.model {
         Some(model) => {
-            watch.leave_metrics(&model)?;
+            watch.leave_records(&model, &outcome.state)?;
             Ok((model, outcome.state, watch.losses()?))
         }
         None => {

@@ -144,6 +144,6 @@ pub(crate) fn to_the_end(
         context.note(&format!("picture: {}", picture.display()));
     }
     let model = outcome.model.context("a finished run without a model")?;
-    watch.leave_metrics(&model)?;
+    watch.leave_records(&model, &outcome.state)?;
     Ok(Some((model, outcome.state.train_secs)))
 }

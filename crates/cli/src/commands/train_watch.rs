@@ -9,13 +9,15 @@ use lapidary::output::atomic::write_file;
 use lapidary::output::metrics_log::MetricsLog;
 use lapidary::output::tensorboard::EventWriter;
 use lapidary::report::curves::{LossPoint, loss_curves, validation_curve};
-use lapidary::train::{Damage, Event, StepMetrics};
+use lapidary::train::{Damage, Event, State, StepMetrics};
 use serde_json::{Value, json};
 use std::io::{IsTerminal as _, Write as _, stderr};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const METRICS_FILE: &str = "metrics.jsonl";
+/// What a finished run has cost.
+const TRAINING_FILE: &str = "training.json";
 const EVENTS_DIR: &str = "tensorboard";
 /// Lines of a whole run where there is no terminal for a bar.
 const NUM_LINES: u64 = 40;
@@ -166,14 +168,17 @@ impl<'a> Watch<'a> {
         self.bar.finish_and_clear();
     }
 
-    /// Puts the metrics of the whole run into the model's directory, to stay with what they are of.
+    /// Puts the metrics and the cost of the whole run into the model's directory, to stay with what they are of.
     ///
     /// # Errors
     /// When they cannot be read or written.
-    pub(crate) fn leave_metrics(&self, model: &Path) -> Result<()> {
+    pub(crate) fn leave_records(&self, model: &Path, state: &State) -> Result<()> {
         let path = self.out.join(METRICS_FILE);
         let metrics = std::fs::read(&path).with_context(|| path.display().to_string())?;
-        Ok(write_file(&model.join(METRICS_FILE), |file| file.write_all(&metrics))?)
+        write_file(&model.join(METRICS_FILE), |file| file.write_all(&metrics))?;
+        let cost = json!({"steps": state.step, "train_secs": state.train_secs, "cpu_secs": state.cpu_secs});
+        let text = serde_json::to_string_pretty(&cost)? + "\n";
+        Ok(write_file(&model.join(TRAINING_FILE), |file| file.write_all(text.as_bytes()))?)
     }
 
     /// The losses of the whole run, earlier calls included.
@@ -206,6 +211,18 @@ impl<'a> Watch<'a> {
         }
         Ok(pictures)
     }
+}
+
+/// What training the model in `dir` has cost, where it was trained by this program: its `training.json`, or of a run
+/// without one the seconds that its metrics tell.
+pub(crate) fn training_cost(dir: &Path) -> Option<Value> {
+    if let Ok(text) = std::fs::read_to_string(dir.join(TRAINING_FILE)) {
+        return serde_json::from_str(&text).ok();
+    }
+    let metrics = std::fs::read_to_string(dir.join(METRICS_FILE)).ok()?;
+    let steps = metrics.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let last = steps.into_iter().find(|row| row["train_secs"].is_number())?;
+    Some(json!({"steps": last["step"], "train_secs": last["train_secs"]}))
 }
 
 /// Losses, and validation scores by step.

@@ -5,6 +5,7 @@
 mod bad_input;
 mod eval;
 mod quickstart;
+mod report;
 mod talk;
 mod tiny_model;
 mod train;
@@ -76,6 +77,7 @@ fn help_has_examples_and_no_command_is_a_usage_error() {
         "inspect",
         "eval",
         "certify",
+        "report",
         "fetch",
     ] {
         let help = stdout(run(dir.path(), &[command, "--help"]));

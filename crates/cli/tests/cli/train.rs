@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// A directory with a base model, forty sentences, a validation set and a recipe of six steps.
-fn workshop() -> tempfile::TempDir {
+pub(crate) fn workshop() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     tiny_model::write(&dir.path().join("base"), 1);
     let subjects = ["A man", "A woman", "The dog", "My cat", "Nobody"];
@@ -43,11 +43,12 @@ fn files_under(dir: &Path) -> Vec<(String, Vec<u8>)> {
     files
 }
 
-/// The files of a run's model but its metrics, which tell how long steps took.
+/// The files of a run's model but those that tell how long it took.
 fn model_files(run: &Path) -> Vec<(String, Vec<u8>)> {
-    let (metrics, files): (Vec<_>, Vec<_>) =
-        files_under(&run.join("model")).into_iter().partition(|(name, _)| name == "metrics.jsonl");
-    assert_eq!(metrics.len(), 1);
+    let (clocked, files): (Vec<_>, Vec<_>) = files_under(&run.join("model"))
+        .into_iter()
+        .partition(|(name, _)| ["metrics.jsonl", "training.json"].contains(&name.as_str()));
+    assert_eq!(clocked.len(), 2);
     files
 }
 
@@ -115,6 +116,10 @@ fn an_ended_run_goes_on_and_gives_the_same_model() {
     assert_eq!(model, "straight/model\n");
     stdout(run(dir, &train("ended", &["--stop-after-steps", "3"])));
     assert!(!dir.join("ended/model").exists());
+    let json = |path: &str| -> serde_json::Value {
+        serde_json::from_str(&fs::read_to_string(dir.join("ended").join(path)).unwrap()).unwrap()
+    };
+    let first = json("checkpoints/step-00000003/state.json");
     let output = run(dir, &train("ended", &[]));
     let stderr = String::from_utf8(output.stderr.clone()).unwrap();
     assert!(stderr.contains("going on after step 3"), "{stderr}");
@@ -127,6 +132,12 @@ fn an_ended_run_goes_on_and_gives_the_same_model() {
     };
     assert_eq!(steps("straight"), [1, 2, 3, 3, 4, 5, 6, 6]);
     assert_eq!(steps("ended"), steps("straight"));
+    // What the first part has taken is in what the run has cost.
+    let (last, all) = (json("checkpoints/step-00000006/state.json"), json("model/training.json"));
+    let cpu_secs = [&first, &json("checkpoints/step-00000004/state.json"), &last, &all]
+        .map(|record| record["cpu_secs"].as_f64().unwrap());
+    assert!(0.0 < cpu_secs[0] && cpu_secs.is_sorted_by(|a, b| a < b), "{cpu_secs:?}");
+    assert_eq!((&all["steps"], &all["train_secs"]), (&last["step"], &last["train_secs"]));
     for picture in ["loss.png", "validation.png"] {
         assert!(fs::read(dir.join("ended").join(picture)).unwrap().starts_with(b"\x89PNG"));
     }

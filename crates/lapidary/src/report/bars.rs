@@ -15,6 +15,10 @@ const BAR_GAP: f64 = 3.0;
 const PLOT_HEIGHT: f64 = 270.0;
 const LEGEND_ROW: f64 = 22.0;
 const MAX_BARS: usize = 56;
+const LABEL: f64 = 13.5;
+const LABEL_LINES: usize = 3;
+/// The widest column of a label; a longer word is cut.
+const LABEL_WIDTH: f64 = 130.0;
 
 /// One method with its value in each group; `None` where it was not measured.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,11 +53,16 @@ pub fn bar_comparison(title: &str, groups: &[String], series: &[Series]) -> Resu
     check_finite("values", values())?;
 
     let bars = series.len() as f64 * (BAR + BAR_GAP);
-    let wanted = groups.len() as f64 * (bars + BAR) + GUTTER + 2.0 * MARGIN;
+    let group = (bars + BAR).max(label_width(groups)? + 10.0);
+    let wanted = groups.len() as f64 * group + GUTTER + 2.0 * MARGIN;
     let width = wanted.max(MIN_WIDTH);
     let legend = legend_rows(series, width - 2.0 * MARGIN)?;
     let top = 52.0 + LEGEND_ROW * legend.len() as f64 + 14.0;
-    let height = top + PLOT_HEIGHT + 56.0;
+    let group_width = (width - GUTTER - 2.0 * MARGIN) / groups.len() as f64;
+    let wrap = |group: &String| Style::new(LABEL).wrap(group, group_width - 10.0, LABEL_LINES);
+    let labels = groups.iter().map(wrap).collect::<Result<Vec<_>, _>>()?;
+    let num_lines = labels.iter().map(Vec::len).max().unwrap_or(0);
+    let height = top + PLOT_HEIGHT + 22.0 + 17.0 * num_lines as f64;
     paint(width.ceil() as u32, height.ceil() as u32, |canvas| {
         let style = Style::new(19.0).bold();
         let title = style.elide(title, width - 2.0 * MARGIN)?;
@@ -64,12 +73,10 @@ pub fn bar_comparison(title: &str, groups: &[String], series: &[Series]) -> Resu
         let ticks = Ticks::covering(low, high, 5);
         let y = Axis { low: ticks.low(), high: ticks.high(), from: top + PLOT_HEIGHT, to: top };
         draw_grid(canvas, &ticks, &y, width)?;
-        let group_width = (width - GUTTER - 2.0 * MARGIN) / groups.len() as f64;
-        for (index, group) in groups.iter().enumerate() {
+        for (index, lines) in labels.iter().enumerate() {
             let middle = MARGIN + GUTTER + group_width * (index as f64 + 0.5);
             draw_group(canvas, &y, middle - bars / 2.0, index, series)?;
-            let style = Style::new(13.5);
-            let lines = style.wrap(group, group_width - 10.0, 2)?;
+            let style = Style::new(LABEL);
             for (row, line) in lines.iter().enumerate() {
                 let place = (middle, y.from + 16.0 + 17.0 * row as f64);
                 canvas.text(line, place, style.centred())?;
@@ -78,6 +85,16 @@ pub fn bar_comparison(title: &str, groups: &[String], series: &[Series]) -> Resu
         let base = y.at(0.0);
         canvas.line(&[(MARGIN + GUTTER, base), (width - MARGIN, base)], 1.0, &INK)
     })
+}
+
+/// Room for a label that breaks between words and after hyphens.
+fn label_width(groups: &[String]) -> Result<f64, ReportError> {
+    let style = Style::new(LABEL);
+    let mut width: f64 = 0.0;
+    for part in groups.iter().flat_map(|group| group.split([' ', '-', '/'])) {
+        width = width.max(style.width_of(part)? + style.width_of("-")?);
+    }
+    Ok(width.min(LABEL_WIDTH))
 }
 
 /// Entries of the legend: index of the series, its text, and where it starts.

@@ -8,7 +8,9 @@ use plotters::coord::Shift;
 use plotters::drawing::{DrawingArea, IntoDrawingArea};
 use plotters::element::{Circle, PathElement, Rectangle, Text};
 use plotters::style::text_anchor::{HPos, Pos, VPos};
-use plotters::style::{Color, FontDesc, FontFamily, FontStyle, RGBColor, TextStyle, WHITE, register_font};
+use plotters::style::{
+    Color, FontDesc, FontFamily, FontStyle, FontTransform, RGBColor, TextStyle, WHITE, register_font,
+};
 
 use super::ReportError;
 
@@ -107,22 +109,30 @@ impl Style {
         Ok(format!("{}…", text[..end].trim_end()))
     }
 
-    /// At most `max_lines` lines of whole words no wider than `width`, the last one elided.
+    /// At most `max_lines` lines of whole words no wider than `width`, the last one elided. A word may break after a
+    /// hyphen or a slash.
     pub(super) fn wrap(&self, text: &str, width: f64, max_lines: usize) -> Result<Vec<String>, ReportError> {
         // Beyond this nothing is shown at any width used here, and measuring stays cheap.
         const MAX_CHARS: usize = 600;
         let text: String = text.chars().take(MAX_CHARS).collect();
-        let mut words = text.split_whitespace().peekable();
+        let mut words = text
+            .split_whitespace()
+            .flat_map(|word| word.split_inclusive(['-', '/']).enumerate().map(|(at, part)| (at == 0, part)))
+            .peekable();
+        let join = |line: &str, (starts_word, part): (bool, &str)| {
+            let blank = if starts_word && !line.is_empty() { " " } else { "" };
+            format!("{line}{blank}{part}")
+        };
         let mut lines = Vec::new();
         while words.peek().is_some() {
             if lines.len() + 1 == max_lines {
-                let rest: Vec<&str> = words.by_ref().collect();
-                lines.push(self.elide(&rest.join(" "), width)?);
+                let rest = words.by_ref().fold(String::new(), |line, word| join(&line, word));
+                lines.push(self.elide(&rest, width)?);
                 break;
             }
             let mut line = String::new();
             while let Some(word) = words.peek() {
-                let longer = if line.is_empty() { (*word).to_owned() } else { format!("{line} {word}") };
+                let longer = join(&line, *word);
                 if !line.is_empty() && self.width_of(&longer)? > width {
                     break;
                 }
@@ -175,6 +185,14 @@ impl Canvas<'_> {
         // The drawing library centres the line with its descent; the eye centres the letters.
         let at = (at.0, at.1 + 0.1 * style.size);
         let font = font.pos(Pos::new(style.horizontal, style.vertical));
+        self.area.draw(&Text::new(text, painted(at), font)).map_err(drawing_error)
+    }
+
+    /// A text that is read from below: it starts at the given place, which is the middle of its line, and goes up.
+    pub(super) fn rising_text(&self, text: &str, at: Point, style: Style) -> Result<(), ReportError> {
+        let font: TextStyle<'_> = style.font().transform(FontTransform::Rotate270).color(&style.color);
+        let at = (at.0 + 0.1 * style.size, at.1);
+        let font = font.pos(Pos::new(HPos::Left, VPos::Center));
         self.area.draw(&Text::new(text, painted(at), font)).map_err(drawing_error)
     }
 }

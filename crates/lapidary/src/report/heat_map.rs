@@ -13,7 +13,7 @@ const HEADER: f64 = 24.0;
 const SCALE_WIDTH: f64 = 74.0;
 /// More cells than this on a side leave no room for numbers.
 const MAX_LABELS: usize = 32;
-const WHITE: RGBColor = RGBColor(255, 255, 255);
+pub(super) const WHITE: RGBColor = RGBColor(255, 255, 255);
 /// Ends of the scale: minus one and one, white between them at zero.
 const OPPOSITE: RGBColor = RGBColor(179, 73, 0);
 const ALIKE: RGBColor = RGBColor(0, 72, 128);
@@ -105,7 +105,7 @@ fn draw_scale(canvas: &Canvas<'_>, x: f64, top: f64, height: f64) -> Result<(), 
 }
 
 /// White at zero, towards one end's colour with the value's magnitude.
-fn color_of(value: f64) -> RGBColor {
+pub(super) fn color_of(value: f64) -> RGBColor {
     let end = if value < 0.0 { OPPOSITE } else { ALIKE };
     let share = value.abs().min(1.0);
     let mix = |white: u8, end: u8| (f64::from(white) + share * (f64::from(end) - f64::from(white))).round() as u8;
@@ -113,7 +113,7 @@ fn color_of(value: f64) -> RGBColor {
 }
 
 /// Whether white text reads better than ink on a colour (relative luminance of WCAG 2).
-fn is_dark(RGBColor(red, green, blue): RGBColor) -> bool {
+pub(super) fn is_dark(RGBColor(red, green, blue): RGBColor) -> bool {
     let linear = |channel: u8| {
         let share = f64::from(channel) / 255.0;
         if share <= 0.040_45 { share / 12.92 } else { ((share + 0.055) / 1.055).powf(2.4) }

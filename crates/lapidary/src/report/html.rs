@@ -61,8 +61,18 @@ pub struct Table {
     pub caption: String,
     /// The header of each column.
     pub columns: Vec<String>,
+    /// What neighbouring columns have in common, with their number; together all columns, or empty.
+    pub groups: Vec<(String, usize)>,
     /// The rows, each with one cell for each column.
     pub rows: Vec<Vec<Cell>>,
+}
+
+impl Table {
+    /// Whether each column but the first holds numbers alone. Rows have a cell for each column.
+    pub(super) fn numeric(&self) -> Vec<bool> {
+        let holds_numbers = |column: usize| self.rows.iter().all(|row| is_numeric(&row[column].text));
+        (0..self.columns.len()).map(|column| column > 0 && holds_numbers(column)).collect()
+    }
 }
 
 /// A cell of a table.
@@ -112,7 +122,7 @@ pub struct Check {
 /// Renders the page.
 ///
 /// # Errors
-/// If a table row has not one cell for each column, a figure is not a PNG or lacks its
+/// If a table row has not one cell for each column, groups of columns are not of all columns, a figure is not a PNG or lacks its
 /// alternative text.
 pub fn render(page: &Page) -> Result<String, ReportError> {
     let sections = page.sections.iter().map(SectionView::new);
@@ -127,6 +137,11 @@ pub fn render(page: &Page) -> Result<String, ReportError> {
         sections => sections,
         footer => page.footer,
     })?)
+}
+
+/// Checks what [`render`] checks.
+pub(super) fn check_page(page: &Page) -> Result<(), ReportError> {
+    page.sections.iter().try_for_each(|section| SectionView::new(section).map(drop))
 }
 
 #[derive(Serialize)]
@@ -147,7 +162,9 @@ enum BlockView<'a> {
     },
     Table {
         caption: &'a str,
-        columns: &'a [String],
+        /// Headers in parts, between which a line may break.
+        columns: Vec<Vec<&'a str>>,
+        groups: &'a [(String, usize)],
         /// Whether each column holds numbers, which are set flush right.
         numeric: Vec<bool>,
         rows: &'a [Vec<Cell>],
@@ -188,6 +205,14 @@ impl<'a> BlockView<'a> {
     }
 
     fn table(table: &'a Table) -> Result<Self, ReportError> {
+        let num_grouped: usize = table.groups.iter().map(|(_, columns)| columns).sum();
+        if !table.groups.is_empty() && num_grouped != table.columns.len() {
+            return Err(ReportError::Size {
+                what: format!("the groups of table `{}`", table.caption),
+                expected: table.columns.len(),
+                found: num_grouped,
+            });
+        }
         for (index, row) in table.rows.iter().enumerate() {
             if row.len() != table.columns.len() {
                 return Err(ReportError::Size {
@@ -197,12 +222,11 @@ impl<'a> BlockView<'a> {
                 });
             }
         }
-        let numeric = (0..table.columns.len())
-            .map(|column| column > 0 && table.rows.iter().all(|row| is_numeric(&row[column].text)));
         Ok(Self::Table {
             caption: &table.caption,
-            columns: &table.columns,
-            numeric: numeric.collect(),
+            columns: table.columns.iter().map(|name| break_points(name)).collect(),
+            groups: &table.groups,
+            numeric: table.numeric(),
             rows: &table.rows,
         })
     }
@@ -221,6 +245,21 @@ impl<'a> BlockView<'a> {
             alternative: &figure.alternative,
         })
     }
+}
+
+/// A name in parts: a line may break before a capital that follows a small letter (`BiorxivClustering`).
+fn break_points(name: &str) -> Vec<&str> {
+    let mut parts = Vec::new();
+    let (mut start, mut before) = (0, ' ');
+    for (at, character) in name.char_indices() {
+        if before.is_lowercase() && character.is_uppercase() {
+            parts.push(&name[start..at]);
+            start = at;
+        }
+        before = character;
+    }
+    parts.push(&name[start..]);
+    parts
 }
 
 /// Whether a cell reads as a number, perhaps with a sign and a unit, or as none measured.

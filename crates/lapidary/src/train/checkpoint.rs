@@ -34,6 +34,10 @@ pub struct State {
     pub collapsed_steps: u64,
     /// Seconds of training so far.
     pub train_secs: f64,
+    /// CPU seconds of the process while it trained, validated and saved, earlier parts included; what a kill has undone
+    /// is in it no more than in `step`. `None` where the system does not tell, or an earlier part did not.
+    #[serde(default)]
+    pub cpu_secs: Option<f64>,
     /// The resolved recipe: a resume with another one is refused.
     pub recipe: String,
     /// Fingerprint of the base model: a resume on another one is refused.

@@ -209,7 +209,12 @@ impl<'a> Trainer<'a> {
     }
 
     fn fresh_state(&self) -> State {
-        State { recipe: self.recipe_text.clone(), base_fingerprint: self.base.fingerprint.clone(), ..State::default() }
+        State {
+            recipe: self.recipe_text.clone(),
+            base_fingerprint: self.base.fingerprint.clone(),
+            cpu_secs: Some(0.0),
+            ..State::default()
+        }
     }
 
     fn checkpoints(&self) -> PathBuf {
@@ -237,6 +242,8 @@ impl<'a> Trainer<'a> {
             }
             None => fresh,
         };
+        let started = kernels::process_cpu_secs().zip(state.cpu_secs).map(|(now, earlier)| now - earlier);
+        let cpu_secs = || Some(kernels::process_cpu_secs()? - started?);
         let pairs = self.validation_pairs()?;
         let sample = first_rows(&self.recipe.data, &self.base.tokenizer, &self.recipe.budget, STANDARDISATION_ROWS)?;
         if let Some(teachers) = &mut self.teachers {
@@ -250,6 +257,7 @@ impl<'a> Trainer<'a> {
         };
         while state.step < steps && state.over_budget.is_none() {
             if state.step == last_step || stop.load(Ordering::Relaxed) {
+                state.cpu_secs = cpu_secs();
                 let path = checkpoint::save(&self.checkpoints(), &state, &self.params, self.options.keep_checkpoints)?;
                 watch(Event::Checkpoint(&path))?;
                 return Ok(Outcome { finished: false, state, model: None });
@@ -263,6 +271,7 @@ impl<'a> Trainer<'a> {
                 self.judge(gauge.as_ref(), pairs.as_ref(), &sample, &mut state, watch)?;
             }
             if due(self.options.checkpoint_every_steps) || state.over_budget.is_some() {
+                state.cpu_secs = cpu_secs();
                 let path = checkpoint::save(&self.checkpoints(), &state, &self.params, self.options.keep_checkpoints)?;
                 watch(Event::Checkpoint(&path))?;
             }
@@ -275,6 +284,7 @@ impl<'a> Trainer<'a> {
             }
             _ => self.save_model(&model, &sample)?,
         }
+        state.cpu_secs = cpu_secs();
         Ok(Outcome { finished: true, state, model: Some(model) })
     }
 

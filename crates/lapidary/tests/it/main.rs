@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod common;
+mod comparison;
 mod damage;
 mod eval;
 mod gemma3_270m;

@@ -101,6 +101,7 @@ fn all_text_is_escaped() {
         Block::Table(Table {
             caption: text(),
             columns: vec![text(), text()],
+            groups: vec![(text(), 2)],
             rows: vec![vec![Cell::new(HOSTILE), Cell::new(HOSTILE).best()]],
         }),
         Block::Figure(Figure { png, caption: text(), alternative: text() }),
@@ -110,14 +111,19 @@ fn all_text_is_escaped() {
     .unwrap();
     assert!(!html.contains("<script"));
     // Title twice, summary, heading, footer; then each block, the table's caption twice.
-    assert_eq!(html.matches(ESCAPED).count(), 5 + 1 + 2 + 6 + 2 + 2 + 2);
+    assert_eq!(html.matches(ESCAPED).count(), 5 + 1 + 2 + 7 + 2 + 2 + 2);
     assert!(html.contains("data:image/png;base64,iVBORw0KGgo"));
     assert!(html.contains("✗ fail"));
 }
 
 #[test]
 fn faulty_blocks_are_errors() {
-    let ragged = Table { caption: "t".to_owned(), columns: names(&["a", "b"]), rows: vec![vec![Cell::new("1")]] };
+    let ragged = Table {
+        caption: "t".to_owned(),
+        columns: names(&["a", "b"]),
+        rows: vec![vec![Cell::new("1")]],
+        ..Table::default()
+    };
     assert!(matches!(render(&page(vec![Block::Table(ragged)])), Err(ReportError::Size { expected: 2, found: 1, .. })));
     let figure = |png: &[u8], alternative: &str| {
         page(vec![Block::Figure(Figure {

@@ -216,8 +216,12 @@ fn a_stopped_run_goes_on_as_if_it_had_not_stopped() {
         let metrics: Vec<StepMetrics> = parts.iter().flat_map(|part| part.metrics.clone()).collect();
         assert_eq!(timeless(&metrics), timeless(&straight.metrics));
         assert_same_params(&parts[2], &straight);
-        let state =
-            |told: &Told| State { train_secs: 0.0, tensors_hash: String::new(), ..told.outcome().state.clone() };
+        let state = |told: &Told| State {
+            train_secs: 0.0,
+            cpu_secs: None,
+            tensors_hash: String::new(),
+            ..told.outcome().state.clone()
+        };
         assert_eq!(state(&parts[2]), state(&straight));
         assert!(straight.outcome().state.position.epoch >= 7 && straight.outcome().state.position.num_short > 0);
         assert!(straight.outcome().state.position.num_cut > 0);

@@ -2,6 +2,7 @@
 
 use super::{language_model, standardise};
 use crate::args::EmbedModelArgs;
+use crate::commands::train_watch::training_cost;
 use crate::context::Context;
 use crate::progress;
 use crate::table::aligned;
@@ -233,7 +234,7 @@ fn results_dir(args: &TasksArgs, model: &Lapidary) -> PathBuf {
 
 fn write_model_meta(args: &TasksArgs, model: &Lapidary, out: &Path) -> Result<()> {
     let dir_name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let meta = json!({
+    let mut meta = json!({
         "name": out.parent().map(dir_name).unwrap_or_default().replace("__", "/"),
         "revision": dir_name(out),
         "framework": ["lapidary"],
@@ -246,6 +247,9 @@ fn write_model_meta(args: &TasksArgs, model: &Lapidary, out: &Path) -> Result<()
         "standardised": model.standardisation().is_some() && !args.no_standardise,
         "fingerprint": model.fingerprint(),
     });
+    if let Some(cost) = training_cost(Path::new(&args.model.model.name())) {
+        meta["training"] = cost;
+    }
     write_json(&out.join("model_meta.json"), &meta)
 }
 

@@ -151,6 +151,7 @@ pub(super) fn write(findings: &Findings, out: &Path, secs: f64) -> Result<()> {
         caption: "Spearman x 100".into(),
         columns: heads(findings),
         rows: findings.methods.iter().map(row).collect(),
+        ..Table::default()
     };
     let mut knowledge: Vec<Vec<Cell>> = Vec::new();
     if let Some((before, after)) = findings.banking {
@@ -161,7 +162,7 @@ pub(super) fn write(findings: &Findings, out: &Path, secs: f64) -> Result<()> {
         knowledge.push(vec![Cell::new(name), Cell::new(format!("{before:.4}")), Cell::new(format!("{after:.4}"))]);
     }
     let columns = ["measure", "before", "after"].map(str::to_owned).to_vec();
-    let knowledge = Table { caption: "Before and after".into(), columns, rows: knowledge };
+    let knowledge = Table { caption: "Before and after".into(), columns, rows: knowledge, ..Table::default() };
     let checks = findings
         .checks
         .iter()
