@@ -49,7 +49,7 @@ enum Sort {
 
 /// What a file is written as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Format {
+pub(super) enum Format {
     Html,
     Markdown,
 }
@@ -90,7 +90,10 @@ pub(crate) fn run(args: &ReportArgs, context: &Context) -> Result<()> {
 }
 
 /// The files that one `--out` stands for.
-fn outputs(out: &Path) -> Result<Vec<(PathBuf, Format)>> {
+///
+/// # Errors
+/// When its name says no format.
+pub(super) fn outputs(out: &Path) -> Result<Vec<(PathBuf, Format)>> {
     match out.extension().and_then(|extension| extension.to_str()) {
         _ if out.is_dir() || out.to_string_lossy().ends_with(['/', '\\']) => {
             Ok(vec![(out.join("report.html"), Format::Html), (out.join("report.md"), Format::Markdown)])
@@ -101,7 +104,11 @@ fn outputs(out: &Path) -> Result<Vec<(PathBuf, Format)>> {
     }
 }
 
-fn write(page: &Page, path: &Path, format: Format) -> Result<()> {
+/// Writes a page, and as Markdown its pictures beside it.
+///
+/// # Errors
+/// When the disk is at fault.
+pub(super) fn write(page: &Page, path: &Path, format: Format) -> Result<()> {
     let dir = path.parent().unwrap_or(Path::new(""));
     std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
     let text = match format {

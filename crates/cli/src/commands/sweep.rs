@@ -2,7 +2,8 @@
 
 use super::eval::tasks::{TaskOptions, measure_tasks};
 use super::eval::{raw_and_standardised, standardise};
-use super::train;
+use super::train_watch::training_cost;
+use super::{report, train};
 use crate::args::EmbedModelArgs;
 use crate::context::Context;
 use crate::table::aligned;
@@ -14,6 +15,7 @@ use lapidary::data::sts::StsPairs;
 use lapidary::model::WeightFormat;
 use lapidary::output::atomic::write_file;
 use lapidary::report::bars::{Series, bar_comparison};
+use lapidary::report::html::{Block, Cell, Figure, Page, Section, Table};
 use lapidary::train::{Recipe, RunOptions};
 use serde::{Deserialize, Serialize};
 use std::io::{Write as _, stdout};
@@ -43,7 +45,7 @@ pub(crate) struct SweepArgs {
     /// Measure on the tasks of this directory too, as `eval tasks` does
     #[arg(long, value_name = "DIR")]
     tasks: Option<PathBuf>,
-    /// Directory of the runs, the table and the picture [default: runs/ and the sweep's name]
+    /// Directory of the runs and of the report [default: runs/ and the sweep's name]
     #[arg(long, short, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -52,6 +54,8 @@ pub(crate) struct SweepArgs {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Sweep {
+    /// Title of the page [default: the file's name].
+    title: Option<String>,
     /// The recipe that all runs start from; its path as seen from the current directory.
     recipe: Option<PathBuf>,
     /// Changes that all runs share.
@@ -95,7 +99,8 @@ struct Scores {
     set: Vec<String>,
     /// Hash of the recipe that was changed; of nothing where none was.
     recipe: String,
-    train_secs: f64,
+    /// Seconds of the process that trained, all its threads; none where nothing was trained, or the system does not tell.
+    cpu_secs: Option<f64>,
     /// By file, Spearman times 100, standardised where the model has a standardisation; then by task.
     figures: Vec<(String, f64)>,
 }
@@ -162,7 +167,9 @@ pub(crate) fn run(args: &SweepArgs, context: &Context) -> Result<()> {
         }
         all.push((variant.name.clone(), runs));
     }
-    finish(&all, &out, context)
+    let title =
+        sweep.title.unwrap_or_else(|| args.sweep.file_stem().unwrap_or_default().to_string_lossy().into_owned());
+    finish(&title, &all, &out, context)
 }
 
 /// One run of a variant.
@@ -247,28 +254,30 @@ fn scores(
     if let Some(kept) = kept.as_ref().filter(|kept| measures.are_in(kept)) {
         return Ok(kept.clone());
     }
-    let (mut model, loaded_as, train_secs) = match run {
+    let (mut model, loaded_as) = match run {
         Run::Recipe(text, set) => {
             let recipe = Recipe::parse(text, set)?;
             let files = context.files(&recipe.model)?;
             let options =
                 RunOptions { out: dir.into(), checkpoint_every_steps: 50, keep_checkpoints: 1, stop_after_steps: 0 };
-            let (gem, train_secs) = match &kept {
-                Some(kept) => (dir.join("model"), kept.train_secs),
-                None => train::to_the_end(recipe, options, stop, context)?.context("a run without an end")?,
+            let gem = match &kept {
+                Some(_) => dir.join("model"),
+                None => train::to_the_end(recipe, options, stop, context)?.context("a run without an end")?.0,
             };
             let mut args = EmbedModelArgs::default();
             args.model.model = Some(gem.display().to_string());
-            (Lapidary::load(&gem, &files)?, args, train_secs)
+            (Lapidary::load(&gem, &files)?, args)
         }
-        Run::Model(args) => (context.load_to_embed(args)?, args.as_ref().clone(), 0.0),
+        Run::Model(args) => (context.load_to_embed(args)?, args.as_ref().clone()),
     };
     model.set_weight_format(measures.weights)?;
     if model.standardisation().is_none() {
         standardise(&mut model, measures.standardise_on, context)?;
     }
     std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
-    let mut scores = Scores { set, recipe, train_secs, figures: Vec::new() };
+    let cost = training_cost(Path::new(&loaded_as.model.name()));
+    let cpu_secs = cost.and_then(|cost| cost["cpu_secs"].as_f64());
+    let mut scores = Scores { set, recipe, cpu_secs, figures: Vec::new() };
     for (name, set) in &measures.sts {
         let (raw, standardised) = raw_and_standardised(&model, set, name, context)?;
         scores.figures.push((name.clone(), standardised.unwrap_or(raw)));
@@ -301,16 +310,19 @@ fn mean_sd(values: &[f64]) -> (f64, f64) {
     (mean, if values.len() > 1 { (squares / (n - 1.0)).sqrt() } else { 0.0 })
 }
 
-/// The table on the terminal and in a file, and the picture.
-fn finish(all: &[(String, Vec<Scores>)], out: &Path, context: &Context) -> Result<()> {
+/// The table on the terminal, and with its picture as a page.
+fn finish(title: &str, all: &[(String, Vec<Scores>)], out: &Path, context: &Context) -> Result<()> {
     let figures = |run: &Scores| run.figures.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
     // Every run measures the same, in the same order.
     let names = all.iter().flat_map(|(_, runs)| runs).next().map(figures).unwrap_or_default();
     if let Some(other) = all.iter().flat_map(|(_, runs)| runs).map(figures).find(|other| *other != names) {
         bail!("expected every run to be measured on {names:?}, found one on {other:?}");
     }
-    let head = std::iter::once("variant".to_owned()).chain(names.iter().cloned()).chain(["seconds".to_owned()]);
-    let mut rows = vec![head.collect::<Vec<_>>()];
+    let columns: Vec<String> = std::iter::once("variant".to_owned())
+        .chain(names.iter().cloned())
+        .chain(["training CPU seconds".into()])
+        .collect();
+    let mut rows = Vec::new();
     let mut series: Vec<Series> = names.iter().map(|name| Series { name: name.clone(), values: Vec::new() }).collect();
     for (variant, runs) in all {
         let mut row = vec![variant.clone()];
@@ -319,23 +331,40 @@ fn finish(all: &[(String, Vec<Scores>)], out: &Path, context: &Context) -> Resul
             row.push(if runs.len() > 1 { format!("{mean:.2} ± {sd:.2}") } else { format!("{mean:.2}") });
             series.values.push(Some(mean));
         }
-        let (secs, _) = mean_sd(&runs.iter().map(|run| run.train_secs).collect::<Vec<_>>());
-        row.push(progress::grouped(secs.round() as u64));
+        let cpu_secs: Option<Vec<f64>> = runs.iter().map(|run| run.cpu_secs).collect();
+        let cpu_secs = cpu_secs.map(|secs| progress::grouped(mean_sd(&secs).0.round() as u64));
+        row.push(cpu_secs.unwrap_or_else(|| "–".into()));
         rows.push(row);
     }
-    let table = aligned(&rows);
-    write_file(&out.join("table.txt"), |file| file.write_all(table.as_bytes()))?;
     let groups: Vec<String> = all.iter().map(|(variant, _)| variant.clone()).collect();
     let num_runs = all.iter().map(|(_, runs)| runs.len()).max().unwrap_or(0);
-    match bar_comparison(&format!("Scores, means of {num_runs} seeds"), &groups, &series) {
-        Ok(png) => {
-            let picture = out.join("sweep.png");
-            write_file(&picture, |file| file.write_all(&png))?;
-            context.note(&format!("picture: {}", picture.display()));
-        }
+    let mut blocks = vec![Block::Table(Table {
+        caption: match num_runs {
+            1 => "One run each.".into(),
+            n => format!("Means of {n} seeds ± the standard deviation of a sample."),
+        },
+        columns: columns.clone(),
+        rows: rows.iter().map(|row| row.iter().map(Cell::new).collect()).collect(),
+        ..Table::default()
+    })];
+    match bar_comparison("Scores by variant", &groups, &series) {
+        Ok(png) => blocks.push(Block::Figure(Figure {
+            png,
+            caption: String::new(),
+            alternative: "A bar for each score of each variant, as in the table.".into(),
+        })),
         Err(error) => context.note(&format!("no picture: {error}")),
     }
-    Ok(stdout().lock().write_all(table.as_bytes())?)
+    let page = Page {
+        title: title.to_owned(),
+        sections: vec![Section { heading: "Scores".into(), blocks }],
+        ..Page::default()
+    };
+    for (path, format) in report::outputs(&out.join(""))? {
+        report::write(&page, &path, format)?;
+        context.note(&format!("report: {}", path.display()));
+    }
+    Ok(stdout().lock().write_all(aligned(&std::iter::once(columns).chain(rows).collect::<Vec<_>>()).as_bytes())?)
 }
 
 #[cfg(test)]

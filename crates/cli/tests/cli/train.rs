@@ -346,7 +346,8 @@ fn a_sweep_trains_measures_and_goes_on() {
     let table = stdout(run(dir, &args));
     let names: Vec<&str> = table.lines().map(|line| &line[..5]).collect();
     assert_eq!(names, ["varia", "k = 1", "k = 2"], "{table}");
-    assert!(fs::read(dir.join("out/sweep.png")).unwrap().starts_with(b"\x89PNG"));
+    assert!(fs::read(dir.join("out/report-1.png")).unwrap().starts_with(b"\x89PNG"));
+    assert!(fs::read_to_string(dir.join("out/report.md")).unwrap().contains("| k = 2 |"));
     // What is measured is not trained again; what is missing is.
     let scores = dir.join("out/k-=-1/seed-0/scores.json");
     let text = fs::read_to_string(&scores).unwrap();
