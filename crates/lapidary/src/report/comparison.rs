@@ -191,7 +191,12 @@ fn different_limits(keys: &BTreeSet<Key>) -> Option<String> {
 /// What differs between runs as wholes, and what their results leave open.
 fn notes_on_runs(runs: &[Run], models: &[String], wanted: &dyn Fn(&&TaskResult) -> bool) -> Vec<String> {
     let mut notes = Vec::new();
-    for (key, name) in [("max_tokens", "Longest text, in tokens"), ("standardised", "Vectors standardised")] {
+    let settings = [
+        ("max_tokens", "Longest text, in tokens"),
+        ("standardised", "Vectors standardised"),
+        ("instructions", "Instructions before texts"),
+    ];
+    for (key, name) in settings {
         let known = runs
             .iter()
             .zip(models)
@@ -209,7 +214,14 @@ fn notes_on_runs(runs: &[Run], models: &[String], wanted: &dyn Fn(&&TaskResult) 
             .map(|told| format!("Version of the mteb package, between which protocols change: {told}.")),
     );
     let results = |run: &'_ Run| run.results.iter().filter(wanted).cloned().collect::<Vec<TaskResult>>();
-    let lacks_hash = |run: &Run| results(run).iter().any(|result| result.data_fingerprint.is_none());
+    // The same commit of a data set is as good as the same hash.
+    let is_same_commit = |result: &TaskResult| {
+        let same = |other: &TaskResult| other.task == result.task && other.dataset_revision == result.dataset_revision;
+        result.dataset_revision.is_some()
+            && runs.iter().flat_map(|run| &run.results).filter(|other| same(other)).count() > 1
+    };
+    let lacks_hash =
+        |run: &Run| results(run).iter().any(|result| result.data_fingerprint.is_none() && !is_same_commit(result));
     let without: Vec<&str> =
         runs.iter().zip(models).filter(|(run, _)| lacks_hash(run)).map(|(_, model)| model.as_str()).collect();
     if (1..runs.len()).contains(&without.len()) {
