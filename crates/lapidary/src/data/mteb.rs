@@ -113,8 +113,8 @@ pub fn load_reranking(path: &Path) -> Result<Vec<RerankingQuery>, DataError> {
     Ok(rows.into_iter().filter(|query| !query.positive.is_empty()).collect())
 }
 
-/// Reads `corpus` (`_id` or `id`, `title`, `text`), `queries` (`_id` or `id`, `text`) and `qrels/SPLIT` (`query-id`, `corpus-id`,
-/// `score`) of a directory. Queries without a judgement are left out.
+/// Reads `corpus` (`_id` or `id`, `title`, `text`), `queries` (`_id` or `id`, `text`) and `qrels/SPLIT` (`query-id`,
+/// `corpus-id`, `score`) of a directory. Queries without a judgement are left out.
 ///
 /// # Errors
 /// As [`load_clustering`]; or when a judgement names a query or a document that is not there.

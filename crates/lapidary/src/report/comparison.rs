@@ -4,6 +4,9 @@ use super::results::{Run, TaskResult};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// What `model_meta.json` has that tells runs of one model apart.
+const SETTINGS: [&str; 4] = ["method", "max_tokens", "standardised", "instructions"];
+
 /// The order of the models.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Order {
@@ -303,18 +306,19 @@ fn labels(runs: &[Run]) -> Vec<String> {
     let shown = |run: &Run, key: &str| match (key, run.meta.get(key)) {
         (_, None | Some(Value::Null)) => String::new(),
         ("standardised", Some(value)) => if value == true { "standardised" } else { "as pooled" }.to_owned(),
+        ("instructions", Some(value)) => if value == true { "instructions" } else { "" }.to_owned(),
         ("max_tokens", Some(value)) => format!("{value} tokens"),
         (_, Some(value)) => value.as_str().map_or(value.to_string(), str::to_owned),
     };
     let label = |run: &Run| {
         let namesakes: Vec<&Run> = runs.iter().filter(|other| plain(other) == plain(run)).collect();
-        let mut parts: Vec<String> = ["method", "max_tokens", "standardised"]
+        let mut parts: Vec<String> = SETTINGS
             .into_iter()
             .filter(|key| namesakes.iter().any(|other| shown(other, key) != shown(run, key)))
             .map(|key| shown(run, key))
             .filter(|part| !part.is_empty())
             .collect();
-        let settings = |run: &Run| ["method", "max_tokens", "standardised"].map(|key| shown(run, key));
+        let settings = |run: &Run| SETTINGS.map(|key| shown(run, key));
         if namesakes.iter().filter(|other| settings(other) == settings(run)).count() > 1 {
             parts.push(run.revision.chars().take(8).collect());
         }
