@@ -1,6 +1,7 @@
 //! What every command needs: where models come from, and how much to say.
 
 use crate::args::{EmbedModelArgs, ModelArgs, method_settings};
+use crate::fetch::data_sets::TaskData;
 use crate::fetch::{FetchOptions, Fetcher};
 use anyhow::{Context as _, Result, bail};
 use lapidary::model::source::{BUILT_IN_MODELS, ModelSource};
@@ -48,6 +49,14 @@ impl Context {
     /// When fetching fails.
     pub(crate) fn data_set_file(&self, id: &str, file: &str) -> Result<PathBuf> {
         self.fetcher(false)?.data_set_file(id, file)
+    }
+
+    /// The data of an evaluation task on the hub, fetched if they are not on this machine.
+    ///
+    /// # Errors
+    /// When the hub has no such task, or fetching fails.
+    pub(crate) fn task_data(&self, task: &str) -> Result<TaskData> {
+        self.fetcher(false)?.task_data(task)
     }
 
     fn fetcher(&self, verify: bool) -> Result<Fetcher> {

@@ -8,6 +8,7 @@ use lapidary::model::ModelFiles;
 use lapidary::model::source::ModelSource;
 
 mod built_in;
+pub(crate) mod data_sets;
 mod hub;
 
 /// How far to go for a model's files.

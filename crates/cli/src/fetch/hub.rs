@@ -56,7 +56,7 @@ impl Fetcher {
         fetched.with_context(|| format!("{file} of the data set {id}"))
     }
 
-    fn hub_api(&self, cache: Cache) -> Result<Api> {
+    pub(super) fn hub_api(&self, cache: Cache) -> Result<Api> {
         if self.options.offline {
             let dir = self.hub_cache_dir.display();
             bail!("not in the hub's cache ({dir}), and --offline forbids fetching it");
@@ -132,7 +132,7 @@ fn shortened(text: &str) -> String {
 }
 
 /// What the user can do about it, in one line.
-fn explain(error: ApiError) -> anyhow::Error {
+pub(super) fn explain(error: ApiError) -> anyhow::Error {
     let text = error.to_string();
     let line = shortened_line(&text);
     if text.contains("status code 401") || text.contains("status code 403") {
@@ -149,13 +149,14 @@ fn shortened_line(text: &str) -> String {
 }
 
 #[cfg(test)]
+#[path = "../../tests/cli/hub_server.rs"]
+mod hub_server;
+
+#[cfg(test)]
 mod tests {
+    use super::hub_server::{COMMIT, Hub};
     use super::*;
     use crate::fetch::FetchOptions;
-    use serde_json::json;
-    use std::collections::BTreeMap;
-    use std::io::{BufRead as _, BufReader, Write as _};
-    use std::net::TcpListener;
 
     fn fetcher(dir: &Path, offline: bool) -> Fetcher {
         Fetcher {
@@ -192,51 +193,18 @@ mod tests {
         fetcher.hub("org/name", None).unwrap_err();
     }
 
-    /// A hub of one model and one data set on the loopback interface; answers until the test ends.
+    /// A hub of one model and one data set.
     fn hub_server() -> String {
-        const COMMIT: &str = "0123456789abcdef";
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let mut hub = Hub::default();
         let index = r#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}"#;
         let files = [(CONFIG, "{}"), (TOKENIZER, "{\"t\": 1}"), (WEIGHTS_INDEX, index)];
-        let files = files.into_iter().chain([("1.safetensors", "one"), ("2.safetensors", "two")]);
-        let files: BTreeMap<String, String> = files
-            .map(|(name, text)| (format!("/org/name/resolve/{COMMIT}/{name}"), text.to_owned()))
-            .chain([("/datasets/org/sts/resolve/main/test.jsonl.gz".to_owned(), "pairs".to_owned())])
-            .collect();
+        for (name, text) in files.into_iter().chain([("1.safetensors", "one"), ("2.safetensors", "two")]) {
+            hub.files.insert(format!("/org/name/resolve/{COMMIT}/{name}"), text.into());
+        }
+        hub.files.insert("/datasets/org/sts/resolve/main/test.jsonl.gz".into(), "pairs".into());
         let names = [CONFIG, TOKENIZER, WEIGHTS_INDEX, "1.safetensors", "2.safetensors", "README.md"];
-        let siblings: Vec<Value> = names.iter().map(|name| json!({"rfilename": name})).collect();
-        let info = json!({"sha": COMMIT, "siblings": siblings}).to_string();
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                let mut request = String::new();
-                let mut reader = BufReader::new(stream.try_clone().unwrap());
-                while reader.read_line(&mut request).unwrap() > 2 {}
-                let path = request.split(' ').nth(1).unwrap();
-                let (status, body) = match files.get(path) {
-                    Some(text) => ("206 Partial Content", text.as_str()),
-                    None if path.starts_with("/api/models/org/name") => ("200 OK", info.as_str()),
-                    None => ("404 Not Found", ""),
-                };
-                // The first request of a file asks for one byte, to learn its size and commit.
-                let sent = if request.to_ascii_lowercase().contains("range: bytes=0-0") {
-                    body.get(..1).unwrap_or("")
-                } else {
-                    body
-                };
-                write!(
-                    stream,
-                    "HTTP/1.1 {status}\r\ncontent-length: {}\r\ncontent-range: bytes 0-0/{}\r\n\
-                     x-repo-commit: {COMMIT}\r\netag: \"{}\"\r\nconnection: close\r\n\r\n{sent}",
-                    sent.len(),
-                    body.len(),
-                    path.replace('/', "-"),
-                )
-                .unwrap();
-            }
-        });
-        endpoint
+        hub.info("/api/models/org/name/revision/main", &names);
+        hub.serve()
     }
 
     #[test]

@@ -4,6 +4,8 @@
 
 mod bad_input;
 mod eval;
+mod hub;
+mod hub_server;
 mod quickstart;
 mod report;
 mod talk;

@@ -56,12 +56,24 @@ pub enum DataError {
         path: PathBuf,
     },
     /// None of the files a split may be stored in exists.
-    #[error("{}: expected {split}.jsonl.gz, .jsonl, .parquet, .csv.gz, .csv or .tsv, found none of them", dir.display())]
+    #[error("{}: expected {split}.jsonl.gz, .jsonl, .parquet, .csv.gz, .csv or .tsv, or Parquet shards, found none of them", dir.display())]
     NoSplit {
         /// Folder of the task.
         dir: PathBuf,
         /// Name of the split.
         split: String,
+    },
+    /// Of a split in several files one is missing.
+    #[error("{}: expected {of} shards {split}-00000-of-{of:05}.parquet and so on, found {found}", dir.display())]
+    MissingShard {
+        /// Their folder.
+        dir: PathBuf,
+        /// Name of the split.
+        split: String,
+        /// How many there have to be.
+        of: usize,
+        /// How many there are.
+        found: usize,
     },
     /// The file name does not tell the format.
     #[error("{}: unknown format; expected .txt, .jsonl, .csv, .tsv or .parquet, optionally followed by .gz or .zst", path.display())]

@@ -1,9 +1,10 @@
 //! Evaluation tasks in the layout of the Hugging Face `mteb/*` data sets: one directory a task.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use super::error::DataError;
+use super::row::Row;
 use super::tasks::{columns, load_rows, split_file};
 
 /// Texts to be grouped, and the group of each.
@@ -173,19 +174,20 @@ pub fn load_summaries(path: &Path) -> Result<Vec<Summaries>, DataError> {
     })
 }
 
-/// Reads `corpus` (`_id`, `title`, `text`), `queries` (`_id`, `text`) and `qrels/SPLIT` (`query-id`, `corpus-id`,
-/// `score`) of a directory. Queries without a judgement are left out.
+/// Reads `corpus` (`_id` or `id`, `title`, `text`), `queries` (`_id` or `id`, `text`) and `qrels/SPLIT` (`query-id`,
+/// `corpus-id`, `score`) of a directory. Queries without a judgement are left out.
 ///
 /// # Errors
 /// As [`load_clustering`]; or when a judgement names a query or a document that is not there.
 pub fn load_retrieval(dir: &Path, split: &str) -> Result<Retrieval, DataError> {
-    let corpus = load_rows(&split_file(dir, "corpus")?, &["_id", "text"], &["title"], |row| {
+    let id = |row: &Row| row.id(if row.has("_id") { "_id" } else { "id" });
+    let corpus = load_rows(&split_file(dir, "corpus")?, &["text"], &["_id", "id", "title"], |row| {
         let title = if row.has("title") { row.optional_text("title")?.unwrap_or_default() } else { "" };
         let text = row.optional_text("text")?.unwrap_or_default();
-        Ok((row.text("_id")?.to_owned(), format!("{title} {text}").trim().to_owned()))
+        Ok((id(row)?, format!("{title} {text}").trim().to_owned()))
     })?;
-    let queries = load_rows(&split_file(dir, "queries")?, &["_id", "text"], &[], |row| {
-        Ok((row.text("_id")?.to_owned(), row.text("text")?.to_owned()))
+    let queries = load_rows(&split_file(dir, "queries")?, &["text"], &["_id", "id"], |row| {
+        Ok((id(row)?, row.text("text")?.to_owned()))
     })?;
     let index = |rows: &[(String, String)]| -> HashMap<String, usize> {
         rows.iter().enumerate().map(|(i, (id, _))| (id.clone(), i)).collect()
@@ -195,7 +197,7 @@ pub fn load_retrieval(dir: &Path, split: &str) -> Result<Retrieval, DataError> {
     let columns = ["query-id", "corpus-id", "score"];
     let judged = load_rows(&split_file(&dir.join("qrels"), split)?, &columns, &[], |row| {
         let id = |column, known: &HashMap<String, usize>, expected| {
-            known.get(row.text(column)?).copied().ok_or_else(|| row.wrong(column, expected))
+            known.get(&row.id(column)?).copied().ok_or_else(|| row.wrong(column, expected))
         };
         let query = id("query-id", &queries_by_id, "the id of a query")?;
         let document = id("corpus-id", &documents_by_id, "the id of a document")?;
@@ -210,4 +212,37 @@ pub fn load_retrieval(dir: &Path, split: &str) -> Result<Retrieval, DataError> {
     let (queries, judgements): (Vec<(String, String)>, Vec<_>) = kept.unzip();
     let (query_ids, queries) = queries.into_iter().unzip();
     Ok(Retrieval { document_ids, documents, query_ids, queries, judgements })
+}
+
+/// Reads a directory as [`load_retrieval`] does, with `top_ranked` (`query-id`, `corpus-ids`): the documents of each query
+/// that are to be put in order. Queries without a positive document are left out, as by [`load_reranking`].
+///
+/// # Errors
+/// As [`load_retrieval`]; when `top_ranked` names a document that is not there, or lacks one that is judged
+/// relevant: it could not be found, and would be scored as if it did not exist.
+pub fn load_top_ranked(dir: &Path, split: &str) -> Result<Vec<RerankingQuery>, DataError> {
+    let data = load_retrieval(dir, split)?;
+    let index =
+        |ids: &[String]| -> HashMap<String, usize> { ids.iter().enumerate().map(|(i, id)| (id.clone(), i)).collect() };
+    let (documents, queries) = (index(&data.document_ids), index(&data.query_ids));
+    let rows = load_rows(&split_file(dir, "top_ranked")?, &["query-id", "corpus-ids"], &[], |row| {
+        // A query without a judgement has nothing to be scored.
+        let Some(&query) = queries.get(&row.id("query-id")?) else { return Ok(None) };
+        let mut found =
+            RerankingQuery { query: data.queries[query].clone(), positive: Vec::new(), negative: Vec::new() };
+        let is_relevant = |document: &usize| data.judgements[query].get(document).is_some_and(|grade| *grade > 0);
+        let mut seen = HashSet::new();
+        for id in row.words("corpus-ids")? {
+            let document = *documents.get(&id).ok_or_else(|| row.wrong("corpus-ids", "ids of documents"))?;
+            if seen.insert(document) {
+                let list = if is_relevant(&document) { &mut found.positive } else { &mut found.negative };
+                list.push(data.documents[document].clone());
+            }
+        }
+        if found.positive.len() != data.judgements[query].values().filter(|grade| **grade > 0).count() {
+            return Err(row.wrong("corpus-ids", "each document that is relevant for the query"));
+        }
+        Ok(Some(found).filter(|found| !found.positive.is_empty()))
+    })?;
+    Ok(rows.into_iter().flatten().collect())
 }

@@ -85,11 +85,22 @@ impl Row {
     /// The integer of `column`, also where it is written as text (CSV).
     pub(super) fn integer(&self, column: &str) -> Result<i64, DataError> {
         let integer = match self.get(column)? {
-            Value::Number(number) => number.as_i64(),
+            // Some Parquet files have grades as floating point numbers.
+            Value::Number(number) => number
+                .as_i64()
+                .or_else(|| number.as_f64().filter(|x| x.fract() == 0.0 && x.abs() < 1e15).map(|x| x as i64)),
             Value::String(text) => text.trim().parse().ok(),
             _ => None,
         };
         integer.ok_or_else(|| self.wrong(column, "an integer"))
+    }
+
+    /// The identifier in `column`: a text, or a whole number as it is written.
+    pub(super) fn id(&self, column: &str) -> Result<String, DataError> {
+        match self.words(column)?.as_slice() {
+            [id] if !self.is_list(column) => Ok(id.clone()),
+            _ => Err(self.wrong(column, "a text or a whole number")),
+        }
     }
 
     /// The texts of `column`: a list, one text, or null for none.

@@ -10,7 +10,7 @@ use super::table::Table;
 /// Largest raw text file that is read whole.
 const MAX_TEXT_BYTES: u64 = 1 << 30;
 /// Extensions a split may be stored under, in order of preference.
-const SPLIT_EXTENSIONS: [&str; 6] = ["jsonl.gz", "jsonl", "parquet", "csv.gz", "csv", "tsv"];
+pub const SPLIT_EXTENSIONS: [&str; 6] = ["jsonl.gz", "jsonl", "parquet", "csv.gz", "csv", "tsv"];
 
 /// A text with its class.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,16 +36,54 @@ pub struct MultipleChoice {
     pub answer: usize,
 }
 
-/// The file that holds `split` of the task in `dir`, e.g. `test.jsonl.gz`.
+/// Folders of a task that may hold its splits, as repositories on the hub have them.
+pub const SPLIT_FOLDERS: [&str; 3] = ["", "data", "default"];
+
+/// The file that holds `split` of the task in `dir`, e.g. `test.jsonl.gz`; or of Parquet shards
+/// (`test-00000-of-00002.parquet`) the first, which stands for all.
 ///
 /// # Errors
-/// No such file under any of the extensions.
+/// No such file in any of the folders under any of the extensions.
 pub fn split_file(dir: &Path, split: &str) -> Result<PathBuf, DataError> {
-    SPLIT_EXTENSIONS
-        .iter()
-        .map(|extension| dir.join(format!("{split}.{extension}")))
-        .find(|path| path.is_file())
+    let folders = || SPLIT_FOLDERS.iter().map(|folder| dir.join(folder));
+    let names = || SPLIT_EXTENSIONS.iter().map(|extension| format!("{split}.{extension}"));
+    let whole = folders().find_map(|folder| names().map(|name| folder.join(name)).find(|path| path.is_file()));
+    whole
+        .or_else(|| folders().find_map(|folder| shards(&folder, split).into_iter().next()))
         .ok_or_else(|| DataError::NoSplit { dir: dir.to_owned(), split: split.to_owned() })
+}
+
+/// A shard's number and their count, of a file name such as `test-00000-of-00002.parquet`; a hash may follow the count.
+pub fn shard_of(name: &str, split: &str) -> Option<(usize, usize)> {
+    let (index, rest) = name.strip_prefix(split)?.strip_prefix('-')?.strip_suffix(".parquet")?.split_once("-of-")?;
+    let (of, hash) = rest.split_once('-').unwrap_or((rest, ""));
+    let number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten();
+    let (index, of) = (number(index)?, number(of)?);
+    (index < of && hash.bytes().all(|byte| byte.is_ascii_alphanumeric())).then_some((index, of))
+}
+
+/// The shards of a split in `folder`, in order.
+fn shards(folder: &Path, split: &str) -> Vec<PathBuf> {
+    let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let mut found: Vec<(usize, PathBuf)> =
+        names.filter_map(|name| Some((shard_of(name.to_str()?, split)?.0, folder.join(&name)))).collect();
+    found.sort();
+    found.into_iter().map(|(_, path)| path).collect()
+}
+
+/// `path`, or all shards where it is one of them.
+fn with_shards(path: &Path) -> Result<Vec<PathBuf>, DataError> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    // The name of a split may hold hyphens too.
+    let split = name.rsplit_once("-of-").and_then(|(before, _)| before.rsplit_once('-')).map_or("", |(split, _)| split);
+    let Some((_, of)) = shard_of(name, split) else { return Ok(vec![path.to_owned()]) };
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let found = shards(folder, split);
+    if found.len() != of {
+        let (dir, split) = (folder.to_owned(), split.to_owned());
+        return Err(DataError::MissingShard { dir, split, of, found: found.len() });
+    }
+    Ok(found)
 }
 
 /// Reads `text`, `label` and, where there is one, `label_text`.
@@ -136,21 +174,23 @@ pub fn load_text(path: &Path) -> Result<String, DataError> {
     })
 }
 
-/// Reads all rows of one file: the `required` columns and those of the `optional` it has.
+/// Reads all rows of one file, or of all shards where it is one: the `required` columns and those of the `optional` it has.
 pub(super) fn load_rows<T>(
     path: &Path,
     required: &[&str],
     optional: &[&str],
     convert: impl Fn(&Row) -> Result<T, DataError>,
 ) -> Result<Vec<T>, DataError> {
-    let mut table = Table::open(path)?;
-    let found = table.columns(false).unwrap_or_default();
-    let mut names = required.to_vec();
-    names.extend(optional.iter().filter(|name| found.iter().any(|f| f == *name)));
-    table.select(&names)?;
     let mut rows = Vec::new();
-    while let Some(row) = table.next_row()? {
-        rows.push(convert(&row)?);
+    for file in with_shards(path)? {
+        let mut table = Table::open(&file)?;
+        let found = table.columns(false).unwrap_or_default();
+        let mut names = required.to_vec();
+        names.extend(optional.iter().filter(|name| found.iter().any(|f| f == *name)));
+        table.select(&names)?;
+        while let Some(row) = table.next_row()? {
+            rows.push(convert(&row)?);
+        }
     }
     if rows.is_empty() {
         return Err(empty(path));

@@ -297,3 +297,73 @@ fn classification_choices_and_raw_text() {
     assert!(message.ends_with("raw:2: invalid UTF-8 at byte 1 of the line or field"));
     assert!(load_text(&write("raw", b"")).is_err());
 }
+
+/// Rows of Banking77 in Parquet, as a repository on the hub has them.
+fn sharded() -> tempfile::TempDir {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/tests/hub/mteb/banking77/data");
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("data")).unwrap();
+    for name in ["test-00000-of-00002.parquet", "test-00001-of-00002.parquet"] {
+        fs::copy(from.join(name), dir.path().join("data").join(name)).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn the_first_shard_stands_for_all_and_none_may_be_missing() {
+    let dir = sharded();
+    let first = tasks::split_file(dir.path(), "test").unwrap();
+    assert!(first.ends_with("data/test-00000-of-00002.parquet"), "{first:?}");
+    // Three labels with four rows each, in two files.
+    let labels: Vec<i64> = tasks::load_classification(&first).unwrap().iter().map(|row| row.label).collect();
+    assert_eq!(labels, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]);
+    fs::remove_file(dir.path().join("data/test-00001-of-00002.parquet")).unwrap();
+    let message = tasks::load_classification(&first).unwrap_err().to_string();
+    assert!(message.contains("expected 2 shards test-00000-of-00002.parquet and so on, found 1"), "{message}");
+}
+
+#[test]
+fn names_of_shards() {
+    let of = |name| tasks::shard_of(name, "data/test");
+    assert_eq!(of("data/test-00001-of-00002.parquet"), Some((1, 2)));
+    assert_eq!(of("data/test-00000-of-00001-0123abcd.parquet"), Some((0, 1)));
+    for other in [
+        "data/test-00002-of-00002.parquet",
+        "data/test2-00000-of-00001.parquet",
+        "data/test-00000-of-00001.csv",
+        "data/test--of-1.parquet",
+        "data/test-0-of-1-../x.parquet",
+    ] {
+        assert_eq!(of(other), None, "{other}");
+    }
+}
+
+#[test]
+fn documents_to_be_put_in_order_hold_all_that_is_relevant() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+    write("corpus.jsonl", "{\"id\":1,\"text\":\"one\"}\n{\"id\":2,\"text\":\"two\"}\n{\"id\":3,\"text\":\"three\"}\n");
+    write(
+        "queries.jsonl",
+        "{\"id\":\"a\",\"text\":\"A\"}\n{\"id\":\"b\",\"text\":\"B\"}\n{\"id\":\"c\",\"text\":\"C\"}\n",
+    );
+    fs::create_dir(dir.path().join("qrels")).unwrap();
+    write(
+        "qrels/test.jsonl",
+        "{\"query-id\":\"a\",\"corpus-id\":2,\"score\":1.0}\n{\"query-id\":\"b\",\"corpus-id\":3,\"score\":0}\n",
+    );
+    let a = "{\"query-id\":\"a\",\"corpus-ids\":[1,2,2]}\n";
+    write(
+        "top_ranked.jsonl",
+        &format!("{a}{{\"query-id\":\"b\",\"corpus-ids\":[3]}}\n{{\"query-id\":\"c\",\"corpus-ids\":[3]}}\n"),
+    );
+    // Nothing is relevant for b, nothing judged for c.
+    let rows = mteb::load_top_ranked(dir.path(), "test").unwrap();
+    let want = mteb::RerankingQuery { query: "A".into(), positive: vec!["two".into()], negative: vec!["one".into()] };
+    assert_eq!(rows, [want]);
+    for (ids, reason) in [("[1,3]", "each document that is relevant"), ("[2,9]", "ids of documents")] {
+        write("top_ranked.jsonl", &format!("{{\"query-id\":\"a\",\"corpus-ids\":{ids}}}\n"));
+        let message = mteb::load_top_ranked(dir.path(), "test").unwrap_err().to_string();
+        assert!(message.contains(reason), "{message}");
+    }
+}

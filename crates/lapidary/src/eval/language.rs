@@ -54,13 +54,9 @@ impl<'a> LanguageModel<'a> {
         Ok(Tensor::cat(&parts, 0)?)
     }
 
-    /// Logits `[V]` of the token after a row.
-    ///
-    /// # Errors
-    /// As [`LanguageModel::hidden`].
-    pub fn next_logits(&self, ids: &[TokenId]) -> Result<Vec<f32>, Error> {
-        let hidden = self.hidden(ids)?;
-        let last = ops::pool(&hidden, vec![vec![(ids.len() as u32 - 1, 1.0)]])?;
+    /// Logits `[V]` of the last of some hidden states.
+    fn last_logits(&self, hidden: &Tensor) -> Result<Vec<f32>, Error> {
+        let last = hidden.narrow(0, hidden.dim(0)? - 1, 1)?;
         Ok(self.decoder.logits(&last)?.flatten_all()?.to_vec1()?)
     }
 
@@ -146,16 +142,31 @@ impl<'a> LanguageModel<'a> {
         num_fewshot: usize,
         progress: &mut dyn FnMut(usize),
     ) -> Result<MultipleChoiceScore, Error> {
+        let prompts = multiple_choice::prompts(questions, dev, num_fewshot)?;
+        let scores = self.letter_scores(&prompts, progress)?;
+        Ok(multiple_choice::score(questions, &scores)?)
+    }
+
+    /// Of each prompt, scores that order the answer letters as their likelihoods do.
+    ///
+    /// # Errors
+    /// When a prompt cannot be encoded, or a letter is more than one token.
+    pub fn letter_scores(&self, prompts: &[String], progress: &mut dyn FnMut(usize)) -> Result<Vec<[f64; 4]>, Error> {
         let tokens = self.answer_letters()?;
-        let mut scores = Vec::with_capacity(questions.len());
-        for (i, prompt) in multiple_choice::prompts(questions, dev, num_fewshot)?.iter().enumerate() {
-            let mut ids: Vec<TokenId> = self.base.bos().into_iter().collect();
+        // Questions of one subject begin with the same examples, which run once.
+        let (mut last, mut cache): (Vec<TokenId>, KvCache) = (Vec::new(), self.decoder.new_cache());
+        let mut scores = Vec::with_capacity(prompts.len());
+        for (i, prompt) in prompts.iter().enumerate() {
+            let mut ids: Vec<TokenId> = self.decoder.config().bos_token_id.into_iter().collect();
             ids.extend(self.base.tokenizer.encode(prompt)?);
-            let logits = self.next_logits(&ids)?;
-            // The softmax's sum is the same for the four letters: logits order them as likelihoods do.
+            let shared = last.iter().zip(&ids).take_while(|(a, b)| a == b).count().min(ids.len().saturating_sub(1));
+            cache = if shared == 0 { self.decoder.new_cache() } else { cache.extract(0, 0..shared as u32)? };
+            let logits = self.last_logits(&self.run(&ids, &mut cache)?)?;
+            last = ids;
+            // The softmax's sum is the same for the four letters.
             scores.push(tokens.map(|token| f64::from(logits[token as usize])));
             progress(i + 1);
         }
-        Ok(multiple_choice::score(questions, &scores)?)
+        Ok(scores)
     }
 }

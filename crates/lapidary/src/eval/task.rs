@@ -132,7 +132,8 @@ pub fn local_tasks(root: &Path, wanted: &[String]) -> Result<Vec<(String, TaskKi
 pub fn data_fingerprint(dir: &Path) -> Result<String, Error> {
     let cannot = |source| DataError::Open { path: dir.to_owned(), source };
     let mut files = Vec::new();
-    for folder in [dir.to_owned(), dir.join("qrels")].into_iter().filter(|folder| folder.is_dir()) {
+    let folders = tasks::SPLIT_FOLDERS.into_iter().chain(["qrels"]).map(|folder| dir.join(folder));
+    for folder in folders.filter(|folder| folder.is_dir()) {
         for entry in std::fs::read_dir(folder).map_err(cannot)? {
             let path = entry.map_err(cannot)?.path();
             if path.is_file() && path.extension().is_none_or(|extension| extension != "json") {

@@ -4,6 +4,9 @@ use super::results::{Run, TaskResult};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// What `model_meta.json` has that tells runs of one model apart.
+const SETTINGS: [&str; 4] = ["method", "max_tokens", "standardised", "instructions"];
+
 /// The order of the models.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Order {
@@ -191,7 +194,12 @@ fn different_limits(keys: &BTreeSet<Key>) -> Option<String> {
 /// What differs between runs as wholes, and what their results leave open.
 fn notes_on_runs(runs: &[Run], models: &[String], wanted: &dyn Fn(&&TaskResult) -> bool) -> Vec<String> {
     let mut notes = Vec::new();
-    for (key, name) in [("max_tokens", "Longest text, in tokens"), ("standardised", "Vectors standardised")] {
+    let settings = [
+        ("max_tokens", "Longest text, in tokens"),
+        ("standardised", "Vectors standardised"),
+        ("instructions", "Instructions before texts"),
+    ];
+    for (key, name) in settings {
         let known = runs
             .iter()
             .zip(models)
@@ -209,7 +217,14 @@ fn notes_on_runs(runs: &[Run], models: &[String], wanted: &dyn Fn(&&TaskResult) 
             .map(|told| format!("Version of the mteb package, between which protocols change: {told}.")),
     );
     let results = |run: &'_ Run| run.results.iter().filter(wanted).cloned().collect::<Vec<TaskResult>>();
-    let lacks_hash = |run: &Run| results(run).iter().any(|result| result.data_fingerprint.is_none());
+    // The same commit of a data set is as good as the same hash.
+    let is_same_commit = |result: &TaskResult| {
+        let same = |other: &TaskResult| other.task == result.task && other.dataset_revision == result.dataset_revision;
+        result.dataset_revision.is_some()
+            && runs.iter().flat_map(|run| &run.results).filter(|other| same(other)).count() > 1
+    };
+    let lacks_hash =
+        |run: &Run| results(run).iter().any(|result| result.data_fingerprint.is_none() && !is_same_commit(result));
     let without: Vec<&str> =
         runs.iter().zip(models).filter(|(run, _)| lacks_hash(run)).map(|(_, model)| model.as_str()).collect();
     if (1..runs.len()).contains(&without.len()) {
@@ -291,18 +306,19 @@ fn labels(runs: &[Run]) -> Vec<String> {
     let shown = |run: &Run, key: &str| match (key, run.meta.get(key)) {
         (_, None | Some(Value::Null)) => String::new(),
         ("standardised", Some(value)) => if value == true { "standardised" } else { "as pooled" }.to_owned(),
+        ("instructions", Some(value)) => if value == true { "instructions" } else { "" }.to_owned(),
         ("max_tokens", Some(value)) => format!("{value} tokens"),
         (_, Some(value)) => value.as_str().map_or(value.to_string(), str::to_owned),
     };
     let label = |run: &Run| {
         let namesakes: Vec<&Run> = runs.iter().filter(|other| plain(other) == plain(run)).collect();
-        let mut parts: Vec<String> = ["method", "max_tokens", "standardised"]
+        let mut parts: Vec<String> = SETTINGS
             .into_iter()
             .filter(|key| namesakes.iter().any(|other| shown(other, key) != shown(run, key)))
             .map(|key| shown(run, key))
             .filter(|part| !part.is_empty())
             .collect();
-        let settings = |run: &Run| ["method", "max_tokens", "standardised"].map(|key| shown(run, key));
+        let settings = |run: &Run| SETTINGS.map(|key| shown(run, key));
         if namesakes.iter().filter(|other| settings(other) == settings(run)).count() > 1 {
             parts.push(run.revision.chars().take(8).collect());
         }

@@ -148,6 +148,13 @@ fn limits_and_settings_are_told_and_namesakes_told_apart() {
     ] {
         assert!(notes.contains(told), "{told}: {notes}");
     }
+    let mut instructed = [run("i", vec![result("T", 1.0)]), run("i", vec![result("T", 2.0)])];
+    for (run, value) in instructed.iter_mut().zip([false, true]) {
+        run.meta = json!({"instructions": value}).as_object().unwrap().clone();
+    }
+    let instructed = compare(instructed.to_vec(), &[], Order::Name);
+    assert_eq!(instructed.models, ["i", "i (instructions)"]);
+    assert!(instructed.notes.contains(&"Instructions before texts: false (i); true (i (instructions)).".to_owned()));
     let same = compare(vec![run("x", vec![result("T", 1.0)]), run("x", vec![result("T", 2.0)])], &[], Order::Mean);
     assert_eq!(same.models, ["x (x-revisi) #2", "x (x-revisi)"]);
 }

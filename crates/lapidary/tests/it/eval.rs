@@ -8,6 +8,7 @@ use std::time::Instant;
 use lapidary::data::hellaswag::load_hellaswag;
 use lapidary::eval::classification::{Protocol, draw_samples};
 use lapidary::eval::clustering::{MiniBatch, mini_batch_k_means, v_measure};
+use lapidary::eval::language::LanguageModel;
 use lapidary::eval::logistic_regression::{LogisticRegression, LogisticRegressionConfig};
 use lapidary::eval::metrics::{accuracy, spearman};
 use lapidary::eval::multiple_choice::{Question, prompts};
@@ -16,7 +17,10 @@ use lapidary::eval::pair_classification::average_precision;
 use lapidary::eval::retrieval::{RetrievalTask, score_retrieval};
 use lapidary::eval::task::TaskKind;
 use lapidary::eval::task::embedding::{Side, score_embedding_task};
+use lapidary::model::{BaseModel, ModelFiles};
 use serde::de::DeserializeOwned;
+
+use crate::common::real_model;
 
 fn golden<T: DeserializeOwned>(name: &str) -> T {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/eval/{name}.json"));
@@ -317,4 +321,21 @@ fn prompts_equal_the_harness() {
         expected.push(case.prompt);
     }
     assert_eq!(prompts(&questions, &dev, 5).unwrap(), expected);
+}
+
+/// Prompts that begin alike share what has run of them, and score as they do alone.
+#[test]
+fn letter_scores_do_not_depend_on_the_prompt_before() {
+    let base = BaseModel::load(&ModelFiles::Gguf(real_model())).unwrap();
+    let model = LanguageModel::of_base(&base);
+    let head = "Question: Which is a river?\nA. Rhine\nB. Rome\nC. Rice\nD. Rust\nAnswer: A\n\n";
+    let tails =
+        ["Question: Which is a city?\nA. Rhine\nB. Rome\nC. Rice\nD. Rust\nAnswer:", "Question: Two and two?\nAnswer:"];
+    let prompts: Vec<String> = tails.iter().map(|tail| format!("{head}{tail}")).chain(["Answer:".into()]).collect();
+    let together = model.letter_scores(&prompts, &mut |_| {}).unwrap();
+    for (prompt, together) in prompts.iter().zip(together) {
+        let alone = model.letter_scores(std::slice::from_ref(prompt), &mut |_| {}).unwrap()[0];
+        // Sums in another order, over thirty layers.
+        assert!(together.iter().zip(alone).all(|(a, b)| (a - b).abs() < 1e-3), "{together:?} {alone:?}");
+    }
 }

@@ -18,6 +18,7 @@ use lapidary::eval::task_sets::{GEM_15, MTEB_ENG_V2};
 use lapidary::output::atomic::write_file;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::io::{Write as _, stdout};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -30,8 +31,11 @@ const PROTOCOLS: u32 = 2;
 #[derive(Debug, Args)]
 pub(super) struct TasksArgs {
     /// A directory with one directory a task, as the Hugging Face data sets `mteb/*` have their files
-    #[arg(value_name = "DIR")]
-    data: PathBuf,
+    #[arg(value_name = "DIR", required_unless_present = "hub")]
+    data: Option<PathBuf>,
+    /// Fetch what DIR lacks of the tasks: the data sets mteb/* of the hub, at the revisions of the mteb package
+    #[arg(long)]
+    hub: bool,
     /// Which tasks: all that the directory holds, or those of a published set
     #[arg(long = "set-of-tasks", value_name = "SET", default_value = "local", conflicts_with = "tasks")]
     set: TaskSet,
@@ -77,6 +81,15 @@ enum TaskSet {
     MtebEngV2,
 }
 
+/// A task with its data.
+struct Task {
+    name: String,
+    kind: TaskKind,
+    dir: PathBuf,
+    /// Commit of the data set, where it is known.
+    revision: String,
+}
+
 /// A finished task, as the table shows it.
 struct Row {
     name: String,
@@ -93,23 +106,25 @@ pub(super) fn run(args: &TasksArgs, context: &Context) -> Result<Vec<Vec<String>
         ([], TaskSet::MtebEngV2) => MTEB_ENG_V2.map(str::to_owned).to_vec(),
         (tasks, _) => tasks.to_vec(),
     };
-    let found = local_tasks(&args.data, &named)?;
-    let wanted = if named.is_empty() { found.iter().map(|(name, _)| name.clone()).collect() } else { named };
-    let (tasks, missing): (Vec<&String>, Vec<&String>) =
-        wanted.iter().partition(|name| found.iter().any(|(found, _)| found == *name));
-    if !args.tasks.is_empty() && !missing.is_empty() {
-        bail!("{}: no task {}", args.data.display(), list(&missing));
+    let mut failed = Vec::new();
+    let tasks = find_tasks(args, &named, context, &mut failed)?;
+    let wanted = if named.is_empty() { tasks.iter().map(|task| task.name.clone()).collect() } else { named };
+    let missing: Vec<&String> = wanted.iter().filter(|name| tasks.iter().all(|task| task.name != **name)).collect();
+    let place = args.data.as_ref().map_or("the hub".to_owned(), |dir| dir.display().to_string());
+    if !args.hub && !args.tasks.is_empty() && !missing.is_empty() {
+        bail!("{place}: no task {}", list(&missing));
     }
     if tasks.is_empty() {
-        bail!("{}: expected a directory for each task, found none of {}", args.data.display(), list(&missing));
+        let why = if failed.is_empty() { String::new() } else { format!(" ({})", failed.join("; ")) };
+        bail!("{place}: expected a directory for each task, found none of {}{why}", list(&missing));
     }
     let mut model = context.load_to_embed(&args.model)?;
     standardise(&mut model, &args.standardise_on, context)?;
     let out = results_dir(args, &model);
-    let found: Vec<&(String, TaskKind)> = found.iter().filter(|(name, _)| tasks.contains(&name)).collect();
-    let (rows, failed) = measure(args, &model, &found, &out, context)?;
-    if !missing.is_empty() {
-        context.note(&format!("not in {}: {}", args.data.display(), list(&missing)));
+    let (rows, unmeasured) = measure(args, &model, &tasks, &out, context)?;
+    failed.extend(unmeasured);
+    if !missing.is_empty() && !args.hub {
+        context.note(&format!("not in {place}: {}", list(&missing)));
     }
     context.note(&format!("results: {}", out.display()));
     if failed.is_empty() {
@@ -123,18 +138,18 @@ pub(super) fn run(args: &TasksArgs, context: &Context) -> Result<Vec<Vec<String>
 fn measure(
     args: &TasksArgs,
     model: &Lapidary,
-    tasks: &[&(String, TaskKind)],
+    tasks: &[Task],
     out: &Path,
     context: &Context,
 ) -> Result<(Vec<Row>, Vec<String>)> {
     std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
     write_model_meta(args, model, out)?;
     let (mut rows, mut failed) = (Vec::new(), Vec::new());
-    for (name, kind) in tasks {
+    for one in tasks {
         // One task that cannot be read does not keep the others from being measured.
-        match task(args, model, (name, *kind), out, context) {
+        match task(args, model, one, out, context) {
             Ok(row) => rows.push(row),
-            Err(error) => failed.push(format!("{name}: {error:#}")),
+            Err(error) => failed.push(format!("{}: {error:#}", one.name)),
         }
     }
     Ok((rows, failed))
@@ -148,13 +163,13 @@ pub(crate) struct TaskOptions {
     names: Vec<String>,
     /// Longer texts are cut to this many tokens.
     max_tokens: usize,
-    /// Questions or texts of a language task; 0: all.
-    limit: usize,
+    /// Questions or texts of language tasks by name, of a raw text thousands of tokens; of others all.
+    limits: BTreeMap<String, usize>,
 }
 
 impl Default for TaskOptions {
     fn default() -> Self {
-        Self { names: Vec::new(), max_tokens: 512, limit: 0 }
+        Self { names: Vec::new(), max_tokens: 512, limits: BTreeMap::new() }
     }
 }
 
@@ -168,30 +183,67 @@ pub(crate) fn measure_tasks(
     options: &TaskOptions,
     context: &Context,
 ) -> Result<Vec<(String, f64)>> {
-    let args = TasksArgs {
-        data: data.into(),
+    let mut args = TasksArgs {
+        data: Some(data.into()),
+        hub: false,
         set: TaskSet::Local,
         tasks: options.names.clone(),
         results: results.into(),
         name: Some(called.to_owned()),
         max_tokens: options.max_tokens,
-        limit: options.limit,
+        limit: 0,
         instructions: false,
         no_standardise: false,
         standardise_on: Vec::new(),
         model: loaded_as.clone(),
     };
-    let found = local_tasks(data, &options.names)?;
-    let missing = options.names.iter().find(|name| found.iter().all(|(found, _)| found != *name));
-    if let Some(missing) = missing {
+    let mut failed = Vec::new();
+    let tasks = find_tasks(&args, &options.names, context, &mut failed)?;
+    if let Some(missing) = options.names.iter().find(|name| tasks.iter().all(|task| task.name != **name)) {
         bail!("{}: no task {missing}", data.display());
     }
     let out = results_dir(&args, model);
-    let (rows, failed) = measure(&args, model, &found.iter().collect::<Vec<_>>(), &out, context)?;
+    let mut rows = Vec::new();
+    for task in &tasks {
+        args.limit = options.limits.get(&task.name).copied().unwrap_or(0);
+        let (measured, unmeasured) = measure(&args, model, std::slice::from_ref(task), &out, context)?;
+        rows.extend(measured);
+        failed.extend(unmeasured);
+    }
     if !failed.is_empty() {
         bail!("{}", failed.join("; "));
     }
     Ok(rows.into_iter().map(|row| (row.name, row.value)).collect())
+}
+
+/// The tasks of the directory, and with `--hub` those that it lacks; what cannot be fetched is told in `failed`.
+fn find_tasks(args: &TasksArgs, named: &[String], context: &Context, failed: &mut Vec<String>) -> Result<Vec<Task>> {
+    let mut tasks = Vec::new();
+    if let Some(dir) = &args.data {
+        for (name, kind) in local_tasks(dir, named)? {
+            tasks.push(Task { dir: dir.join(&name), name, kind, revision: "local".into() });
+        }
+    }
+    if !args.hub {
+        return Ok(tasks);
+    }
+    if named.is_empty() {
+        bail!("--hub: expected --tasks or --set-of-tasks to say which");
+    }
+    let lacking: Vec<&String> = named.iter().filter(|name| tasks.iter().all(|task| task.name != **name)).collect();
+    for name in lacking {
+        let fetched = context.task_data(name).and_then(|data| {
+            let kind =
+                TaskKind::of(&data.dir)?.with_context(|| format!("{}: no known kind of task", data.dir.display()))?;
+            Ok(Task { name: name.clone(), kind, dir: data.dir, revision: data.revision })
+        });
+        match fetched {
+            Ok(task) => tasks.push(task),
+            Err(error) => failed.push(format!("{name}: {error:#}")),
+        }
+    }
+    tasks.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(tasks)
 }
 
 fn list(names: &[&String]) -> String {
@@ -259,17 +311,12 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
 }
 
 /// The result of a task: from its file, or measured and written there.
-fn task(
-    args: &TasksArgs,
-    model: &Lapidary,
-    (name, kind): (&String, TaskKind),
-    out: &Path,
-    context: &Context,
-) -> Result<Row> {
+fn task(args: &TasksArgs, model: &Lapidary, task: &Task, out: &Path, context: &Context) -> Result<Row> {
+    let Task { name, kind, dir, revision } = task;
+    let kind = *kind;
     let limit = if kind.is_embedding() { 0 } else { args.limit };
     let file = if limit == 0 { out.join(format!("{name}.json")) } else { out.join(format!("{name}.{limit}.json")) };
-    let dir = args.data.join(name);
-    let data = data_fingerprint(&dir)?;
+    let data = data_fingerprint(dir)?;
     if file.is_file() {
         let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
         let stored: Value = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
@@ -280,12 +327,12 @@ fn task(
     }
     let started = Instant::now();
     let (score, num_truncated) = if kind.is_embedding() {
-        embedding_score(args, model, (name, kind), &dir, context)?
+        embedding_score(args, model, (name, kind), dir, context)?
     } else {
         let bar = progress::bar(context, 0, "done")?;
         bar.set_message(name.clone());
         let options = LanguageOptions { limit, max_tokens: limit.saturating_mul(1000), ..LanguageOptions::default() };
-        let score = score_language_task(&dir, kind, &language_model(model), &options, &mut |done, all| {
+        let score = score_language_task(dir, kind, &language_model(model), &options, &mut |done, all| {
             bar.set_length(all as u64);
             bar.set_position(done as u64);
         })?;
@@ -296,6 +343,7 @@ fn task(
     result["data_fingerprint"] = json!(data);
     if kind.is_embedding() {
         result["instruction"] = json!(instruction_of(args, name));
+        result["dataset_revision"] = json!(revision);
     }
     write_json(&file, &result)?;
     let row = row_of(name, kind, &result).context("a result that was just made")?;
@@ -347,7 +395,6 @@ fn result(name: &str, kind: TaskKind, score: &TaskScore, (truncated, secs): (usi
         scores.insert("hf_subset".into(), json!("default"));
         scores.insert("languages".into(), json!(["eng-Latn"]));
         return json!({
-            "dataset_revision": "local",
             "task_name": name,
             "mteb_version": MTEB_VERSION,
             "scores": { score.split: [scores] },
