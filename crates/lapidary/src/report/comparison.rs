@@ -288,7 +288,7 @@ fn common_mean(columns: &[Column], is_embedding: bool, models: &[String]) -> (Op
         told.push_str(" A perplexity is no share, and in no mean.");
     }
     if !left_out.is_empty() {
-        told.push_str(&format!(" Not in it: {}.", left_out.join("; ")));
+        told.push_str(&format!(" Left out: {}.", left_out.join("; ")));
     }
     let mean = (!common.is_empty()).then(|| {
         let of = |at: &usize| common.iter().map(|column| column.values[*at]).sum::<Option<f64>>();

@@ -80,7 +80,7 @@ fn the_mean_is_over_the_tasks_of_all() {
     assert_eq!(mean(&comparison, 0), (2, vec![Some(55.5), Some(55.0), None]));
     assert_eq!(mean(&comparison, 1), (1, vec![None, None, Some(25.0)]));
     assert!(comparison.notes[0].starts_with("The mean is over the 2 of 3 embedding tasks"), "{:?}", comparison.notes);
-    assert!(comparison.notes[0].contains("Not in it: Three (not of b)"), "{:?}", comparison.notes);
+    assert!(comparison.notes[0].contains("Left out: Three (not of b)"), "{:?}", comparison.notes);
     let table = comparison.table();
     let titles = ["model", "mean of 2 embedding tasks", "One", "Three", "Two", "Arc, acc"];
     assert_eq!(table.columns[..6], titles);
@@ -144,7 +144,7 @@ fn limits_and_settings_are_told_and_namesakes_told_apart() {
         "Arc: asked with different limits",
         "Longest text, in tokens: 512 (m (512 tokens)); 64 (m (64 tokens)).",
         "No hash of the data is in results of m2",
-        "Not in it: Arc, acc (of m (512 tokens) alone)",
+        "Left out: Arc, acc (of m (512 tokens) alone)",
     ] {
         assert!(notes.contains(told), "{told}: {notes}");
     }
