@@ -14,6 +14,7 @@ pub mod step;
 mod teacher;
 mod trainer;
 mod update;
+mod validation;
 
 pub use checkpoint::State;
 pub use damage::{Damage, DamageRecipe};

@@ -15,7 +15,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct FetchArgs {
-    /// A built-in name (smollm2-135m, gemma3-270m) or a hub id, organisation/name[@revision]
+    /// A built-in name (smollm2-135m, gemma3-270m) or a hub id: organisation/name, also with @revision behind it
     #[arg(value_name = "MODEL")]
     model: String,
     /// Hash a built-in model again, even if that was done before

@@ -2,7 +2,7 @@
 
 use super::adapter::AdapterView;
 use super::config::{Activation, DecoderConfig, LayerConfig};
-use super::kv_cache::KvCache;
+use super::kv_cache::{Kv, KvCache};
 use super::rope::frequencies;
 use super::segment::Segment;
 use super::weights::{WeightFormat, WeightSource};
@@ -47,27 +47,6 @@ struct Layer {
     post_norms: Option<[Tensor; 2]>,
     /// Over each head of q and of k.
     qk_norms: Option<[Tensor; 2]>,
-}
-
-/// Keys and values of a forward pass.
-pub enum Kv<'a> {
-    /// The segment holds whole rows; nothing is kept.
-    None,
-    /// Continue the rows of this cache and add to it. No gradient flows through it.
-    Append(&'a mut KvCache),
-    /// Continue the rows of this cache and leave it as it is; gradients flow within the segment alone.
-    Past(&'a KvCache),
-}
-
-impl Kv<'_> {
-    /// The same for one pass of several.
-    pub(crate) fn reborrow(&mut self) -> Kv<'_> {
-        match self {
-            Kv::None => Kv::None,
-            Kv::Append(cache) => Kv::Append(cache),
-            Kv::Past(cache) => Kv::Past(cache),
-        }
-    }
 }
 
 /// Dropout of the outputs of attention and feed-forward.

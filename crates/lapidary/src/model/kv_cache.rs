@@ -22,6 +22,27 @@ pub struct KvCache {
     positions: Vec<u32>,
 }
 
+/// Keys and values of a forward pass.
+pub enum Kv<'a> {
+    /// The segment holds whole rows; nothing is kept.
+    None,
+    /// Continue the rows of this cache and add to it. No gradient flows through it.
+    Append(&'a mut KvCache),
+    /// Continue the rows of this cache and leave it as it is; gradients flow within the segment alone.
+    Past(&'a KvCache),
+}
+
+impl Kv<'_> {
+    /// The same for one pass of several.
+    pub(crate) fn reborrow(&mut self) -> Kv<'_> {
+        match self {
+            Kv::None => Kv::None,
+            Kv::Append(cache) => Kv::Append(cache),
+            Kv::Past(cache) => Kv::Past(cache),
+        }
+    }
+}
+
 impl KvCache {
     /// An empty cache for `num_layers` layers of `width = num_key_value_heads * head_dim` numbers a token.
     pub fn new(num_layers: usize, width: usize) -> Self {

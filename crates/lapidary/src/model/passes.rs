@@ -1,7 +1,8 @@
 //! Rows of plans that run together: in one forward pass, or in several where rows read hidden states of earlier ones.
 
 use super::adapter::AdapterView;
-use super::decoder::{Decoder, ForwardOptions, HiddenDropout, Kv};
+use super::decoder::{Decoder, ForwardOptions, HiddenDropout};
+use super::kv_cache::Kv;
 use super::segment::Segment;
 use crate::Error;
 use kernels::{Tensor, ops};

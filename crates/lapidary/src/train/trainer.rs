@@ -8,6 +8,7 @@ use super::recipe::{Recipe, Trained};
 use super::rows::{RowStream, first_rows};
 use super::teacher::Teachers;
 use super::update::{StepMetrics, Update};
+use super::validation::validation_pairs;
 use crate::Error;
 use crate::data::sts::StsPairs;
 use crate::embed::{EmbedOptions, Embedder};
@@ -244,7 +245,7 @@ impl<'a> Trainer<'a> {
         };
         let started = kernels::process_cpu_secs().zip(state.cpu_secs).map(|(now, earlier)| now - earlier);
         let cpu_secs = || Some(kernels::process_cpu_secs()? - started?);
-        let pairs = self.validation_pairs()?;
+        let pairs = validation_pairs(&self.recipe.validation)?;
         let sample = first_rows(&self.recipe.data, &self.base.tokenizer, &self.recipe.budget, STANDARDISATION_ROWS)?;
         if let Some(teachers) = &mut self.teachers {
             teachers.fit(self.base, &sample[..sample.len().min(FEW_STANDARDISATION_ROWS)])?;
@@ -369,22 +370,6 @@ impl<'a> Trainer<'a> {
             }
         }
         pairs.map_or(Ok(()), |pairs| self.validate(pairs, sample, state, watch))
-    }
-
-    fn validation_pairs(&self) -> Result<Option<StsPairs>, Error> {
-        let Some(path) = &self.recipe.validation.sts else { return Ok(None) };
-        let mut pairs = StsPairs::load(Path::new(path))?;
-        let (wanted, all) = (self.recipe.validation.pairs, pairs.pairs.len());
-        if wanted > 0 && wanted < all {
-            // Evenly spaced: such files hold one source of sentences after the other.
-            let mut kept = (0..wanted).map(|i| i * all / wanted).peekable();
-            let mut at = 0;
-            pairs.pairs.retain(|_| {
-                at += 1;
-                kept.next_if_eq(&(at - 1)).is_some()
-            });
-        }
-        Ok(Some(pairs))
     }
 
     fn fit(&self, sample: &[Vec<u32>]) -> Result<Standardisation, Error> {
