@@ -310,11 +310,13 @@ fn soft_inputs_read_earlier_rows() {
 #[test]
 fn anchors_are_sorted_and_inside_the_row() {
     for (base, anchors) in [
-        (Base::Causal, vec![0..1]),
-        (Base::Anchored { window: 0 }, vec![]),
-        (Base::Anchored { window: 2 }, vec![4..6, 0..1]),
-        (Base::Anchored { window: 2 }, vec![0..NUM_TOKENS + 1]),
+        (Base::Causal, [0..1, 4..6]),
+        (Base::Full, [0..1, 4..6]),
+        (Base::Anchored { window: 0 }, [0..1, 4..6]),
+        (Base::Anchored { window: 2 }, [4..6, 0..1]),
+        (Base::Anchored { window: 2 }, [0..1, 4..NUM_TOKENS + 1]),
     ] {
+        let anchors = anchors.to_vec();
         let refused = Layout::new(parts(Visibility { base, anchors, cuts: vec![] }, 0));
         assert!(matches!(refused, Err(LayoutError::Anchors { .. })));
     }
