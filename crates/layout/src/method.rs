@@ -111,6 +111,16 @@ pub trait Method {
         Ok(plan)
     }
 
+    /// Whether an example without a positive cannot be trained on.
+    fn needs_positive(&self) -> bool {
+        false
+    }
+
+    /// Whether a part of the training rows runs on the base model as it was, so that its weights cannot be trained.
+    fn needs_frozen_weights(&self) -> bool {
+        false
+    }
+
     /// Whether the adapter acts on rows without special tokens, chat among them, and on what follows special tokens.
     fn adapts_plain_rows(&self) -> bool {
         false

@@ -1,6 +1,7 @@
 //! `lapidary eval`: figures of a model on a data file.
 
 mod reconstruct;
+mod task_result;
 pub(crate) mod tasks;
 
 use crate::args::{EmbedModelArgs, ModelArgs};

@@ -6,12 +6,14 @@ use super::train_watch::training_cost;
 use super::{report, train};
 use crate::args::EmbedModelArgs;
 use crate::context::Context;
+use crate::failure::Interrupted;
 use crate::table::aligned;
 use crate::{interrupt, progress};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use lapidary::Lapidary;
 use lapidary::data::sts::StsPairs;
+use lapidary::layout;
 use lapidary::model::WeightFormat;
 use lapidary::output::atomic::write_file;
 use lapidary::report::bars::{Series, bar_comparison};
@@ -99,6 +101,10 @@ struct Scores {
     set: Vec<String>,
     /// Hash of the recipe that was changed; of nothing where none was.
     recipe: String,
+    /// Hash of everything but the model that changes a score.
+    measured: String,
+    /// Of the model.
+    fingerprint: String,
     /// Seconds of the process that trained, all its threads; none where nothing was trained, or the system does not tell.
     cpu_secs: Option<f64>,
     /// By file, Spearman times 100, standardised where the model has a standardisation; then by task.
@@ -137,9 +143,22 @@ pub(crate) fn run(args: &SweepArgs, context: &Context) -> Result<()> {
         weights: sweep.weights,
         results: out.join("results"),
     };
-    // A mistake in the last variant is told before the first is trained.
+    // A mistake in what is measured, or in the last variant, is told before the first is trained.
+    if let Some(tasks) = &args.tasks {
+        sweep.tasks.check(tasks)?;
+    }
+    if let Some(missing) = sweep.standardise_on.iter().find(|file| !Path::new(file).is_file()) {
+        bail!("{path}: standardise_on: no file {missing}");
+    }
     let plan = |variant: &Variant| -> Result<Vec<Run>> {
         if variant.model.is_some() || variant.method.is_some() {
+            let method = variant.method.as_deref().filter(|method| !layout::names().contains(method));
+            if let Some(method) = method {
+                bail!("unknown method {method:?}; expected one of {}", layout::names().join(", "));
+            }
+            if variant.recipe.is_some() {
+                bail!("expected a recipe, or a model or method as it is, found both");
+            }
             return Ok(vec![Run::as_it_is(variant)]);
         }
         let recipe = variant.recipe.as_ref().or(sweep.recipe.as_ref()).context("no recipe, and no model or method")?;
@@ -154,7 +173,7 @@ pub(crate) fn run(args: &SweepArgs, context: &Context) -> Result<()> {
         .map(|variant| plan(variant).with_context(|| format!("{path}: {}", variant.name)))
         .collect::<Result<_>>()?;
     let stop = interrupt::stop_flag("stopping after this step, with a checkpoint")?;
-    let mut all = Vec::new();
+    let (mut all, mut failed) = (Vec::new(), Vec::new());
     for (variant, plan) in sweep.variants.iter().zip(plans) {
         let mut runs = Vec::new();
         for (number, run) in plan.iter().enumerate() {
@@ -162,14 +181,21 @@ pub(crate) fn run(args: &SweepArgs, context: &Context) -> Result<()> {
             context.note(&format!("{}, {name}", variant.name));
             let dir = out.join(directory_name(&variant.name)).join(&name);
             let called = format!("{}, {name}", variant.name);
-            let found = scores(run, &measures, (&called, &dir), &stop, context);
-            runs.push(found.with_context(|| variant.name.clone())?);
+            match scores(run, &measures, (&called, &dir), &stop, context) {
+                Ok(found) => runs.push(found),
+                Err(error) if error.is::<Interrupted>() => return Err(error),
+                // One variant that cannot be made does not keep the others from being compared.
+                Err(error) => failed.push(format!("{called}: {error:#}")),
+            }
         }
-        all.push((variant.name.clone(), runs));
+        if !runs.is_empty() {
+            all.push((variant.name.clone(), runs));
+        }
     }
     let title =
         sweep.title.unwrap_or_else(|| args.sweep.file_stem().unwrap_or_default().to_string_lossy().into_owned());
-    finish(&title, &all, &out, context)
+    finish(&title, &all, &out, context)?;
+    if failed.is_empty() { Ok(()) } else { bail!("{} runs failed: {}", failed.len(), failed.join("; ")) }
 }
 
 /// One run of a variant.
@@ -242,16 +268,17 @@ fn scores(
     let mut kept: Option<Scores> = None;
     if let Ok(text) = std::fs::read_to_string(&file) {
         let found: Scores = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
-        if found.set != set || found.recipe != recipe {
+        if found.set != set || found.recipe != recipe || found.measured != measures.described()? {
             bail!(
-                "{}: made with {:?}, or from another recipe; expected {set:?} (another --out keeps both)",
+                "{}: made with {:?}, or from another recipe, or measured otherwise; expected {set:?} (another --out keeps both)",
                 file.display(),
                 found.set
             );
         }
         kept = Some(found);
     }
-    if let Some(kept) = kept.as_ref().filter(|kept| measures.are_in(kept)) {
+    // A model as it is may be another one by now: it is asked each time.
+    if let (Run::Recipe(..), Some(kept)) = (run, kept.as_ref().filter(|kept| measures.are_in(kept))) {
         return Ok(kept.clone());
     }
     let (mut model, loaded_as) = match run {
@@ -271,13 +298,18 @@ fn scores(
         Run::Model(args) => (context.load_to_embed(args)?, args.as_ref().clone()),
     };
     model.set_weight_format(measures.weights)?;
+    let fingerprint = model.fingerprint().to_owned();
+    if let Some(kept) = kept.filter(|kept| kept.fingerprint == fingerprint && measures.are_in(kept)) {
+        return Ok(kept);
+    }
     if model.standardisation().is_none() {
         standardise(&mut model, measures.standardise_on, context)?;
     }
     std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
     let cost = training_cost(Path::new(&loaded_as.model.name()));
     let cpu_secs = cost.and_then(|cost| cost["cpu_secs"].as_f64());
-    let mut scores = Scores { set, recipe, cpu_secs, figures: Vec::new() };
+    let measured = measures.described()?;
+    let mut scores = Scores { set, recipe, measured, fingerprint, cpu_secs, figures: Vec::new() };
     for (name, set) in &measures.sts {
         let (raw, standardised) = raw_and_standardised(&model, set, name, context)?;
         scores.figures.push((name.clone(), standardised.unwrap_or(raw)));
@@ -296,6 +328,15 @@ fn scores(
 }
 
 impl Measures<'_> {
+    /// Hash of the STS pairs, the number format, and the texts to standardise on.
+    fn described(&self) -> Result<String> {
+        let mut parts = vec![format!("{:?} {:?}", self.weights, self.sts).into_bytes()];
+        for file in self.standardise_on {
+            parts.push(std::fs::read(file).with_context(|| file.clone())?);
+        }
+        Ok(lapidary::fingerprint_of(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>()))
+    }
+
     /// Whether nothing is left to measure; tasks have their own files, which are asked each time.
     fn are_in(&self, scores: &Scores) -> bool {
         self.tasks.is_none() && self.sts.iter().map(|(name, _)| name).eq(scores.figures.iter().map(|(name, _)| name))

@@ -47,6 +47,12 @@ pub(crate) struct TaskData {
     pub(crate) revision: String,
 }
 
+/// The subset of a multilingual task that is English, as the mteb package calls it; `default` for other tasks.
+pub(crate) fn subset_of(name: &str) -> Result<String> {
+    let mut sets: DataSets = toml::from_str(TABLE).context("data_sets.toml")?;
+    Ok(sets.tasks.remove(name).and_then(|set| set.subset).unwrap_or_else(|| "default".into()))
+}
+
 impl Fetcher {
     /// The data of the task `name`, fetched if they are not on this machine.
     ///

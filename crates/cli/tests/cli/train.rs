@@ -264,8 +264,16 @@ fn a_certificate_tells_what_a_gem_has_cost() {
 fn every_trained_method_is_certified() {
     let dir = workshop();
     let dir = dir.path();
-    for method in ["simcse", "llm2vec", "gritlm"] {
-        let set = format!("method={{name='{method}'}}");
+    let few = "settings={num_special_tokens=2}";
+    for (method, settings) in [
+        ("simcse", ""),
+        ("llm2vec", ""),
+        ("gritlm", ""),
+        ("gist", few),
+        ("autocompressor", few),
+        ("sepllm", "settings={num_initial=1,window=2,separators=['a','e']}"),
+    ] {
+        let set = format!("method={{name='{method}',{settings}}}").replace(",}", "}");
         stdout(run(dir, &train(method, &["--set", &set, "--set", "optimizer.learning_rate=0.05"])));
         let gem = format!("{method}/model");
         let certify = |more: &[&str]| run(dir, &[&["certify", "base", &gem, "--out", "out"][..], more].concat());
@@ -276,6 +284,42 @@ fn every_trained_method_is_certified() {
             "{page}"
         );
         assert_eq!(certify(&["--max-kl", "0"]).status.code(), Some(1));
+    }
+}
+
+/// Methods that add tokens alone promise what GEM promises; an answer without text is passed over.
+#[test]
+fn methods_that_leave_chat_alone_are_trained_and_certified() {
+    let dir = workshop();
+    let dir = dir.path();
+    let pair = |text: &str, positive: &str| format!("{{\"text\":\"{text}\",\"positive\":\"{positive}\"}}\n");
+    let pairs = [pair("who runs", "the dog"), pair("no answer", ""), pair("what news", "none today")];
+    fs::write(dir.join("pairs.jsonl"), pairs.concat()).unwrap();
+    let data = "data={paths=['pairs.jsonl'],column='text',positive_column='positive'}";
+    for method in ["icae", "llm2vec-gen"] {
+        let set = format!("method={{name='{method}',settings={{num_special_tokens=2}}}}");
+        let fixed = ["--set", &set, "--set", data, "--set", "optimizer.learning_rate=0.05"];
+        let output = run(dir, &train(method, &fixed));
+        let told = String::from_utf8(output.stderr.clone()).unwrap();
+        assert_eq!(told.contains("0 too short"), method == "icae", "{told}");
+        stdout(output);
+        let page = stdout(run(dir, &["certify", "base", &format!("{method}/model")]));
+        assert!(page.contains("bit for bit"), "{page}");
+        for (wrong, expected) in [
+            ("trained=full", "trained: expected \"lora\""),
+            ("method={name='llm2vec-gen'}", "data.positive_column"),
+            ("loss.teacher.methods=[{name='mean'}]", "loss.teacher.methods"),
+        ] {
+            // The second is wrong without pairs, the third where no vector is trained.
+            let output = match wrong {
+                "trained=full" => run(dir, &train("wrong", &[&fixed[..], &["--set", wrong]].concat())),
+                "method={name='llm2vec-gen'}" => run(dir, &train("wrong", &["--set", wrong])),
+                _ if method == "icae" => run(dir, &train("wrong", &[&fixed[..], &["--set", wrong]].concat())),
+                _ => continue,
+            };
+            let message = error_line(&output);
+            assert!(message.contains(expected), "{message}");
+        }
     }
 }
 

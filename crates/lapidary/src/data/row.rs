@@ -129,6 +129,14 @@ impl Row {
         }
     }
 
+    /// A text, or a whole number as text.
+    pub(super) fn name(&self, column: &str) -> Result<String, DataError> {
+        match self.words(column)?.as_slice() {
+            [name] if !self.get(column)?.is_array() => Ok(name.clone()),
+            _ => Err(self.wrong(column, "a text or a whole number")),
+        }
+    }
+
     /// The texts of the list `name` of the object in `column`.
     pub(super) fn inner_texts(&self, column: &str, name: &str) -> Result<Vec<String>, DataError> {
         let list = self.get(column)?.get(name).and_then(Value::as_array);

@@ -18,7 +18,7 @@ pub struct LabelledText {
     /// The text.
     pub text: String,
     /// The class.
-    pub label: i64,
+    pub label: String,
     /// The name of the class, where the file has a column `label_text`.
     pub label_text: Option<String>,
 }
@@ -93,7 +93,7 @@ fn with_shards(path: &Path) -> Result<Vec<PathBuf>, DataError> {
 pub fn load_classification(path: &Path) -> Result<Vec<LabelledText>, DataError> {
     load_rows(path, &["text", "label"], &["label_text"], |row| {
         let label_text = if row.has("label_text") { row.optional_text("label_text")?.map(str::to_owned) } else { None };
-        Ok(LabelledText { text: row.text("text")?.to_owned(), label: row.integer("label")?, label_text })
+        Ok(LabelledText { text: row.text("text")?.to_owned(), label: row.name("label")?, label_text })
     })
 }
 

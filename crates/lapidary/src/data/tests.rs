@@ -280,7 +280,9 @@ fn classification_choices_and_raw_text() {
         dir.path().join(name)
     };
     let labelled = load_classification(&write("a.csv", b"text,label\nhi,-3\n")).unwrap();
-    assert_eq!((labelled[0].label, &labelled[0].label_text), (-3, &None));
+    assert_eq!((labelled[0].label.as_str(), &labelled[0].label_text), ("-3", &None));
+    let labelled = load_classification(&write("names.csv", b"text,label\nhi,alarm_set\n")).unwrap();
+    assert_eq!(labelled[0].label, "alarm_set");
     let row = br#"{"text": "hi", "label": 1, "label_text": "one"}"#;
     let labelled = load_classification(&write("a.jsonl", row)).unwrap();
     assert_eq!(labelled[0].label_text.as_deref(), Some("one"));
@@ -315,8 +317,8 @@ fn the_first_shard_stands_for_all_and_none_may_be_missing() {
     let first = tasks::split_file(dir.path(), "test").unwrap();
     assert!(first.ends_with("data/test-00000-of-00002.parquet"), "{first:?}");
     // Three labels with four rows each, in two files.
-    let labels: Vec<i64> = tasks::load_classification(&first).unwrap().iter().map(|row| row.label).collect();
-    assert_eq!(labels, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]);
+    let labels: Vec<String> = tasks::load_classification(&first).unwrap().into_iter().map(|row| row.label).collect();
+    assert_eq!(labels.concat(), "000011112222");
     fs::remove_file(dir.path().join("data/test-00001-of-00002.parquet")).unwrap();
     let message = tasks::load_classification(&first).unwrap_err().to_string();
     assert!(message.contains("expected 2 shards test-00000-of-00002.parquet and so on, found 1"), "{message}");

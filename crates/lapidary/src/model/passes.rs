@@ -34,7 +34,7 @@ impl<'a> Passes<'a> {
     /// Rows of `plans`, of each the part that `part` names. A soft input must read a position that runs.
     ///
     /// # Errors
-    /// When a soft input reads no position of an earlier row that runs.
+    /// When a soft input reads no position of an earlier row.
     pub fn new(
         plans: impl IntoIterator<Item = &'a Plan>,
         mut part: impl FnMut(&'a Layout) -> Range<usize>,
@@ -51,11 +51,23 @@ impl<'a> Passes<'a> {
         Ok(passes)
     }
 
-    /// The same rows with other parts.
+    /// The same rows, of each no more than the vectors need: up to its last pooled position, and to the last that a row
+    /// with vectors reads.
     #[must_use]
-    pub fn with_parts(&self, mut part: impl FnMut(&PassRow<'a>) -> Range<usize>) -> Self {
+    pub fn up_to_pooled(&self) -> Self {
         let mut passes = self.clone();
-        passes.rows.iter_mut().for_each(|row| row.part = part(row));
+        let mut ends: Vec<usize> = self.rows.iter().map(|row| row.layout.last_pooled_end()).collect();
+        // A row reads earlier ones alone.
+        for (number, row) in self.rows.iter().enumerate().rev() {
+            let end = ends[number].clamp(row.part.start, row.part.end);
+            passes.rows[number].part.end = end;
+            for input in &row.layout.inputs()[row.part.start..end] {
+                if let Input::Soft { row: from, position, .. } = *input {
+                    let from = &mut ends[row.first_of_plan + from as usize];
+                    *from = (*from).max(position as usize + 1);
+                }
+            }
+        }
         passes.place();
         passes
     }
@@ -83,8 +95,11 @@ impl<'a> Passes<'a> {
 
     /// Hidden states after the last norm of all parts, in the order of [`PassRow::place`]: `[T, D]`.
     ///
+    /// A soft input takes the place of a token embedding, and is scaled as one by families that scale these
+    /// (`inputs_embeds` of transformers).
+    ///
     /// # Errors
-    /// As [`Decoder::forward`].
+    /// As [`Decoder::forward`], and when a soft input reads a position that does not run.
     pub fn forward(
         &self,
         decoder: &Decoder,

@@ -1,10 +1,10 @@
 //! What is checked before a run, so that it does not fail late or replace what is not its own.
 
-use super::recipe::Recipe;
+use super::recipe::{Recipe, Trained};
 use super::teacher::Teachers;
 use crate::Error;
 use crate::model::{BaseModel, GemConfig};
-use layout::{Example, Layout, Method, Rng};
+use layout::{Example, Layout, Loss, Method, Rng};
 use rand::SeedableRng as _;
 use std::path::Path;
 
@@ -20,6 +20,28 @@ pub(super) fn refuse_to_replace(dir: &Path) -> Result<(), Error> {
             reason: "expected nothing or the model of an earlier run, found something else; choose another directory"
                 .into(),
         });
+    }
+    Ok(())
+}
+
+/// Settings that no run of this method can have.
+///
+/// # Errors
+/// Naming the setting.
+pub(super) fn check_settings(recipe: &Recipe, method: &dyn Method) -> Result<(), Error> {
+    let wrong = |field: &str, expected: &str, found: &str| {
+        let expected = format!("{expected} with method {}", method.name());
+        Err(Error::Setting { field: field.into(), expected, found: found.into() })
+    };
+    let wants_vectors = method.objective().terms.iter().any(|term| term.loss != Loss::NextToken);
+    if !wants_vectors && !recipe.loss.teacher.methods.is_empty() {
+        return wrong("loss.teacher.methods", "none, because no vector is trained,", "some");
+    }
+    if method.needs_positive() && recipe.data.positive_column.is_none() {
+        return wrong("data.positive_column", "the column of the pairs' second texts", "none");
+    }
+    if recipe.trained == Trained::Full && method.needs_frozen_weights() {
+        return wrong("trained", "\"lora\", because a part of its rows runs on the weights as they were,", "\"full\"");
     }
     Ok(())
 }
@@ -43,10 +65,11 @@ pub(super) fn check_longest_row(
         Some(teachers) => fits(&teachers.rows_of(&text)?),
         None => true,
     };
-    let example = Example { text, ..Example::default() };
+    let pair = Example { text: text.clone(), positive: Some(text.clone()), negatives: vec![text.clone()] };
+    let alone = (!method.needs_positive()).then(|| Example { text, ..Example::default() });
     let mut rng = Rng::seed_from_u64(recipe.seed);
-    for _ in 0..DRAWS {
-        all_fit &= fits(&method.train_plan(&example, &mut rng)?.rows);
+    for example in alone.iter().chain([&pair]).cycle().take(DRAWS) {
+        all_fit &= fits(&method.train_plan(example, &mut rng)?.rows);
     }
     if all_fit {
         return Ok(());

@@ -33,8 +33,6 @@ pub struct InfoNce {
     pub gradient: Vectors,
     /// d loss / d log(1 / temperature).
     pub log_scale_gradient: f64,
-    /// Mean cosine of different queries: near 1 when the embedding has collapsed.
-    pub mean_pairwise_cosine: f64,
 }
 
 /// Vectors scaled to length one, row-major `[_, D]`, and the lengths they had.
@@ -118,15 +116,15 @@ pub fn info_nce(vectors: &Vectors, d: usize, scale: f32) -> InfoNce {
         loss: rows.iter().map(|r| r.0).sum::<f64>() / b as f64,
         gradient: Vectors { query: d_query, positive: d_candidates, negative },
         log_scale_gradient: rows.iter().map(|r| r.2).sum(),
-        mean_pairwise_cosine: mean_pairwise_cosine(&query.values, d),
     }
 }
 
-/// Mean cosine of all pairs of different unit vectors, from the norm of their sum.
-fn mean_pairwise_cosine(unit: &[f32], d: usize) -> f64 {
-    let n = (unit.len() / d) as f64;
+/// Mean cosine of all pairs of different vectors, from the norm of the sum of their directions: near 1 when the embedding
+/// has collapsed.
+pub(super) fn mean_pairwise_cosine(vectors: &[f32], d: usize) -> f64 {
+    let n = (vectors.len() / d) as f64;
     let mut sum = vec![0f64; d];
-    for v in unit.chunks(d) {
+    for v in unit(vectors, d).values.chunks(d) {
         sum.iter_mut().zip(v).for_each(|(s, x)| *s += f64::from(*x));
     }
     if n < 2.0 { 0.0 } else { (sum.iter().map(|s| s * s).sum::<f64>() - n) / (n * (n - 1.0)) }
@@ -175,7 +173,7 @@ pub(super) mod tests {
     fn equal_vectors_have_the_loss_of_chance_and_cosine_one() {
         let got = info_nce(&Vectors { query: vec![1.0; 12], positive: vec![2.0; 12], negative: vec![] }, 3, 20.0);
         assert!((got.loss - 4f64.ln()).abs() < 1e-6);
-        assert!((got.mean_pairwise_cosine - 1.0).abs() < 1e-6);
+        assert!((mean_pairwise_cosine(&[1.0; 12], 3) - 1.0).abs() < 1e-6);
     }
 
     #[test]

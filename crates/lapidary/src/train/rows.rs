@@ -16,7 +16,7 @@ pub struct Position {
     pub draws: u64,
     /// Rows cut to the longest allowed.
     pub num_cut: u64,
-    /// Rows passed over as too short.
+    /// Rows passed over as too short, or as lacking a positive that the method needs.
     pub num_short: u64,
 }
 
@@ -29,6 +29,7 @@ pub struct RowStream<'a> {
     position: Position,
     rows: ShuffleBuffer<Records, Record>,
     usable_in_pass: u64,
+    pairs_alone: bool,
 }
 
 impl<'a> RowStream<'a> {
@@ -53,6 +54,7 @@ impl<'a> RowStream<'a> {
             position: start,
             rows,
             usable_in_pass: 0,
+            pairs_alone: false,
         };
         for _ in 0..position.draws {
             if stream.rows.next().transpose()?.is_none() {
@@ -75,6 +77,12 @@ impl<'a> RowStream<'a> {
         epoch: u64,
     ) -> Result<ShuffleBuffer<Records, Record>, Error> {
         Ok(ShuffleBuffer::new(data::open(spec)?, budget.shuffle_buffer, seed, epoch))
+    }
+
+    /// The same stream, in which texts without a positive are passed over, and counted, as too short ones are.
+    #[must_use]
+    pub fn pairs_alone(self, pairs_alone: bool) -> Self {
+        Self { pairs_alone, ..self }
     }
 
     /// Where the stream stands.
@@ -107,9 +115,13 @@ impl<'a> RowStream<'a> {
                 self.position.num_short += 1;
                 continue;
             }
-            self.usable_in_pass += 1;
             let positive =
                 record.positive.as_deref().map(|text| self.encode(text)).transpose()?.filter(|ids| !ids.is_empty());
+            if self.pairs_alone && positive.is_none() {
+                self.position.num_short += 1;
+                continue;
+            }
+            self.usable_in_pass += 1;
             let negatives = record.negatives.iter().map(|text| self.encode(text)).collect::<Result<Vec<_>, _>>()?;
             let negatives = negatives.into_iter().filter(|ids| !ids.is_empty()).collect();
             return Ok((Example { text, positive, negatives }, record.source));

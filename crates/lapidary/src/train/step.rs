@@ -5,7 +5,7 @@
 //! taken over the vectors of all micro-batches (GradCache, arXiv 2101.06983).
 
 use super::alignment::align;
-use super::contrastive::{Vectors, info_nce};
+use super::contrastive::{Vectors, info_nce, mean_pairwise_cosine};
 use super::similarity::{TeacherCosines, distil};
 use crate::Error;
 use crate::model::{Adapter, AdapterView, Decoder, ForwardOptions, Kv, KvCache, PassRow, Passes, Segment};
@@ -49,7 +49,7 @@ pub struct StepResult {
     /// Mean next-token loss over the labels of the rows that ran, nats; NaN without any. Rows that carry nothing but
     /// labels do not run for a loss without weight.
     pub next_token: f64,
-    /// Contrastive loss, nats; NaN without pairs, or where neither it nor the similarities have a weight.
+    /// Contrastive loss, nats; NaN without pairs or weight.
     pub contrastive: f64,
     /// Mean of one minus the cosine of a query and its positive; NaN where it has no weight.
     pub alignment: f64,
@@ -81,17 +81,6 @@ pub struct StepModel<'a> {
     pub adapter: &'a Adapter,
     /// All trained variables, in the optimiser's order.
     pub vars: &'a [Var],
-}
-
-impl<'a> MicroBatch<'a> {
-    /// Parts up to the last pooled position: enough for the vectors, where no row reads another's states.
-    fn pooled_parts(&self) -> Passes<'a> {
-        self.passes.with_parts(|row| {
-            let reads = row.layout.inputs().iter().any(|input| matches!(input, Input::Soft { .. }));
-            let end = row.layout.last_pooled_end().clamp(row.part.start, row.part.end);
-            if reads { row.part.clone() } else { row.part.start..end }
-        })
-    }
 }
 
 /// For each view, the pooled positions among the hidden states.
@@ -202,7 +191,7 @@ fn vectors_of(
     ratio: f32,
 ) -> Result<Vec<(View, Vec<f32>)>, Error> {
     // Dropout draws a number for each position in turn, so that the same positions must run as in the graph pass.
-    let passes = if ratio > 0.0 { batch.passes.clone() } else { batch.pooled_parts() };
+    let passes = if ratio > 0.0 { batch.passes.clone() } else { batch.passes.up_to_pooled() };
     let (views, rows) = pooled_rows(&passes);
     if views.is_empty() {
         return Ok(Vec::new());
@@ -291,11 +280,17 @@ pub fn step(
 
 /// The weighted gradient of the losses over vectors; the losses go into `result`.
 fn vectors_gradient(vectors: &Vectors, d: usize, weights: &LossWeights<'_>, result: &mut StepResult) -> Vectors {
-    let nce = info_nce(vectors, d, weights.scale);
-    result.contrastive = nce.loss;
-    result.mean_pairwise_cosine = nce.mean_pairwise_cosine;
-    result.log_scale_gradient = nce.log_scale_gradient * weights.contrastive;
-    let mut gradient = nce.gradient;
+    result.mean_pairwise_cosine = mean_pairwise_cosine(&vectors.query, d);
+    let mut gradient = if weights.contrastive > 0.0 {
+        let nce = info_nce(vectors, d, weights.scale);
+        result.contrastive = nce.loss;
+        result.log_scale_gradient = nce.log_scale_gradient * weights.contrastive;
+        nce.gradient
+    } else {
+        let zeros = |vectors: &Vec<f32>| vec![0.0; vectors.len()];
+        let Vectors { query, positive, negative } = vectors;
+        Vectors { query: zeros(query), positive: zeros(positive), negative: zeros(negative) }
+    };
     gradient.scale(weights.contrastive as f32);
     if weights.alignment > 0.0 {
         let found = align(vectors, d);

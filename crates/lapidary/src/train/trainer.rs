@@ -1,7 +1,7 @@
 //! The training loop: batches, updates, validation, checkpoints.
 
 use super::checkpoint::{self, State};
-use super::checks::{check_longest_row, refuse_to_replace};
+use super::checks::{check_longest_row, check_settings, refuse_to_replace};
 use super::damage::{Damage, Gauge, none_within};
 use super::optimizer::{Group, Param};
 use super::recipe::{Recipe, Trained};
@@ -147,6 +147,7 @@ impl<'a> Trainer<'a> {
         for dir in [MODEL_DIR, BEST_DIR].map(|name| options.out.join(name)) {
             refuse_to_replace(&dir)?;
         }
+        check_settings(&recipe, method.as_ref())?;
         let teachers = Teachers::new(&recipe.loss.teacher, base)?;
         check_longest_row(&recipe, method.as_ref(), teachers.as_ref(), base)?;
         let special = special_rows(base, method.as_ref())?;
@@ -304,7 +305,8 @@ impl<'a> Trainer<'a> {
     ) -> Result<(), Error> {
         let seed = self.recipe.seed;
         let mut stream =
-            RowStream::open(&self.recipe.data, &self.base.tokenizer, &self.recipe.budget, seed, state.position)?;
+            RowStream::open(&self.recipe.data, &self.base.tokenizer, &self.recipe.budget, seed, state.position)?
+                .pairs_alone(self.method.needs_positive());
         let mut prepared = Vec::new();
         // Reading ahead for the whole stretch would hold it in memory: one batch at a time.
         while state.step < until && !stop.load(Ordering::Relaxed) {

@@ -1,11 +1,12 @@
 //! Rows that read other rows' states, and rows under anchors, against `transformers` (`scripts/golden_passes.py`).
 
-use lapidary::generate::Sequence;
+use lapidary::generate::{Limits, Sampler, Sampling, Sequence};
 use lapidary::model::{Adapter, Decoder};
 use lapidary::train::step::{LossWeights, StepOptions};
 use layout::{Example, Input, Method, MethodContext, Plan, Rng, TokenId};
 use rand::SeedableRng as _;
 use serde_json::{Value, json};
+use std::ops::ControlFlow;
 
 use crate::common::{
     Golden, WHOLE, adapter, adapter_vars, close, close_to_each_other, close_to_largest, decoder, golden, hidden, norm,
@@ -96,10 +97,26 @@ fn decoding_under_anchors_is_the_whole_row_and_holds_less() {
             assert!(sequence.num_kv_tokens() <= 1 + separators + 4 + 32, "{}", sequence.num_kv_tokens());
         }
     }
-    // A prompt that begins otherwise starts over.
+}
+
+/// What has left the cache may be in view of another prompt: it runs anew.
+#[test]
+fn a_prompt_that_begins_as_before_under_anchors_is_the_whole_row() {
+    let (decoder, _) = llama();
+    let ids = random_ids(60, 4);
+    let sepllm = method("sepllm", json!({"num_initial": 1, "window": 5, "separators": ["."]}));
     let mut sequence = Sequence::new(&decoder, None).in_view(sepllm.anchors());
-    sequence.push(&ids).unwrap();
-    assert!(sequence.num_kv_tokens() < ids.len());
+    sequence.push(&ids[..55]).unwrap();
+    assert!(sequence.num_kv_tokens() < 55);
+    let limits = Limits { max_new_tokens: 0, eos_token_ids: &[] };
+    for (prompt, num_cached) in [(&ids[..], 55), (&ids[..30], 0)] {
+        let mut sampler = Sampler::new(Sampling::default()).unwrap();
+        let run = sequence.generate(prompt, &limits, &mut sampler, &mut |_| Ok(ControlFlow::Continue(())));
+        assert_eq!(run.unwrap().num_cached_tokens, num_cached);
+        let mut alone = Sequence::new(&decoder, None).in_view(sepllm.anchors());
+        alone.push(prompt).unwrap();
+        close_to_each_other(sequence.logits(), alone.logits(), 1e-4, "logits");
+    }
 }
 
 /// Micro-batches and frozen starts change nothing, whatever rows read from each other.

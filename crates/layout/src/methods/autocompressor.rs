@@ -83,7 +83,7 @@ impl AutoCompressor {
         summaries.iter().flat_map(of).collect()
     }
 
-    /// The rows of a text whose segments begin at `starts`; `next` is what follows the last.
+    /// The rows of a text whose segments begin at `starts`: with a summary after the last to embed it, else with labels.
     fn rows(&self, text: &[TokenId], starts: &[usize], summarise_last: bool) -> Result<Vec<Layout>, MethodError> {
         let (mut rows, mut summaries) = (Vec::new(), Vec::new());
         for (row, start) in starts.iter().enumerate() {

@@ -52,7 +52,7 @@ pub(crate) fn build(settings: Value, context: &MethodContext) -> Result<Box<dyn 
 }
 
 impl Gist {
-    /// `[bos] instruction [E0]×k output`.
+    /// `[bos] instruction [E0]×k output`; the vector is read where no output is trained on.
     fn row(&self, instruction: &[TokenId], output: &[TokenId]) -> Result<Layout, MethodError> {
         check_text(NAME, "text", instruction)?;
         let mut row = RowBuilder::default();
@@ -62,7 +62,9 @@ impl Gist {
         let after = row.tokens(output, Role::Suffix, true)?;
         row.hide(after.clone(), 0..before.end);
         row.predict(after.start, output);
-        row.pool(Pooled::mean(View::Query, gists));
+        if output.is_empty() {
+            row.pool(Pooled::mean(View::Query, gists));
+        }
         Ok(row.build()?)
     }
 }

@@ -58,13 +58,15 @@ pub(crate) fn build(settings: Value, context: &MethodContext) -> Result<Box<dyn 
 
 impl Icae {
     /// `[bos] text memory`, adapter on.
-    fn encoder(&self, text: &[TokenId]) -> Result<Layout, MethodError> {
+    fn encoder(&self, text: &[TokenId], pooled: bool) -> Result<Layout, MethodError> {
         check_text(NAME, "text", text)?;
         let mut row = RowBuilder::default();
         row.tokens(self.bos.as_slice(), Role::Prefix, true)?;
         row.tokens(text, Role::Prefix, true)?;
         let memory = row.add((0..self.settings.num_special_tokens).map(Input::Special), Role::Special, true)?;
-        row.pool(Pooled::mean(View::Query, memory));
+        if pooled {
+            row.pool(Pooled::mean(View::Query, memory));
+        }
         Ok(row.build()?)
     }
 
@@ -100,19 +102,23 @@ impl Method for Icae {
         } else {
             (text, Continuation::Again, text)
         };
-        let encoder = self.encoder(read)?;
+        let encoder = self.encoder(read, false)?;
         let decoder = self.decoder(&encoder, continuation, written)?;
         Ok(Plan { rows: vec![encoder, decoder] })
     }
 
     fn embed_plan(&self, text: &[TokenId]) -> Result<Plan, MethodError> {
-        Ok(Plan { rows: vec![self.encoder(text)?] })
+        Ok(Plan { rows: vec![self.encoder(text, true)?] })
     }
 
     fn read_plan(&self, text: &[TokenId], continuation: Continuation) -> Result<Plan, MethodError> {
-        let encoder = self.encoder(text)?;
+        let encoder = self.encoder(text, false)?;
         let decoder = self.decoder(&encoder, continuation, &[])?;
         Ok(Plan { rows: vec![encoder, decoder] })
+    }
+
+    fn needs_frozen_weights(&self) -> bool {
+        true
     }
 
     fn objective(&self) -> Objective {

@@ -117,6 +117,14 @@ impl Method for Llm2VecGen {
         Ok(Plan { rows: vec![query, read] })
     }
 
+    fn needs_positive(&self) -> bool {
+        true
+    }
+
+    fn needs_frozen_weights(&self) -> bool {
+        true
+    }
+
     fn objective(&self) -> Objective {
         Objective::next_token_and(Loss::Alignment)
     }

@@ -1,5 +1,6 @@
 //! `lapidary eval tasks`: a model on a directory of tasks, each result kept in a file of its own.
 
+use super::task_result::{Row, result, row_of};
 use super::{language_model, standardise};
 use crate::args::EmbedModelArgs;
 use crate::commands::train_watch::training_cost;
@@ -17,14 +18,12 @@ use lapidary::eval::task_instructions::{INSTRUCTIONS, instruction};
 use lapidary::eval::task_sets::{GEM_15, MTEB_ENG_V2};
 use lapidary::output::atomic::write_file;
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{Write as _, stdout};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// The version of the `mteb` package whose result files these are laid out as.
-const MTEB_VERSION: &str = "2.26.24";
 /// Raised when a protocol changes here, so that no score made by the old one is found again.
 const PROTOCOLS: u32 = 2;
 
@@ -90,15 +89,6 @@ struct Task {
     revision: String,
 }
 
-/// A finished task, as the table shows it.
-struct Row {
-    name: String,
-    kind: TaskKind,
-    metric: String,
-    value: f64,
-    note: String,
-}
-
 pub(super) fn run(args: &TasksArgs, context: &Context) -> Result<Vec<Vec<String>>> {
     let named: Vec<String> = match (args.tasks.as_slice(), args.set) {
         ([], TaskSet::Local) => Vec::new(),
@@ -127,10 +117,11 @@ pub(super) fn run(args: &TasksArgs, context: &Context) -> Result<Vec<Vec<String>
         context.note(&format!("not in {place}: {}", list(&missing)));
     }
     context.note(&format!("results: {}", out.display()));
+    let num_language = tasks.iter().filter(|task| !task.kind.is_embedding()).count();
     if failed.is_empty() {
-        return Ok(table(&rows, wanted.len()));
+        return Ok(table(&rows, wanted.len(), num_language));
     }
-    stdout().lock().write_all(aligned(&table(&rows, wanted.len())).as_bytes())?;
+    stdout().lock().write_all(aligned(&table(&rows, wanted.len(), num_language)).as_bytes())?;
     bail!("{} of {} tasks failed: {}", failed.len(), rows.len() + failed.len(), failed.join("; "))
 }
 
@@ -159,7 +150,7 @@ fn measure(
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct TaskOptions {
-    /// These tasks, in this order; none: all of the directory.
+    /// These tasks alone; none: all of the directory.
     names: Vec<String>,
     /// Longer texts are cut to this many tokens.
     max_tokens: usize,
@@ -173,7 +164,23 @@ impl Default for TaskOptions {
     }
 }
 
-/// Main scores of the tasks of a directory, by name; results are kept under, and found again in, `results`.
+impl TaskOptions {
+    /// Whether the directory has the tasks.
+    ///
+    /// # Errors
+    /// Naming the first that it lacks.
+    pub(crate) fn check(&self, data: &Path) -> Result<()> {
+        let found = local_tasks(data, &self.names)?;
+        match self.names.iter().find(|name| found.iter().all(|(found, _)| found != *name)) {
+            Some(missing) => bail!("{}: no task {missing}", data.display()),
+            None if found.is_empty() => bail!("{}: expected a directory for each task, found none", data.display()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Main scores of the tasks of a directory by name, behind the mean of those that embed; results are kept under, and
+/// found again in, `results`.
 ///
 /// # Errors
 /// When the directory lacks a task, or one cannot be measured.
@@ -199,9 +206,6 @@ pub(crate) fn measure_tasks(
     };
     let mut failed = Vec::new();
     let tasks = find_tasks(&args, &options.names, context, &mut failed)?;
-    if let Some(missing) = options.names.iter().find(|name| tasks.iter().all(|task| task.name != **name)) {
-        bail!("{}: no task {missing}", data.display());
-    }
     let out = results_dir(&args, model);
     let mut rows = Vec::new();
     for task in &tasks {
@@ -213,7 +217,10 @@ pub(crate) fn measure_tasks(
     if !failed.is_empty() {
         bail!("{}", failed.join("; "));
     }
-    Ok(rows.into_iter().map(|row| (row.name, row.value)).collect())
+    let embedding: Vec<f64> = rows.iter().filter(|row| row.kind.is_embedding()).map(|row| row.value).collect();
+    let mean = embedding.iter().sum::<f64>() / embedding.len() as f64;
+    let mean = (embedding.len() > 1).then(|| (format!("mean of {} embedding tasks", embedding.len()), mean));
+    Ok(mean.into_iter().chain(rows.into_iter().map(|row| (row.name, row.value))).collect())
 }
 
 /// The tasks of the directory, and with `--hub` those that it lacks; what cannot be fetched is told in `failed`.
@@ -251,15 +258,14 @@ fn list(names: &[&String]) -> String {
 }
 
 /// Scores with one decimal less than a person can use, and the mean of the embedding tasks, with their number.
-fn table(rows: &[Row], num_wanted: usize) -> Vec<Vec<String>> {
+fn table(rows: &[Row], num_wanted: usize, num_language: usize) -> Vec<Vec<String>> {
     let mut table = vec![["task", "metric", "score", ""].map(str::to_owned).to_vec()];
     for row in rows {
         table.push(vec![row.name.clone(), row.metric.clone(), format!("{:.2}", row.value), row.note.clone()]);
     }
     let embedding: Vec<f64> = rows.iter().filter(|row| row.kind.is_embedding()).map(|row| row.value).collect();
     if embedding.len() > 1 {
-        let language = rows.len() - embedding.len();
-        let of = format!("mean of {} of {} embedding tasks", embedding.len(), num_wanted - language);
+        let of = format!("mean of {} of {} embedding tasks", embedding.len(), num_wanted - num_language);
         let mean = embedding.iter().sum::<f64>() / embedding.len() as f64;
         table.push(vec![of, String::new(), format!("{mean:.2}"), String::new()]);
     }
@@ -339,7 +345,7 @@ fn task(args: &TasksArgs, model: &Lapidary, task: &Task, out: &Path, context: &C
         bar.finish_and_clear();
         (score, 0)
     };
-    let mut result = result(name, kind, &score, (num_truncated, started.elapsed().as_secs_f64()), limit);
+    let mut result = result(name, kind, &score, (num_truncated, started.elapsed().as_secs_f64()), limit)?;
     result["data_fingerprint"] = json!(data);
     if kind.is_embedding() {
         result["instruction"] = json!(instruction_of(args, name));
@@ -383,55 +389,4 @@ fn embedding_score(
 
 fn instruction_of(args: &TasksArgs, name: &str) -> Option<&'static str> {
     args.instructions.then(|| instruction(name)).flatten()
-}
-
-/// The file of a result: as the `mteb` package writes it, and for language tasks as lm-evaluation-harness does.
-fn result(name: &str, kind: TaskKind, score: &TaskScore, (truncated, secs): (usize, f64), limit: usize) -> Value {
-    let rounded = |value: f64| (value * 1e6).round() / 1e6;
-    if kind.is_embedding() {
-        let mut scores: Map<String, Value> =
-            score.metrics.iter().map(|(name, value)| ((*name).to_owned(), json!(rounded(*value)))).collect();
-        scores.insert("main_score".into(), json!(rounded(score.metrics[0].1)));
-        scores.insert("hf_subset".into(), json!("default"));
-        scores.insert("languages".into(), json!(["eng-Latn"]));
-        return json!({
-            "task_name": name,
-            "mteb_version": MTEB_VERSION,
-            "scores": { score.split: [scores] },
-            "evaluation_time": secs,
-            "kg_co2_emissions": null,
-            "num_scored": score.num_scored,
-            "num_truncated": truncated,
-        });
-    }
-    let metrics: Map<String, Value> =
-        score.metrics.iter().map(|(name, value)| (format!("{name},none"), json!(value))).collect();
-    json!({
-        "results": { name: metrics },
-        "n-samples": { name: { "effective": score.num_scored } },
-        "main_metric": format!("{},none", score.metrics[0].0),
-        "config": { "model": "lapidary", "limit": limit },
-        "total_evaluation_time_seconds": secs,
-    })
-}
-
-fn row_of(name: &str, kind: TaskKind, stored: &Value) -> Option<Row> {
-    let (metric, value, note) = if kind.is_embedding() {
-        let scores = stored.get("scores")?.as_object()?.values().next()?.get(0)?;
-        let main = scores.get("main_score")?.as_f64()?;
-        // The metric that the main score repeats.
-        let metrics = ["cosine_spearman", "accuracy", "v_measure", "ndcg_at_10", "map_at_1000", "max_ap"];
-        let metric = metrics.iter().find(|metric| scores.get(**metric).and_then(Value::as_f64) == Some(main))?;
-        let truncated = stored.get("num_truncated")?.as_u64()?;
-        let note = if truncated > 0 { format!("{} texts cut", progress::grouped(truncated)) } else { String::new() };
-        ((*metric).to_owned(), 100.0 * main, note)
-    } else {
-        let metric = stored.get("main_metric")?.as_str()?;
-        let value = stored.get("results")?.get(name)?.get(metric)?.as_f64()?;
-        let scored = stored.get("n-samples")?.get(name)?.get("effective")?.as_u64()?;
-        let metric = metric.trim_end_matches(",none").to_owned();
-        let scale = if metric == "perplexity" { 1.0 } else { 100.0 };
-        (metric, scale * value, format!("of {}", progress::grouped(scored)))
-    };
-    Some(Row { name: name.to_owned(), kind, metric, value, note })
 }

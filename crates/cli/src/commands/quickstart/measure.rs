@@ -52,7 +52,7 @@ impl Samples {
         let mut banking_test = load_classification(&banking.join("test.jsonl.gz"))?;
         let mut seen = std::collections::HashMap::new();
         banking_test.retain(|row| {
-            let count = seen.entry(row.label).or_insert(0);
+            let count = seen.entry(row.label.clone()).or_insert(0);
             *count += 1;
             *count <= BANKING_TEST_ROWS
         });
@@ -114,11 +114,11 @@ pub(super) fn method(
 
 /// Accuracy times 100 on a part of Banking77 by the MTEB protocol.
 pub(super) fn banking(model: &Lapidary, samples: &Samples, name: &str, context: &Context) -> Result<f64> {
-    let mut classes: Vec<i64> = samples.banking_train.iter().map(|row| row.label).collect();
+    let mut classes: Vec<&str> = samples.banking_train.iter().map(|row| row.label.as_str()).collect();
     classes.sort_unstable();
     classes.dedup();
     let class = |rows: &[&LabelledText]| -> Vec<usize> {
-        rows.iter().map(|row| classes.binary_search(&row.label).unwrap_or(0)).collect()
+        rows.iter().map(|row| classes.binary_search(&row.label.as_str()).unwrap_or(0)).collect()
     };
     let all: Vec<&LabelledText> = samples.banking_train.iter().collect();
     let protocol = Protocol { num_experiments: BANKING_EXPERIMENTS, ..Protocol::default() };

@@ -74,7 +74,7 @@ pub fn score_embedding_task(dir: &Path, name: &str, kind: TaskKind, embed: &mut 
 fn classification(dir: &Path, name: &str, embed: &mut Embed<'_>) -> Result<Scores, Error> {
     let train = tasks::load_classification(&split_file(dir, "train")?)?;
     let test = tasks::load_classification(&split_file(dir, TEST)?)?;
-    let labels: Vec<String> = train.iter().chain(&test).map(|row| row.label.to_string()).collect();
+    let labels: Vec<String> = train.iter().chain(&test).map(|row| row.label.clone()).collect();
     let labels = numbered(&labels);
     let (train_labels, test_labels) = labels.split_at(train.len());
     let protocol = Protocol { samples_per_label: samples_per_label(name), ..Protocol::default() };
