@@ -33,7 +33,7 @@ Examples:
   lapidary eval tasks ~/mteb --set-of-tasks gem-15 --model smollm2-135m --method echo --standardise-on sentences.txt
   lapidary eval tasks --hub --set-of-tasks gem-15 --weights bf16
   lapidary eval tasks ~/mteb --tasks MMLU LAMBADA --limit 500
-  lapidary eval reconstruct data/wiki_sentences.txt.gz --lengths 8,16,32
+  lapidary eval reconstruct data/wiki_sentences.txt.gz --lengths 8,16,32 --report report.html
   lapidary eval perplexity wiki.test.raw.gz --max-tokens 20000";
 
 #[derive(Debug, Args)]

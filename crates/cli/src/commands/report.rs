@@ -49,7 +49,7 @@ enum Sort {
 
 /// What a file is written as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Format {
+pub(crate) enum Format {
     Html,
     Markdown,
 }
@@ -93,7 +93,7 @@ pub(crate) fn run(args: &ReportArgs, context: &Context) -> Result<()> {
 ///
 /// # Errors
 /// When its name says no format.
-pub(super) fn outputs(out: &Path) -> Result<Vec<(PathBuf, Format)>> {
+pub(crate) fn outputs(out: &Path) -> Result<Vec<(PathBuf, Format)>> {
     match out.extension().and_then(|extension| extension.to_str()) {
         _ if out.is_dir() || out.to_string_lossy().ends_with(['/', '\\']) => {
             Ok(vec![(out.join("report.html"), Format::Html), (out.join("report.md"), Format::Markdown)])
@@ -108,7 +108,7 @@ pub(super) fn outputs(out: &Path) -> Result<Vec<(PathBuf, Format)>> {
 ///
 /// # Errors
 /// When the disk is at fault.
-pub(super) fn write(page: &Page, path: &Path, format: Format) -> Result<()> {
+pub(crate) fn write(page: &Page, path: &Path, format: Format) -> Result<()> {
     let dir = path.parent().unwrap_or(Path::new(""));
     std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
     let text = match format {

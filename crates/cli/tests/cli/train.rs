@@ -242,9 +242,10 @@ fn a_certificate_tells_what_a_gem_has_cost() {
     assert_eq!(json["passed"], false);
     assert!(json["num_differing_logits"].as_u64().unwrap() > 0 && json["mean_kl"].as_f64().unwrap() > 0.0);
     // What the special tokens keep: lengths that no text has are told and left out.
-    let args =
-        ["eval", "reconstruct", "texts.txt", "--model", "special/model", "--lengths", "8,12,900", "--json", "r.json"];
-    let output = run(dir, &args);
+    let args = ["eval", "reconstruct", "texts.txt", "--model", "special/model", "--lengths", "8,12,900"];
+    let output = run(dir, &[&args[..], &["--json", "r.json", "--report", "r.md"]].concat());
+    let report = fs::read_to_string(dir.join("r.md")).unwrap();
+    assert!(report.contains("| 12 |") && report.contains("](r-2.png)"), "{report}");
     assert!(String::from_utf8_lossy(&output.stderr).contains("no text of 900 tokens"));
     let table = stdout(output);
     assert_eq!(table.lines().count(), 3, "{table}");

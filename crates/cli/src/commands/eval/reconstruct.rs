@@ -1,6 +1,7 @@
 //! `lapidary eval reconstruct`: what is left of a text in the special tokens, by its length.
 
 use crate::args::ModelArgs;
+use crate::commands::report;
 use crate::context::Context;
 use crate::progress;
 use anyhow::{Result, bail};
@@ -11,6 +12,8 @@ use lapidary::eval::overlap::{chrf, token_f1};
 use lapidary::generate::{SuffixLosses, reconstruct_ids, suffix_losses};
 use lapidary::layout::{Continuation, TokenId};
 use lapidary::output::atomic::write_file;
+use lapidary::report::bars::{Series, bar_comparison};
+use lapidary::report::html::{Block, Cell, Figure, Page, Section, Table};
 use serde_json::json;
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -32,6 +35,9 @@ pub(super) struct ReconstructArgs {
     /// Write the figures as JSON too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write a page with the table and plots too: a name that ends in .html or .md, or a directory for both
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     #[command(flatten)]
     model: ModelArgs,
 }
@@ -71,7 +77,49 @@ pub(super) fn run(args: &ReconstructArgs, context: &Context) -> Result<Vec<Vec<S
         let text = serde_json::to_string_pretty(&all)? + "\n";
         write_file(path, |file| file.write_all(text.as_bytes()))?;
     }
-    Ok(table(&rows))
+    let table = table(&rows);
+    if let Some(out) = args.report.as_ref().filter(|_| !rows.is_empty()) {
+        let page = page(&args.model.name(), &table, &rows)?;
+        for (path, format) in report::outputs(out)? {
+            report::write(&page, &path, format)?;
+            context.note(&format!("report: {}", path.display()));
+        }
+    }
+    Ok(table)
+}
+
+/// The table, and the losses by length.
+fn page(model: &str, table: &[Vec<String>], rows: &[Row]) -> Result<Page> {
+    let lengths: Vec<String> = rows.iter().map(|row| format!("{} tokens", row.length)).collect();
+    let figure = |title: &str, losses: fn(&Row) -> &SuffixLosses| -> Result<Block> {
+        let series = [("given the text", 2), ("given nothing", 1), ("given the [E]s", 0)].map(|(name, at)| Series {
+            name: name.into(),
+            values: rows.iter().map(|row| Some(losses(row).by_token()[at])).collect(),
+        });
+        Ok(Block::Figure(Figure {
+            png: bar_comparison(title, &lengths, &series)?,
+            caption: "Lower is better.".into(),
+            alternative: format!("{title}, by length: three bars each, as in the table."),
+        }))
+    };
+    let cells = |row: &Vec<String>| row.iter().map(Cell::new).collect();
+    let scores = Block::Table(Table {
+        caption: "Losses in nats a token; the first token of what is predicted is left out.".into(),
+        columns: table[0].clone(),
+        rows: table[1..].iter().map(cells).collect(),
+        ..Table::default()
+    });
+    let blocks = vec![
+        scores,
+        figure("The text again, nats a token", |row| &row.reconstruction)?,
+        figure("Its second half after the first, nats a token", |row| &row.continuation)?,
+    ];
+    Ok(Page {
+        title: "What is left of a text in the special tokens".into(),
+        summary: format!("Model: {model}"),
+        sections: vec![Section { heading: "By length".into(), blocks }],
+        ..Page::default()
+    })
 }
 
 /// Enough texts for every length.
