@@ -34,7 +34,7 @@ fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 fn state(told: &Told) -> State {
-    State { train_secs: 0.0, tensors_hash: String::new(), ..told.outcome().state.clone() }
+    State { train_secs: 0.0, cpu_secs: None, tensors_hash: String::new(), ..told.outcome().state.clone() }
 }
 
 /// A limit between the damage of some measurement and that of the next, and the number of the latter.

@@ -62,7 +62,7 @@ fn empty_and_non_finite_input_is_an_error() {
     assert!(loss_curves("t", &[loss(1, None, None)]).is_err());
     assert!(matches!(
         loss_curves("t", &[loss(1, Some(1.0), Some(f64::NAN))]),
-        Err(ReportError::NotFinite { what: "contrastive losses", .. })
+        Err(ReportError::NotFinite { what: "contrastive loss", .. })
     ));
     assert!(validation_curve("t", &[], &[]).is_err());
     assert!(validation_curve("t", &[(1, f64::INFINITY)], &[]).is_err());
