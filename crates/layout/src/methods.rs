@@ -62,9 +62,9 @@ fn special_tokens(inits: &[SpecialInit]) -> Vec<SpecialToken> {
 }
 
 /// The states of the last `k` positions of the plan's row `number`.
-fn soft_inputs(number: u32, row: &Layout, k: u32) -> impl Iterator<Item = Input> {
+fn soft_inputs(number: u32, row: &Layout, k: u32, detached: bool) -> impl Iterator<Item = Input> + use<> {
     let end = row.num_tokens() as u32;
-    (end - k..end).map(move |position| Input::Soft { row: number, position, detached: false })
+    (end - k..end).map(move |position| Input::Soft { row: number, position, detached })
 }
 
 /// The number of tokens as a position index.

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::row_builder::RowBuilder;
-use super::{check_num_special_tokens, check_text, num_positions, soft_inputs, special_tokens, wrong_setting};
+use super::{check_num_special_tokens, check_text, soft_inputs, special_tokens, wrong_setting};
 use crate::{
     Continuation, Example, Input, Layout, Loss, Method, MethodContext, MethodError, Objective, Plan, Pooled, Rng, Role,
     SpecialInit, SpecialToken, TokenId, View,
@@ -62,38 +62,27 @@ pub(crate) fn build(settings: Value, context: &MethodContext) -> Result<Box<dyn 
     Ok(Box::new(AutoCompressor { settings, bos: context.bos }))
 }
 
-/// Where the summaries of a row lie.
-struct Summaries {
-    row: u32,
-    start: u32,
-}
-
 impl AutoCompressor {
-    /// The soft inputs of row `row`: all summaries so far.
-    fn soft(&self, summaries: &[Summaries], row: u32) -> Vec<Input> {
-        let group = |row: u32| row / self.settings.segments_per_substep;
-        let of = |earlier: &Summaries| {
-            let (from, detached) = (earlier.row, group(earlier.row) != group(row));
-            (earlier.start..earlier.start + self.settings.num_special_tokens).map(move |position| Input::Soft {
-                row: from,
-                position,
-                detached,
-            })
+    /// The soft inputs of the next row: the summaries at the ends of all earlier ones.
+    fn soft(&self, earlier: &[Layout]) -> Vec<Input> {
+        let group = |row: usize| row / self.settings.segments_per_substep as usize;
+        let of = |(from, row)| {
+            let detached = group(from) != group(earlier.len());
+            soft_inputs(from as u32, row, self.settings.num_special_tokens, detached)
         };
-        summaries.iter().flat_map(of).collect()
+        earlier.iter().enumerate().flat_map(of).collect()
     }
 
     /// The rows of a text whose segments begin at `starts`: with a summary after the last to embed it, else with labels.
     fn rows(&self, text: &[TokenId], starts: &[usize], summarise_last: bool) -> Result<Vec<Layout>, MethodError> {
-        let (mut rows, mut summaries) = (Vec::new(), Vec::new());
+        let mut rows: Vec<Layout> = Vec::new();
         for (row, start) in starts.iter().enumerate() {
             let end = starts.get(row + 1).copied().unwrap_or(text.len());
-            let index = num_positions(row)?;
             let mut builder = RowBuilder::default();
             if row == 0 {
                 builder.tokens(self.bos.as_slice(), Role::Plain, true)?;
             }
-            builder.add(self.soft(&summaries, index), Role::Special, true)?;
+            builder.add(self.soft(&rows), Role::Special, true)?;
             let segment = builder.tokens(&text[*start..end], Role::Plain, true)?;
             // A first token behind soft inputs is predicted by the segment before.
             let known = usize::from(row > 0);
@@ -102,7 +91,6 @@ impl AutoCompressor {
             if !is_last || summarise_last {
                 let specials = (0..self.settings.num_special_tokens).map(Input::Special);
                 let span = builder.add(specials, Role::Special, true)?;
-                summaries.push(Summaries { row: index, start: span.start });
                 if is_last {
                     builder.pool(Pooled::mean(View::Query, span));
                 }
@@ -143,7 +131,7 @@ impl Method for AutoCompressor {
     fn read_plan(&self, text: &[TokenId], _: Continuation) -> Result<Plan, MethodError> {
         let mut plan = self.embed_plan(text)?;
         let mut row = RowBuilder::default();
-        row.add(soft_inputs(0, &plan.rows[0], self.settings.num_special_tokens), Role::Special, true)?;
+        row.add(self.soft(&plan.rows), Role::Special, true)?;
         plan.rows.push(row.build()?);
         Ok(plan)
     }

@@ -74,7 +74,7 @@ impl Icae {
     fn decoder(&self, encoder: &Layout, continuation: Continuation, ids: &[TokenId]) -> Result<Layout, MethodError> {
         let k = self.settings.num_special_tokens;
         let mut row = RowBuilder::default();
-        row.add(soft_inputs(0, encoder, k), Role::Special, false)?;
+        row.add(soft_inputs(0, encoder, k, false), Role::Special, false)?;
         if continuation == Continuation::Again {
             row.add([Input::Special(k)], Role::Special, false)?;
         }

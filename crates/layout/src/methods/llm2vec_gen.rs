@@ -73,7 +73,7 @@ impl Llm2VecGen {
     /// The states of the compression tokens, and the answer behind them.
     fn answer(&self, query: &Layout, answer: &[TokenId]) -> Result<Layout, MethodError> {
         let mut row = RowBuilder::default();
-        row.add(soft_inputs(0, query, self.settings.num_special_tokens), Role::Special, false)?;
+        row.add(soft_inputs(0, query, self.settings.num_special_tokens, false), Role::Special, false)?;
         let span = row.tokens(answer, Role::Suffix, false)?;
         row.predict(span.start, answer);
         Ok(row.build()?)

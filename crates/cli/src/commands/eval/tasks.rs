@@ -32,7 +32,8 @@ pub(super) struct TasksArgs {
     /// A directory with one directory a task, as the Hugging Face data sets `mteb/*` have their files
     #[arg(value_name = "DIR", required_unless_present = "hub")]
     data: Option<PathBuf>,
-    /// Fetch what DIR lacks of the tasks: the data sets mteb/* of the hub, at the revisions of the mteb package
+    /// Fetch what DIR lacks of the tasks: the data sets mteb/* of the hub, at the revisions of the mteb package. A report
+    /// marks results of fetched and of local files as of different data
     #[arg(long)]
     hub: bool,
     /// Which tasks: all that the directory holds, or those of a published set
