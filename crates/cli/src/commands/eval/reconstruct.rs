@@ -16,7 +16,7 @@ use lapidary::report::bars::{Series, bar_comparison};
 use lapidary::report::html::{Block, Cell, Figure, Page, Section, Table};
 use serde_json::json;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
 pub(super) struct ReconstructArgs {
@@ -90,6 +90,8 @@ pub(super) fn run(args: &ReconstructArgs, context: &Context) -> Result<Vec<Vec<S
 
 /// The table, and the losses by length.
 fn page(model: &str, table: &[Vec<String>], rows: &[Row]) -> Result<Page> {
+    // Where it lies is nobody's business who reads the page.
+    let name = Path::new(model).file_name().unwrap_or(model.as_ref());
     let lengths: Vec<String> = rows.iter().map(|row| format!("{} tokens", row.length)).collect();
     let figure = |title: &str, losses: fn(&Row) -> &SuffixLosses| -> Result<Block> {
         let series = [("given the text", 2), ("given nothing", 1), ("given the [E]s", 0)].map(|(name, at)| Series {
@@ -106,8 +108,10 @@ fn page(model: &str, table: &[Vec<String>], rows: &[Row]) -> Result<Page> {
     let scores = Block::Table(Table {
         caption: "Losses in nats a token; the first token of what is predicted is left out.".into(),
         columns: table[0].clone(),
+        groups: [("", 2), ("written greedily", 3), ("the text again", 3), ("its rest", 3)]
+            .map(|(name, columns)| (name.into(), columns))
+            .to_vec(),
         rows: table[1..].iter().map(cells).collect(),
-        ..Table::default()
     });
     let blocks = vec![
         scores,
@@ -116,7 +120,7 @@ fn page(model: &str, table: &[Vec<String>], rows: &[Row]) -> Result<Page> {
     ];
     Ok(Page {
         title: "What is left of a text in the special tokens".into(),
-        summary: format!("Model: {model}"),
+        summary: format!("Model: {}", name.to_string_lossy()),
         sections: vec![Section { heading: "By length".into(), blocks }],
         ..Page::default()
     })
