@@ -20,6 +20,7 @@ pub(crate) mod weighted_mean;
 use std::ops::Range;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::{
@@ -32,10 +33,14 @@ use crate::{
 #[serde(deny_unknown_fields)]
 struct NoSettings {}
 
+/// The settings of a method; an unknown field or a value of the wrong kind is told.
+fn parse<T: DeserializeOwned>(method: &'static str, settings: Value) -> Result<T, MethodError> {
+    serde_json::from_value(settings).map_err(|source| MethodError::Settings { method, source })
+}
+
 /// Refuses any setting.
 fn no_settings(method: &'static str, settings: Value) -> Result<(), MethodError> {
-    let parsed = serde_json::from_value::<NoSettings>(settings);
-    parsed.map(|_| ()).map_err(|source| MethodError::Settings { method, source })
+    parse::<NoSettings>(method, settings).map(|_| ())
 }
 
 pub(crate) fn check_text(method: &'static str, part: &'static str, text: &[TokenId]) -> Result<(), MethodError> {

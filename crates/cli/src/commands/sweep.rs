@@ -29,8 +29,8 @@ Examples:
   lapidary sweep sweeps/num_special_tokens.toml --set budget.rows=512 --out /tmp/sweep
   lapidary sweep sweeps/methods.toml --tasks ~/mteb --sts ~/mteb/STSBenchmark/validation.jsonl.gz
 
-A sweep that was ended goes on where it was when the same command is given again: what has been trained and measured
-is in its directory, a file for each run.";
+A sweep that was ended goes on where it was when the same command is given again: what has been
+trained and measured is in its directory.";
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -195,7 +195,7 @@ pub(crate) fn run(args: &SweepArgs, context: &Context) -> Result<()> {
     let title =
         sweep.title.unwrap_or_else(|| args.sweep.file_stem().unwrap_or_default().to_string_lossy().into_owned());
     finish(&title, &all, &out, context)?;
-    if failed.is_empty() { Ok(()) } else { bail!("{} runs failed: {}", failed.len(), failed.join("; ")) }
+    if failed.is_empty() { Ok(()) } else { bail!("runs that failed: {}; {}", failed.len(), failed.join("; ")) }
 }
 
 /// One run of a variant.

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::row_builder::RowBuilder;
-use super::{check_num_special_tokens, check_text, soft_inputs, special_tokens, wrong_setting};
+use super::{check_num_special_tokens, check_text, parse, soft_inputs, special_tokens, wrong_setting};
 use crate::{
     Continuation, Example, Input, Layout, Loss, Method, MethodContext, MethodError, Objective, Plan, Pooled, Rng, Role,
     SpecialInit, SpecialToken, TokenId, View,
@@ -49,8 +49,7 @@ struct AutoCompressor {
 }
 
 pub(crate) fn build(settings: Value, context: &MethodContext) -> Result<Box<dyn Method + Send + Sync>, MethodError> {
-    let settings: Settings =
-        serde_json::from_value(settings).map_err(|source| MethodError::Settings { method: NAME, source })?;
+    let settings: Settings = parse(NAME, settings)?;
     check_num_special_tokens(NAME, settings.num_special_tokens)?;
     for (field, value) in
         [("num_segments", settings.num_segments), ("segments_per_substep", settings.segments_per_substep)]

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::row_builder::RowBuilder;
-use super::{check_num_special_tokens, check_text, special_tokens};
+use super::{check_num_special_tokens, check_text, parse, special_tokens};
 use crate::{
     Example, Input, Layout, Loss, Method, MethodContext, MethodError, Objective, Plan, Pooled, Rng, Role, SpecialInit,
     SpecialToken, TokenId, View,
@@ -45,8 +45,7 @@ struct Gist {
 }
 
 pub(crate) fn build(settings: Value, context: &MethodContext) -> Result<Box<dyn Method + Send + Sync>, MethodError> {
-    let settings: Settings =
-        serde_json::from_value(settings).map_err(|source| MethodError::Settings { method: NAME, source })?;
+    let settings: Settings = parse(NAME, settings)?;
     check_num_special_tokens(NAME, settings.num_special_tokens)?;
     Ok(Box::new(Gist { settings, bos: context.bos }))
 }

@@ -17,6 +17,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::parse;
 use super::text_row::{TextPooling, TextRow, next_token_row};
 use crate::{Base, Example, Loss, Method, MethodContext, MethodError, Objective, Plan, Rng, TokenId, View};
 
@@ -36,8 +37,7 @@ struct GritLm {
 }
 
 pub(crate) fn build(settings: Value, context: &MethodContext) -> Result<Box<dyn Method + Send + Sync>, MethodError> {
-    let settings: Settings =
-        serde_json::from_value(settings).map_err(|source| MethodError::Settings { method: NAME, source })?;
+    let settings: Settings = parse(NAME, settings)?;
     let prompt = (context.encode)(&prompt(&settings.instruction));
     let before = context.bos.into_iter().chain(prompt).collect();
     Ok(Box::new(GritLm { settings, bos: context.bos, before }))

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::row_builder::RowBuilder;
-use super::{check_num_special_tokens, check_text, soft_inputs, special_tokens, wrong_setting};
+use super::{check_num_special_tokens, check_text, parse, soft_inputs, special_tokens, wrong_setting};
 use crate::{
     Continuation, Example, Input, Layout, Loss, Method, MethodContext, MethodError, Objective, Plan, Pooled, Rng, Role,
     SpecialInit, SpecialToken, TokenId, View,
@@ -46,8 +46,7 @@ struct Icae {
 }
 
 pub(crate) fn build(settings: Value, context: &MethodContext) -> Result<Box<dyn Method + Send + Sync>, MethodError> {
-    let settings: Settings =
-        serde_json::from_value(settings).map_err(|source| MethodError::Settings { method: NAME, source })?;
+    let settings: Settings = parse(NAME, settings)?;
     check_num_special_tokens(NAME, settings.num_special_tokens)?;
     if !(0.0..=1.0).contains(&settings.continuation_ratio) {
         let found = settings.continuation_ratio.to_string();

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::text_row::{TextPooling, TextRow, masked_row};
-use super::wrong_setting;
+use super::{parse, wrong_setting};
 use crate::{Base, Example, Loss, Method, MethodContext, MethodError, Objective, Plan, Rng, TokenId, View};
 
 pub(crate) const NAME: &str = "llm2vec";
@@ -44,8 +44,7 @@ struct Llm2Vec {
 }
 
 pub(crate) fn build(settings: Value, context: &MethodContext) -> Result<Box<dyn Method + Send + Sync>, MethodError> {
-    let settings: Settings =
-        serde_json::from_value(settings).map_err(|source| MethodError::Settings { method: NAME, source })?;
+    let settings: Settings = parse(NAME, settings)?;
     if !(0.0..=1.0).contains(&settings.mask_ratio) {
         return Err(wrong_setting(NAME, "mask_ratio", "between 0 and 1", settings.mask_ratio.to_string()));
     }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::row_builder::RowBuilder;
-use super::{check_num_special_tokens, check_text, soft_inputs, special_tokens};
+use super::{check_num_special_tokens, check_text, parse, soft_inputs, special_tokens};
 use crate::{
     Continuation, Example, Input, Layout, Loss, Method, MethodContext, MethodError, Objective, Plan, Pooled, Rng, Role,
     SpecialInit, SpecialToken, TokenId, View,
@@ -47,8 +47,7 @@ struct Llm2VecGen {
 }
 
 pub(crate) fn build(settings: Value, context: &MethodContext) -> Result<Box<dyn Method + Send + Sync>, MethodError> {
-    let settings: Settings =
-        serde_json::from_value(settings).map_err(|source| MethodError::Settings { method: NAME, source })?;
+    let settings: Settings = parse(NAME, settings)?;
     check_num_special_tokens(NAME, settings.num_special_tokens)?;
     if settings.num_thought_tokens > 0 {
         check_num_special_tokens(NAME, settings.num_thought_tokens)?;

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::row_builder::RowBuilder;
-use super::{check_text, wrong_setting};
+use super::{check_text, parse, wrong_setting};
 use crate::{
     Anchors, Example, Layout, Loss, Method, MethodContext, MethodError, Objective, Plan, Pooled, Rng, Role, TokenId,
     View,
@@ -50,8 +50,7 @@ struct SepLlm {
 }
 
 pub(crate) fn build(settings: Value, context: &MethodContext) -> Result<Box<dyn Method + Send + Sync>, MethodError> {
-    let settings: Settings =
-        serde_json::from_value(settings).map_err(|source| MethodError::Settings { method: NAME, source })?;
+    let settings: Settings = parse(NAME, settings)?;
     if settings.window == 0 {
         return Err(wrong_setting(NAME, "window", "at least 1", "0".to_owned()));
     }

@@ -11,6 +11,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::parse;
 use super::text_row::{TextPooling, TextRow};
 use crate::{Base, Example, Layout, Loss, Method, MethodContext, MethodError, Objective, Plan, Rng, TokenId, View};
 
@@ -34,7 +35,7 @@ struct SimCse {
 }
 
 pub(crate) fn build(settings: Value, context: &MethodContext) -> Result<Box<dyn Method + Send + Sync>, MethodError> {
-    let settings = serde_json::from_value(settings).map_err(|source| MethodError::Settings { method: NAME, source })?;
+    let settings = parse(NAME, settings)?;
     Ok(Box::new(SimCse { settings, before: context.bos.into_iter().collect() }))
 }
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::NAME;
-use crate::methods::{check_num_special_tokens, wrong_setting};
+use crate::methods::{check_num_special_tokens, parse, wrong_setting};
 use crate::{MethodContext, MethodError, Rng, SpecialInit};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -123,8 +123,7 @@ impl TokenDropout {
 
 impl Settings {
     pub(super) fn parse(settings: Value) -> Result<Self, MethodError> {
-        let settings: Self =
-            serde_json::from_value(settings).map_err(|source| MethodError::Settings { method: NAME, source })?;
+        let settings: Self = parse(NAME, settings)?;
         check_num_special_tokens(NAME, settings.num_special_tokens)?;
         for (field, ratio) in [
             ("plain_ratio", settings.plain_ratio),
