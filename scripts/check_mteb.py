@@ -121,7 +121,7 @@ def main():
     parser.add_argument("--binary", type=Path, default=Path("target/release/lapidary"))
     args, model = parser.parse_known_args()
     model = [option for option in model if option != "--"]
-    encoder, wrong = Encoder([args.binary, "embed", "--max-tokens", "512", *model]), False
+    encoder, wrong = Encoder([args.binary, "embed", "--no-normalise", "--max-tokens", "512", *model]), False
     with tempfile.TemporaryDirectory() as work:
         data = Path(work) / "data"
         data.mkdir()

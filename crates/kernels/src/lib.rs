@@ -13,6 +13,7 @@ mod kv;
 mod matrix;
 pub mod ops;
 mod storage_type;
+mod vector;
 
 pub use adamw::{AdamW, Moments};
 pub use candle_core::{Device, Error, Result, Tensor, Var, backprop::GradStore};

@@ -5,15 +5,19 @@
 
 use crate::cpu::{axpy, dot, exp, output, slice, tensor, wanted, with_values};
 use crate::kv::KvLayer;
+use blocks::{Block, Scratch};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 use std::sync::Arc;
+
+mod blocks;
 
 /// Which keys each query may attend to, as sorted disjoint intervals.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AttentionMask {
     offsets: Vec<u32>,
     intervals: Vec<(u32, u32)>,
+    blocks: Vec<Block>,
 }
 
 impl Default for AttentionMask {
@@ -25,7 +29,7 @@ impl Default for AttentionMask {
 impl AttentionMask {
     /// A mask without queries.
     pub fn new() -> Self {
-        Self { offsets: vec![0], intervals: Vec::new() }
+        Self { offsets: vec![0], intervals: Vec::new(), blocks: Vec::new() }
     }
 
     /// Adds the next query: it may attend to the keys of these intervals `from..to`.
@@ -50,6 +54,10 @@ impl AttentionMask {
             bail!("mask: query {query} may attend to no key");
         }
         self.offsets.push(self.intervals.len() as u32);
+        let added = &self.intervals[first..];
+        if !self.blocks.last_mut().is_some_and(|block| block.try_push(added)) {
+            self.blocks.push(Block::new(query, added));
+        }
         Ok(())
     }
 
@@ -91,12 +99,19 @@ struct Keys<'a> {
 
 impl Keys<'_> {
     fn at(&self, key: usize, head: usize) -> (&[f32], &[f32]) {
+        let (keys, values) = self.from(key, head);
+        (&keys[..self.head_dim], &values[..self.head_dim])
+    }
+
+    /// Keys and values of a head from a key on to the end of the cache or of the new keys, tokens
+    /// `kv_heads * head_dim` numbers apart.
+    fn from(&self, key: usize, head: usize) -> (&[f32], &[f32]) {
         let (keys, values, token) = match self.past {
             Some(past) if key < self.num_past => (past.keys(), past.values(), key),
             _ => (self.new_keys, self.new_values, key - self.num_past),
         };
         let from = (token * self.kv_heads + head) * self.head_dim;
-        (&keys[from..from + self.head_dim], &values[from..from + self.head_dim])
+        (&keys[from..], &values[from..])
     }
 }
 
@@ -118,21 +133,19 @@ impl AttentionSpec {
 
     /// `[T, N, H]` from queries of the same shape.
     fn forward(&self, q: &[f32], heads: usize, keys: &Keys<'_>) -> Vec<f32> {
-        let (h, group) = (keys.head_dim, heads / keys.kv_heads);
+        let width = heads * keys.head_dim;
         let mut out = vec![0f32; q.len()];
-        out.par_chunks_mut(heads * h).zip(q.par_chunks(heads * h)).enumerate().with_min_len(4).for_each_init(
-            Vec::new,
-            |p, (query, (out, q))| {
-                for (n, (out, q)) in out.chunks_mut(h).zip(q.chunks(h)).enumerate() {
-                    let head = n / group;
-                    self.probabilities(query, q, keys, head, p);
-                    let allowed = self.mask.intervals(query).iter().flat_map(|(from, to)| *from..*to);
-                    for (p, key) in p.iter().zip(allowed) {
-                        axpy(*p, keys.at(key as usize, head).1, out);
-                    }
-                }
-            },
-        );
+        let mut rest = out.as_mut_slice();
+        let parts = self.mask.blocks.iter().map(|block| {
+            let (of_block, others) = std::mem::take(&mut rest).split_at_mut(block.queries.len() * width);
+            rest = others;
+            (block, of_block)
+        });
+        let parts: Vec<(&Block, &mut [f32])> = parts.collect();
+        parts.into_par_iter().for_each_init(Scratch::default, |scratch, (block, out)| {
+            let q = &q[block.queries.start * width..block.queries.end * width];
+            self.forward_block(block, keys, (q, out), heads, scratch);
+        });
         out
     }
 

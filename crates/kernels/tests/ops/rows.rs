@@ -62,7 +62,7 @@ fn a_row_of_linear_does_not_depend_on_the_other_rows() {
 #[test]
 fn attention_of_a_segment_is_the_same_alone_and_packed() {
     let mut rng = generator(23);
-    let (heads, kv_heads, h, lengths) = (4, 2, 10, [1usize, 7, 5]);
+    let (heads, kv_heads, h, lengths) = (4, 2, 10, [1usize, 37, 5]);
     let total: usize = lengths.iter().sum();
     let q = tensor(&uniform(&mut rng, total * heads * h), [total, heads, h]);
     let k = tensor(&uniform(&mut rng, total * kv_heads * h), [total, kv_heads, h]);
@@ -90,5 +90,33 @@ fn attention_of_a_segment_is_the_same_alone_and_packed() {
         }
         assert_eq!(row(&step, 0), row(&segment, length - 1));
         first += length;
+    }
+}
+
+/// Windows, holes, rows side by side and more heads to a key than are computed together.
+#[test]
+fn attention_of_a_query_is_the_same_in_any_block() {
+    let mut rng = generator(24);
+    let windows = |t: usize| (0..t as u32).map(|i| vec![(i.saturating_sub(5), i + 1)]).collect::<Vec<_>>();
+    let packed = |t: usize| (0..t as u32).map(|i| vec![(i / 7 * 7, i + 1)]).collect::<Vec<_>>();
+    for (heads, kv_heads, h) in [(6, 2, 64), (50, 1, 20)] {
+        let t = 40;
+        let holes = causal_mask(&mut rng, 0, t, true);
+        let holes = (0..t).map(|query| holes.intervals(query).to_vec()).collect();
+        let q = tensor(&uniform(&mut rng, t * heads * h), [t, heads, h]);
+        let keys = uniform(&mut rng, t * kv_heads * h);
+        let cache = layer(&keys, &uniform(&mut rng, t * kv_heads * h), [kv_heads, h]);
+        for queries in [windows(t), packed(t), holes] {
+            let attend = |q: &Tensor, queries: &[Vec<(u32, u32)>]| {
+                let mut mask = AttentionMask::new();
+                queries.iter().for_each(|keys| mask.push(keys.iter().copied()).unwrap());
+                ops::attention_cached(q, &cache, kv_heads, &spec(mask, h, None)).unwrap()
+            };
+            let together = attend(&q, &queries);
+            for i in 0..t {
+                let alone = attend(&q.narrow(0, i, 1).unwrap(), &queries[i..=i]);
+                assert_eq!(row(&together, i), row(&alone, 0), "{heads} heads, query {i} of {queries:?}");
+            }
+        }
     }
 }

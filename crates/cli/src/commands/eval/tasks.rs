@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Raised when a protocol changes here, so that no score made by the old one is found again.
-const PROTOCOLS: u32 = 2;
+const PROTOCOLS: u32 = 3;
 
 #[derive(Debug, Args)]
 pub(super) struct TasksArgs {
@@ -365,8 +365,14 @@ fn embedding_score(
     dir: &Path,
     context: &Context,
 ) -> Result<(TaskScore, usize)> {
-    let options =
-        EmbedOptions { max_tokens: args.max_tokens, standardise: !args.no_standardise, ..EmbedOptions::default() };
+    // MTEB takes an encoder's vectors as they are. Cosines do not feel their length; the penalty of the regression that
+    // classifies does, and starves on vectors of length one.
+    let options = EmbedOptions {
+        max_tokens: args.max_tokens,
+        standardise: !args.no_standardise,
+        normalise: false,
+        ..EmbedOptions::default()
+    };
     let instruction = instruction_of(args, name);
     let mut num_truncated = 0;
     let mut embed = |texts: &[&str], side: Side| {
