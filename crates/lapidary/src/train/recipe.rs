@@ -120,6 +120,18 @@ impl Default for LossRecipe {
     }
 }
 
+/// Where a text of training ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cut {
+    /// At its end, or at the longest length that is allowed.
+    #[default]
+    Longest,
+    /// At a length drawn uniformly from the shortest allowed to its own, anew at each pass over the data: what is to
+    /// read texts of every length must have seen some. Positives and negatives stay whole.
+    Random,
+}
+
 /// Amounts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -133,6 +145,8 @@ pub struct BudgetRecipe {
     pub micro_batch_tokens: usize,
     /// Longer rows are cut, and counted.
     pub max_tokens: usize,
+    /// Where else texts are cut.
+    pub cut: Cut,
     /// Shorter rows are passed over, and counted.
     pub min_tokens: usize,
     /// Rows held by the shuffle buffer.
@@ -146,6 +160,7 @@ impl Default for BudgetRecipe {
             batch_rows: 64,
             micro_batch_tokens: 768,
             max_tokens: 64,
+            cut: Cut::Longest,
             min_tokens: 3,
             shuffle_buffer: 4096,
         }
@@ -291,7 +306,7 @@ impl Recipe {
                 methods.len(),
             ));
         }
-        let BudgetRecipe { rows, batch_rows, micro_batch_tokens, max_tokens, min_tokens, shuffle_buffer } =
+        let BudgetRecipe { rows, batch_rows, micro_batch_tokens, max_tokens, cut: _, min_tokens, shuffle_buffer } =
             &self.budget;
         positive("budget.rows", *rows as f64)?;
         if *batch_rows < 2 {

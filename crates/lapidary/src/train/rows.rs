@@ -1,10 +1,11 @@
 //! The stream of training rows: read, shuffled, encoded, cut, counted, and resumable at any row.
 
-use super::recipe::BudgetRecipe;
+use super::recipe::{BudgetRecipe, Cut};
 use crate::Error;
 use crate::data::{self, DataSpec, Record, Records, RowRef, ShuffleBuffer};
 use crate::text::Tokenizer;
-use layout::{Example, TokenId};
+use layout::{Example, Rng, TokenId};
+use rand::{Rng as _, SeedableRng as _};
 use serde::{Deserialize, Serialize};
 
 /// Where the stream stands, and what it has met.
@@ -110,7 +111,7 @@ impl<'a> RowStream<'a> {
                 continue;
             };
             self.position.draws += 1;
-            let text = self.encode(&record.text)?;
+            let mut text = self.encode(&record.text)?;
             if text.len() < self.budget.min_tokens {
                 self.position.num_short += 1;
                 continue;
@@ -120,6 +121,12 @@ impl<'a> RowStream<'a> {
             if self.pairs_alone && positive.is_none() {
                 self.position.num_short += 1;
                 continue;
+            }
+            if self.budget.cut == Cut::Random {
+                // Each draw has its own stream of numbers: a resume needs no generator state.
+                let mut rng = Rng::seed_from_u64(self.seed);
+                rng.set_stream(self.position.epoch << 40 | self.position.draws);
+                text.truncate(rng.random_range(self.budget.min_tokens..=text.len()));
             }
             self.usable_in_pass += 1;
             let negatives = record.negatives.iter().map(|text| self.encode(text)).collect::<Result<Vec<_>, _>>()?;
@@ -143,7 +150,7 @@ impl<'a> RowStream<'a> {
     }
 }
 
-/// The first usable rows of the data in file order: a fixed sample for the standardisation.
+/// The first usable rows of the data in file order, at their full length: a fixed sample for the standardisation.
 ///
 /// # Errors
 /// When a row cannot be read.
@@ -153,7 +160,7 @@ pub fn first_rows(
     budget: &BudgetRecipe,
     count: usize,
 ) -> Result<Vec<Vec<TokenId>>, Error> {
-    let unshuffled = BudgetRecipe { shuffle_buffer: 1, ..budget.clone() };
+    let unshuffled = BudgetRecipe { shuffle_buffer: 1, cut: Cut::Longest, ..budget.clone() };
     let mut stream = RowStream::open(spec, tokenizer, &unshuffled, 0, Position::default())?;
     let mut rows = Vec::new();
     while rows.len() < count {
