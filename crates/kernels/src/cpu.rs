@@ -1,5 +1,6 @@
 //! Slices of f32 on the CPU: access to tensors, dot products and matrix products.
 
+use crate::vector::{LANES, Vector};
 use candle_core::{CpuStorage, Layout, Result, Shape, Storage, Tensor, bail};
 use std::mem::MaybeUninit;
 
@@ -37,8 +38,6 @@ pub(crate) fn output(values: Vec<f32>, shape: impl Into<Shape>) -> (CpuStorage, 
     (CpuStorage::F32(values), shape.into())
 }
 
-const LANES: usize = 16;
-
 #[inline(always)]
 pub(crate) fn fma(a: f32, b: f32, c: f32) -> f32 {
     // `mul_add` without the instruction is a slow library call.
@@ -49,22 +48,23 @@ pub(crate) fn fma(a: f32, b: f32, c: f32) -> f32 {
 #[inline]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     debug_assert_eq!(a.len(), b.len());
-    let mut lanes = [[0f32; LANES]; 2];
-    let (a2, b2) = (a.chunks_exact(2 * LANES), b.chunks_exact(2 * LANES));
-    let (a_rest, b_rest) = (a2.remainder(), b2.remainder());
-    for (x, y) in a2.zip(b2) {
-        for i in 0..LANES {
-            lanes[0][i] = fma(x[i], y[i], lanes[0][i]);
-            lanes[1][i] = fma(x[LANES + i], y[LANES + i], lanes[1][i]);
+    let ((a_lanes, a_rest), (b_lanes, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    let mut sums = [Vector::splat(0.0); 2];
+    let (mut a_pairs, mut b_pairs) = (a_lanes.chunks_exact(2), b_lanes.chunks_exact(2));
+    for (a, b) in a_pairs.by_ref().zip(b_pairs.by_ref()) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum = sum.plus_product(Vector::load(a), Vector::load(b));
         }
     }
-    let mut rest = 0f32;
-    for (x, y) in a_rest.iter().zip(b_rest) {
-        rest = fma(*x, *y, rest);
+    if let ([a], [b]) = (a_pairs.remainder(), b_pairs.remainder()) {
+        sums[0] = sums[0].plus_product(Vector::load(a), Vector::load(b));
     }
-    let mut width = LANES / 2;
+    let rest = a_rest.iter().zip(b_rest).fold(0.0, |rest, (x, y)| fma(*x, *y, rest));
+    let mut lanes = [[0f32; LANES]; 2];
+    sums.iter().zip(&mut lanes).for_each(|(sum, lanes)| sum.store(lanes));
     let [mut sums, others] = lanes;
     sums.iter_mut().zip(others).for_each(|(sum, other)| *sum += other);
+    let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
             sums[i] += sums[i + width];

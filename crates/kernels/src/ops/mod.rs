@@ -1,5 +1,6 @@
 //! The decoder's operations. Tensors are f32 and row-major; every op that training reaches has a backward.
 
+mod add;
 mod attention;
 mod cross_entropy;
 mod dropout;
@@ -11,6 +12,7 @@ mod rms_norm;
 mod rope;
 mod swiglu;
 
+pub use add::add;
 pub use attention::{AttentionMask, AttentionSpec, attention, attention_cached};
 pub use cross_entropy::{Head, cross_entropy, logits};
 pub use dropout::dropout;

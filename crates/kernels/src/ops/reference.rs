@@ -5,6 +5,11 @@
 
 use super::{Activation, AttentionMask};
 
+/// `x + y`, elementwise.
+pub fn add(x: &[f64], y: &[f64]) -> Vec<f64> {
+    x.iter().zip(y).map(|(x, y)| x + y).collect()
+}
+
 /// `y[t, i] = x[t, i] / sqrt(mean_j x[t, j]^2 + eps) * (w[i] + offset)`.
 ///
 /// # Shapes

@@ -25,6 +25,7 @@ fn refused<T: std::fmt::Debug>(result: Result<T>, parts: &[&str]) {
 fn elementwise_ops_refuse_other_shapes() {
     refused(ops::rms_norm(&zeros([2, 3]), &zeros([4]), 1e-6, 0.0), &["rms_norm", "[2, 3]"]);
     refused(ops::gated(&zeros([2, 3]), &zeros([3, 2]), Activation::Silu), &["gated", "[2, 3]", "[3, 2]"]);
+    refused(ops::add(&zeros([2, 3]), &zeros([3])), &["add", "[2, 3]", "[3]"]);
     refused(ops::dropout(&zeros([2, 3]), Arc::new(vec![1.0; 5])), &["dropout", "5"]);
     let table = Arc::new(RopeTable::new(&[0, 1], &[1.0, 0.5]));
     assert!(ops::rope(&zeros([2, 3, 4]), &table).is_ok());
@@ -53,6 +54,8 @@ fn linear_refuses_other_shapes() {
     ] {
         refused(ops::linear(&zeros([2, 4]), &frozen(3, 4), None, Some(&wrong)), &["linear", "update"]);
     }
+    let unsorted = LowRank { rows: Arc::new(vec![1, 0]), ..update(zeros([2, 4]), zeros([3, 2]), 0) };
+    refused(ops::linear(&zeros([2, 4]), &frozen(3, 4), None, Some(&unsorted)), &["linear", "update"]);
     let fine = update(zeros([2, 4]), zeros([3, 2]), 1);
     assert!(ops::linear(&zeros([2, 4]), &frozen(3, 4), None, Some(&fine)).is_ok());
     refused(ops::linear(&zeros([2, 4]), &Weight::Dense(zeros([3, 4])), None, Some(&fine)), &["frozen"]);

@@ -170,7 +170,7 @@ fn cross_entropy_is_its_definition() {
 }
 
 #[test]
-fn pool_dropout_and_embeddings_are_their_definitions() {
+fn pool_dropout_sums_and_embeddings_are_their_definitions() {
     let mut rng = generator(8);
     let (t, d) = (6, 7);
     let x = uniform(&mut rng, t * d);
@@ -183,6 +183,10 @@ fn pool_dropout_and_embeddings_are_their_definitions() {
     let factors: Vec<f32> = (0..t * d).map(|i| if i % 3 == 0 { 0.0 } else { 1.5 }).collect();
     let y = ops::dropout(&tensor(&x, [t, d]), Arc::new(factors.clone())).unwrap();
     assert_close(&y, &reference::dropout(&wide(&x), &factors), |_| 2.0 * ROUNDING);
+
+    let other = uniform(&mut rng, t * d);
+    let y = ops::add(&tensor(&x, [t, d]), &tensor(&other, [t, d])).unwrap();
+    assert_close(&y, &reference::add(&wide(&x), &wide(&other)), |_| 2.0 * ROUNDING);
 
     let special = uniform(&mut rng, 2 * d);
     // The last of several places counts.

@@ -165,7 +165,7 @@ fn logits_gradient() {
 }
 
 #[test]
-fn pool_dropout_and_embedding_gradients() {
+fn pool_dropout_sum_and_embedding_gradients() {
     let mut rng = generator(19);
     let (t, d) = (5, 6);
     let (x, special, r) = (uniform(&mut rng, t * d), uniform(&mut rng, 2 * d), uniform(&mut rng, t * d));
@@ -178,6 +178,10 @@ fn pool_dropout_and_embedding_gradients() {
     let factors: Vec<f32> = (0..t * d).map(|i| if i % 4 == 0 { 0.0 } else { 4.0 / 3.0 }).collect();
     let grads = backward(&ops::dropout(&x_var, Arc::new(factors.clone())).unwrap(), &r);
     check_gradient(&grads, &x_var, |x| weighted(&reference::dropout(x, &factors), &r));
+
+    let other = uniform(&mut rng, t * d);
+    let grads = backward(&ops::add(&tensor(&other, [t, d]), &ops::add(&x_var, &x_var).unwrap()).unwrap(), &r);
+    check_gradient(&grads, &x_var, |x| weighted(&reference::add(&wide(&other), &reference::add(x, x)), &r));
 
     let places = vec![(1, 1), (3, 0), (4, 1), (3, 1), (1, 0)];
     let grads = backward(&ops::embed_inputs(&x_var, &special_var, places.clone()).unwrap(), &r);

@@ -245,12 +245,12 @@ impl Run<'_> {
         if let Some([post, _]) = &layer.post_norms {
             y = self.norm(&y, post)?;
         }
-        let x = (x + self.drop(y)?)?;
+        let x = ops::add(x, &self.drop(y)?)?;
         let mut y = self.feed_forward(layer, index, &self.norm(&x, &layer.feed_forward_norm)?)?;
         if let Some([_, post]) = &layer.post_norms {
             y = self.norm(&y, post)?;
         }
-        Ok((x + self.drop(y)?)?)
+        Ok(ops::add(&x, &self.drop(y)?)?)
     }
 }
 

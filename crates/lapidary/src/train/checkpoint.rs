@@ -1,6 +1,7 @@
 //! Checkpoints: all that an exact resume needs, written whole or not at all.
 
 use super::optimizer::Param;
+use super::recipe::Recipe;
 use super::rows::Position;
 use crate::Error;
 use crate::model::gem_dir::{read_safetensors, write_safetensors};
@@ -137,7 +138,7 @@ fn read_state(dir: &Path, run: &State) -> Result<State, Error> {
     let file = |reason: String| Error::File { path: path.clone(), reason };
     let text = std::fs::read_to_string(&path).map_err(|e| file(e.to_string()))?;
     let state: State = serde_json::from_str(&text).map_err(|e| file(e.to_string()))?;
-    if state.recipe != run.recipe {
+    if !same_recipe(&state.recipe, &run.recipe) {
         return Err(Error::Recipe(format!(
             "{} was made by another recipe; resume with that one or choose another output directory",
             dir.display()
@@ -148,6 +149,11 @@ fn read_state(dir: &Path, run: &State) -> Result<State, Error> {
         return Err(Error::Fingerprint { path: dir.into(), expected, found });
     }
     Ok(state)
+}
+
+/// Whether two resolved recipes say the same; one that was written before a setting existed has its default.
+fn same_recipe(a: &str, b: &str) -> bool {
+    a == b || matches!((Recipe::parse(a, &[]), Recipe::parse(b, &[])), (Ok(a), Ok(b)) if a == b)
 }
 
 fn read(dir: &Path, run: &State, params: &mut [Param]) -> Result<State, Error> {

@@ -246,6 +246,19 @@ fn a_finished_run_is_not_run_again() {
 }
 
 #[test]
+fn a_checkpoint_from_before_a_setting_existed_goes_on() {
+    let shop = Workshop::new(&TEXTS);
+    let options = RunOptions { stop_after_steps: 2, ..shop.options("run") };
+    assert!(!train(&shop.recipe(&[]), &mut shop.base(), options.clone()).outcome().finished);
+    let state = shop.path("run/checkpoints/step-00000002/state.json");
+    let text = std::fs::read_to_string(&state).unwrap();
+    let setting = r#"cut = \"longest\"\n"#;
+    assert!(text.contains(setting), "{text}");
+    std::fs::write(&state, text.replace(setting, "")).unwrap();
+    assert_eq!(train(&shop.recipe(&[]), &mut shop.base(), options).resumed, [2]);
+}
+
+#[test]
 fn another_recipe_cannot_resume() {
     let shop = Workshop::new(&TEXTS);
     let options = RunOptions { stop_after_steps: 2, ..shop.options("run") };
