@@ -18,7 +18,8 @@ Examples:
   lapidary report results/lapidary__* ~/mteb/results/org__model --tasks STS17 SICK-R --out docs/sts.md
   lapidary report results --out docs/ --title \"One base model, five methods\"
 
-Results are those of lapidary eval tasks and of the mteb package: RESULTS/MODEL/REVISION/TASK.json.";
+Results are those of lapidary eval tasks and of the mteb package, RESULTS/MODEL/REVISION/TASK.json, and those of
+lm-evaluation-harness, MODEL/results_DATE.json.";
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]

@@ -1,5 +1,5 @@
-//! Result files of evaluation runs: RESULTS/MODEL/REVISION/TASK.json as the `mteb` package lays them out, and the files
-//! of language tasks that stand beside them.
+//! Result files of evaluation runs: RESULTS/MODEL/REVISION/TASK.json as the `mteb` package lays them out, the files of
+//! language tasks that stand beside them, and those that lm-evaluation-harness writes.
 
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -14,6 +14,19 @@ const ENGLISH_SUBSETS: [&str; 4] = ["en", "en-en", "eng", "default"];
 const TEST: &str = "test";
 /// Metrics that are no shares, and better when lower.
 const LOWER_IS_BETTER: [&str; 4] = ["perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"];
+
+/// Metrics of a task of lm-evaluation-harness, the one that counts first: by length where that is given, as leaderboards
+/// have it.
+const MAIN_METRICS: [&str; 6] =
+    ["acc_norm,none", "acc,none", "exact_match,none", "word_perplexity,none", "perplexity,none", "bits_per_byte,none"];
+/// Tasks of lm-evaluation-harness that are here by another name.
+const HARNESS_NAMES: [(&str, &str); 5] = [
+    ("mmlu", "MMLU"),
+    ("arc_easy", "ARC-Easy"),
+    ("arc_challenge", "ARC-Challenge"),
+    ("hellaswag", "HellaSwag"),
+    ("lambada_openai", "LAMBADA"),
+];
 
 /// One model or method, as one revision directory has it.
 #[derive(Debug, Clone, Default)]
@@ -154,18 +167,27 @@ fn read_run(dir: &Path, files: &[PathBuf], unreadable: &mut Vec<(PathBuf, String
     let name = text(&meta, "name").unwrap_or_else(from_dir);
     let mut run = Run { name, revision: name_of(Some(dir)).unwrap_or_default(), meta, results: Vec::new() };
     for file in files {
-        let result = read_object(file).and_then(|stored| parse(&stored));
-        match result {
-            Ok(new) => {
-                let same = |old: &&TaskResult| (&old.task, old.limit) == (&new.task, new.limit);
-                match run.results.iter().find(same) {
-                    Some(old) => {
-                        unreadable.push((file.clone(), format!("a second result of {} in its directory", old.task)))
-                    }
-                    None => run.results.push(new),
-                }
+        let results = read_object(file).and_then(|stored| {
+            // lm-evaluation-harness names the model in its files.
+            if let Some(name) = text(&stored, "model_name").filter(|_| run.meta.is_empty()) {
+                run.name = name;
             }
-            Err(reason) => unreadable.push((file.clone(), reason)),
+            parse(&stored)
+        });
+        let results = match results {
+            Ok(results) => results,
+            Err(reason) => {
+                unreadable.push((file.clone(), reason));
+                continue;
+            }
+        };
+        for new in results {
+            let same = |old: &TaskResult| (&old.task, old.limit) == (&new.task, new.limit);
+            if run.results.iter().any(same) {
+                unreadable.push((file.clone(), format!("a second result of {} in its directory", new.task)));
+            } else {
+                run.results.push(new);
+            }
         }
     }
     run
@@ -211,11 +233,11 @@ fn text(object: &Map<String, Value>, key: &str) -> Option<String> {
     object.get(key).and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned)
 }
 
-fn parse(stored: &Map<String, Value>) -> Result<TaskResult, String> {
+fn parse(stored: &Map<String, Value>) -> Result<Vec<TaskResult>, String> {
     if stored.contains_key("scores") {
-        embedding_result(stored)
+        Ok(vec![embedding_result(stored)?])
     } else if stored.contains_key("results") {
-        language_result(stored)
+        language_results(stored)
     } else {
         Err("expected `scores` (as the mteb package writes) or `results` (as lm-evaluation-harness does)".into())
     }
@@ -283,23 +305,45 @@ fn english(entries: &[Value]) -> (Vec<&Value>, Option<String>) {
     (kept, Some(told))
 }
 
-fn language_result(stored: &Map<String, Value>) -> Result<TaskResult, String> {
-    let results = stored["results"].as_object().filter(|results| results.len() == 1);
-    let results = results.ok_or("expected `results` to have one task")?;
-    let (task, metrics) = results.iter().next().ok_or("expected `results` to have one task")?;
-    let key = text(stored, "main_metric").ok_or("expected `main_metric` to name one of the metrics")?;
-    let value = metrics.get(&key).and_then(Value::as_f64).filter(|value| value.is_finite());
-    let value = value.ok_or_else(|| format!("`results.{task}`: expected a number as `{key}`"))?;
+/// A file of language tasks: one task of ours, whose main metric it names, or all of a run of lm-evaluation-harness, of
+/// which groups stand for their parts.
+fn language_results(stored: &Map<String, Value>) -> Result<Vec<TaskResult>, String> {
+    let results = stored["results"].as_object().filter(|results| !results.is_empty());
+    let results = results.ok_or("expected `results` to have an entry for each task, found none")?;
+    let groups = stored.get("group_subtasks").and_then(Value::as_object);
+    let parts = groups.into_iter().flat_map(Map::values).filter_map(Value::as_array).flatten();
+    let parts: Vec<&str> = parts.filter_map(Value::as_str).collect();
+    let whole = results.iter().filter(|(task, _)| !parts.contains(&task.as_str()));
+    whole.map(|(task, metrics)| language_result(stored, task, metrics)).collect()
+}
+
+fn language_result(stored: &Map<String, Value>, task: &str, metrics: &Value) -> Result<TaskResult, String> {
+    let number = |key: &str| metrics.get(key).and_then(Value::as_f64).filter(|value| value.is_finite());
+    let (key, value) = match text(stored, "main_metric") {
+        Some(key) => number(&key).map(|value| (key, value)).ok_or("the file's `main_metric`"),
+        None => {
+            let found = MAIN_METRICS.iter().find_map(|key| Some(((*key).to_owned(), number(key)?)));
+            found.ok_or("one of its metrics, such as `acc,none`")
+        }
+    }
+    .map_err(|wanted| format!("`results.{task}`: expected a number as {wanted}"))?;
     let metric = key.split(',').next().unwrap_or(&key).to_owned();
     let scale = if LOWER_IS_BETTER.contains(&metric.as_str()) { 1.0 } else { 100.0 };
-    let inner = |names: [&str; 3]| stored.get(names[0])?.get(names[1])?.get(names[2])?.as_u64();
+    let counts = stored.get("n-samples").and_then(|counts| counts.get(task)?.get("effective"));
+    let num_scored = counts.or_else(|| metrics.get("sample_len")).and_then(Value::as_u64);
+    // The harness writes a number of questions with a point, or a share of them.
+    let limit = match stored.get("config").and_then(|config| config.get("limit")).and_then(Value::as_f64) {
+        Some(share) if share > 0.0 && share < 1.0 => num_scored.unwrap_or(1),
+        limit => limit.unwrap_or(0.0) as u64,
+    };
+    let ours = HARNESS_NAMES.iter().find(|(name, _)| *name == task).map_or(task, |(_, ours)| *ours);
     Ok(TaskResult {
-        task: task.clone(),
+        task: ours.to_owned(),
         is_embedding: false,
         metric,
         value: scale * value,
-        limit: stored.get("config").and_then(|config| config.get("limit")).and_then(Value::as_u64).unwrap_or(0),
-        num_scored: inner(["n-samples", task, "effective"]),
+        limit,
+        num_scored,
         data_fingerprint: text(stored, "data_fingerprint"),
         dataset_revision: None,
         mteb_version: None,
@@ -314,7 +358,7 @@ mod tests {
     use serde_json::json;
 
     fn parsed(stored: Value) -> Result<TaskResult, String> {
-        parse(stored.as_object().unwrap())
+        Ok(parse(stored.as_object().unwrap())?.remove(0))
     }
 
     fn entry(subset: &str, languages: &[&str], main_score: f64) -> Value {
@@ -345,9 +389,12 @@ mod tests {
             (json!({"scores": {"test": []}, "task_name": "T"}), "`scores.test`: expected a list"),
             (json!({"scores": {"test": [{"main_score": null}]}, "task_name": "T"}), "a number as `main_score`"),
             (json!({"scores": {"test": [entry("en", &[], 0.5)]}}), "`task_name`"),
-            (json!({"results": {"T": {"acc,none": 0.5}}}), "`main_metric`"),
-            (json!({"results": {"T": {"acc,none": 0.5}}, "main_metric": "f1,none"}), "a number as `f1,none`"),
-            (json!({"results": {"T": {}, "U": {}}, "main_metric": "f1,none"}), "one task"),
+            (json!({"results": {}}), "an entry for each task"),
+            (
+                json!({"results": {"T": {"acc_stderr,none": 0.5}}}),
+                "`results.T`: expected a number as one of its metrics",
+            ),
+            (json!({"results": {"T": {"acc,none": 0.5}}, "main_metric": "f1,none"}), "a number as the file's"),
         ];
         for (stored, reason) in wrong {
             let found = parsed(stored).unwrap_err();

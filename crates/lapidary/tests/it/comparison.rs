@@ -67,6 +67,29 @@ fn files_of_the_mteb_package_give_the_scores_that_it_reads() {
     }
 }
 
+/// The figures as the file has them, which the harness wrote.
+#[test]
+fn files_of_lm_evaluation_harness_are_read() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/report_lm_eval");
+    let found = read_runs(std::slice::from_ref(&folder));
+    assert!(found.unreadable.is_empty() && found.runs.len() == 1, "{found:?}");
+    let (run, file) = (&found.runs[0], folder.join("org__published/results_2026-11-26T00-00-00.000000.json"));
+    assert_eq!(run.name, "org/published");
+    let stored: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    let want = [
+        ("ARC-Easy", "arc_easy", "acc_norm", 40),
+        ("LAMBADA", "lambada_openai", "acc", 30),
+        ("MMLU", "mmlu", "acc", 70),
+    ];
+    assert_eq!(run.results.len(), want.len(), "the parts of a group are in the group");
+    for ((name, task, metric, num_scored), result) in want.into_iter().zip(&run.results) {
+        let value = 100.0 * stored["results"][task][format!("{metric},none")].as_f64().unwrap();
+        let found = (result.task.as_str(), result.metric.as_str(), result.value, result.limit);
+        assert_eq!(found, (name, metric, value, 40));
+        assert_eq!((result.num_scored, result.is_embedding), (Some(num_scored), false));
+    }
+}
+
 #[test]
 fn the_mean_is_over_the_tasks_of_all() {
     let runs = vec![
