@@ -16,6 +16,7 @@ mod invariance;
 mod models;
 mod passes;
 mod report;
+mod row_stream;
 mod safetensors_dir;
 mod training;
 mod training_refusals;

@@ -1,6 +1,5 @@
 //! The trainer on a tiny model: it learns, resumes exactly, stops when something is wrong, and what it saves loads.
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -9,8 +8,7 @@ use kernels::{Device, Tensor};
 use lapidary::embed::{EmbedOptions, Embedder};
 use lapidary::model::{Adapter, BaseModel, ModelFiles};
 use lapidary::train::{
-    Damage, Event, Outcome, Position, Recipe, RowStream, RunOptions, State, StepMetrics, Trainer, build_method,
-    special_rows,
+    Damage, Event, Outcome, Recipe, RunOptions, State, StepMetrics, Trainer, build_method, special_rows,
 };
 use lapidary::{Error, Lapidary};
 use layout::Rng;
@@ -349,24 +347,6 @@ fn collapsed_vectors_stop_the_run() {
     let shop = Workshop::new(&[TEXTS[0]; 4]);
     let told = train(&shop.recipe(&["budget.rows=200"]), &mut shop.base(), shop.options("run"));
     assert!(told.error().starts_with("training stopped at step 20: the vectors have collapsed"), "{}", told.error());
-}
-
-#[test]
-fn texts_cut_at_random_have_every_length_and_come_again_after_a_resume() {
-    let shop = Workshop::new(&TEXTS);
-    let (recipe, base) = (shop.recipe(&["budget.cut=random", "budget.min_tokens=2"]), shop.base());
-    let open = |position| RowStream::open(&recipe.data, &base.tokenizer, &recipe.budget, 0, position).unwrap();
-    let mut stream = open(Position::default());
-    let mut read = |count: usize| (0..count).map(|_| stream.next_example().unwrap().0.text).collect::<Vec<_>>();
-    let (before, after) = (read(3 * TEXTS.len() + 3), read(40));
-    let mut resumed = open(Position { epoch: 3, draws: 3, ..Position::default() });
-    assert!(after.iter().all(|text| *text == resumed.next_example().unwrap().0.text));
-    for text in TEXTS {
-        let whole = base.tokenizer.encode(text).unwrap();
-        let begins = |text: &&Vec<u32>| whole.starts_with(text);
-        let lengths: BTreeSet<usize> = before.iter().chain(&after).filter(begins).map(Vec::len).collect();
-        assert!(lengths.len() > 2 && lengths.iter().all(|length| (2..=whole.len()).contains(length)), "{lengths:?}");
-    }
 }
 
 /// The vectors of the variables in memory, raw.

@@ -2,7 +2,8 @@
 //!
 //! Rows of a block are pairs of a query and a head that share keys. Scores are computed with rows side by side in
 //! vector lanes, sums over values with the numbers of a head side by side; either way an output is summed over its own
-//! keys in their order, and keys that it may not see add nothing, so that a row's result is the same bits in any block.
+//! keys in their order, and keys that it may not see add nothing (their values, finite ones, times zero), so that a row's
+//! result is the same bits in any block.
 
 use super::{AttentionSpec, Keys};
 use crate::cpu::exp;
