@@ -23,6 +23,9 @@ def main():
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
+    for name in ("STSBenchmark/validation.jsonl.gz", "Banking77Classification/train.jsonl.gz"):
+        if not (args.data / name).is_file():
+            parser.error(f"expected a file {args.data / name}, found none")
     sts, banking = args.out / "STSBenchmarkDevelopment", args.out / "Banking77Development"
     for directory in (sts, banking):
         directory.mkdir(parents=True, exist_ok=True)

@@ -46,13 +46,17 @@ pub(crate) struct EvalArgs {
 #[derive(Debug, Subcommand)]
 enum Task {
     /// Semantic textual similarity: Spearman's correlation of cosines with people's scores, times 100
+    #[command(after_help = EXAMPLES)]
     Sts(StsArgs),
     /// Embedding and language tasks of a directory in the layout of the mteb data sets, results kept in files
+    #[command(after_help = EXAMPLES)]
     Tasks(tasks::TasksArgs),
     /// What the special tokens keep of a text, by its length: exact copies, common tokens, and the loss of what follows,
     /// nats a token, given the special tokens, nothing, or the text
+    #[command(after_help = EXAMPLES)]
     Reconstruct(reconstruct::ReconstructArgs),
     /// Perplexity of a text file; of a GEM beside that of its base model
+    #[command(after_help = EXAMPLES)]
     Perplexity(PerplexityArgs),
 }
 

@@ -144,7 +144,7 @@ impl AttentionSpec {
         let parts: Vec<(&Block, &mut [f32])> = parts.collect();
         parts.into_par_iter().for_each_init(Scratch::default, |scratch, (block, out)| {
             let q = &q[block.queries.start * width..block.queries.end * width];
-            self.forward_block(block, keys, (q, out), heads, scratch);
+            self.forward_block(block, keys, (q, out), scratch);
         });
         out
     }

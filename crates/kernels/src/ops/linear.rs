@@ -165,46 +165,42 @@ fn scatter_add(x: &mut [f32], width: usize, rows: &[u32], scale: f32, values: &[
     }
 }
 
-/// `y[rows] += scale * (x[rows] A^T) B^T`. The rank is too small for the blocks of a product: each row goes through both
-/// matrices by itself, and is the same bits in any company.
-fn add_update(
-    y: &mut [f32],
-    x: &[f32],
-    (a, b): (&[f32], &[f32]),
-    (input, rank, out): (usize, usize, usize),
-    scale: f32,
-    rows: &[u32],
-) {
-    let mut scaled = vec![0f32; rank * out]; // scale B^T
-    for (i, b) in b.chunks(rank).enumerate() {
-        for (r, b) in b.iter().enumerate() {
-            scaled[r * out + i] = scale * b;
-        }
-    }
-    let mut adapted = Vec::with_capacity(rows.len());
-    let (mut rest, mut first) = (y, 0);
-    for row in rows {
-        let (_, from_row) = std::mem::take(&mut rest).split_at_mut((*row as usize - first) * out);
-        let (y, after) = from_row.split_at_mut(out);
-        adapted.push((*row as usize, y));
-        (rest, first) = (after, *row as usize + 1);
-    }
-    adapted.into_par_iter().with_min_len(8).for_each(|(row, y)| {
-        let x = &x[row * input..(row + 1) * input];
-        for (a, b) in a.chunks(4 * input).zip(scaled.chunks(4 * out)) {
-            let mut down = [0f32; 4];
-            down.iter_mut().zip(a.chunks(input)).for_each(|(down, a)| *down = cpu::dot(a, x));
-            let mut columns = b.chunks_exact(out);
-            if let [Some(b0), Some(b1), Some(b2), Some(b3)] = std::array::from_fn(|_| columns.next()) {
-                // Four at a time: `y` is read and written once for all of them.
-                for ((((y, b0), b1), b2), b3) in y.iter_mut().zip(b0).zip(b1).zip(b2).zip(b3) {
-                    *y = fma(down[0], *b0, fma(down[1], *b1, fma(down[2], *b2, fma(down[3], *b3, *y))));
-                }
-            } else {
-                b.chunks(out).zip(down).for_each(|(b, down)| cpu::axpy(down, b, y));
+impl Adapted {
+    /// `y[rows] += scale * (x[rows] A^T) B^T`. The rank is too small for the blocks of a product: each row goes through both
+    /// matrices by itself, and is the same bits in any company.
+    fn add_update(&self, y: &mut [f32], x: &[f32], (a, b): (&[f32], &[f32]), rank: usize) {
+        let (input, out) = (self.weight.cols(), self.weight.rows());
+        let mut scaled = vec![0f32; rank * out]; // scale B^T
+        for (i, b) in b.chunks(rank).enumerate() {
+            for (r, b) in b.iter().enumerate() {
+                scaled[r * out + i] = self.scale * b;
             }
         }
-    });
+        let mut adapted = Vec::with_capacity(self.rows.len());
+        let (mut rest, mut first) = (y, 0);
+        for row in self.rows.iter() {
+            let (_, from_row) = std::mem::take(&mut rest).split_at_mut((*row as usize - first) * out);
+            let (y, after) = from_row.split_at_mut(out);
+            adapted.push((*row as usize, y));
+            (rest, first) = (after, *row as usize + 1);
+        }
+        adapted.into_par_iter().with_min_len(8).for_each(|(row, y)| {
+            let x = &x[row * input..(row + 1) * input];
+            for (a, b) in a.chunks(4 * input).zip(scaled.chunks(4 * out)) {
+                let mut down = [0f32; 4];
+                down.iter_mut().zip(a.chunks(input)).for_each(|(down, a)| *down = cpu::dot(a, x));
+                let mut columns = b.chunks_exact(out);
+                if let [Some(b0), Some(b1), Some(b2), Some(b3)] = std::array::from_fn(|_| columns.next()) {
+                    // Four at a time: `y` is read and written once for all of them.
+                    for ((((y, b0), b1), b2), b3) in y.iter_mut().zip(b0).zip(b1).zip(b2).zip(b3) {
+                        *y = fma(down[0], *b0, fma(down[1], *b1, fma(down[2], *b2, fma(down[3], *b3, *y))));
+                    }
+                } else {
+                    b.chunks(out).zip(down).for_each(|(b, down)| cpu::axpy(down, b, y));
+                }
+            }
+        });
+    }
 }
 
 impl CustomOp3 for Adapted {
@@ -222,9 +218,9 @@ impl CustomOp3 for Adapted {
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (x, a, b) = (slice(s1, l1, "linear")?, slice(s2, l2, "linear")?, slice(s3, l3, "linear")?);
-        let (t, input, rank, out) = (l1.dims()[0], l1.dims()[1], l2.dims()[0], l3.dims()[0]);
+        let (t, rank, out) = (l1.dims()[0], l2.dims()[0], l3.dims()[0]);
         let mut y = self.weight.forward(x, t);
-        add_update(&mut y, x, (a, b), (input, rank, out), self.scale, &self.rows);
+        self.add_update(&mut y, x, (a, b), rank);
         Ok(output(y, (t, out)))
     }
 

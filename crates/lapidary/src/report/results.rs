@@ -19,13 +19,13 @@ const LOWER_IS_BETTER: [&str; 4] = ["perplexity", "word_perplexity", "byte_perpl
 /// have it.
 const MAIN_METRICS: [&str; 6] =
     ["acc_norm,none", "acc,none", "exact_match,none", "word_perplexity,none", "perplexity,none", "bits_per_byte,none"];
-/// Tasks of lm-evaluation-harness that are here by another name.
-const HARNESS_NAMES: [(&str, &str); 5] = [
-    ("mmlu", "MMLU"),
-    ("arc_easy", "ARC-Easy"),
-    ("arc_challenge", "ARC-Challenge"),
-    ("hellaswag", "HellaSwag"),
-    ("lambada_openai", "LAMBADA"),
+/// Tasks of lm-evaluation-harness that are here by another name, and the examples before a question here.
+const HARNESS_NAMES: [(&str, u64, &str); 5] = [
+    ("mmlu", 5, "MMLU"),
+    ("arc_easy", 0, "ARC-Easy"),
+    ("arc_challenge", 0, "ARC-Challenge"),
+    ("hellaswag", 0, "HellaSwag"),
+    ("lambada_openai", 0, "LAMBADA"),
 ];
 
 /// One model or method, as one revision directory has it.
@@ -319,15 +319,14 @@ fn language_results(stored: &Map<String, Value>) -> Result<Vec<TaskResult>, Stri
 
 fn language_result(stored: &Map<String, Value>, task: &str, metrics: &Value) -> Result<TaskResult, String> {
     let number = |key: &str| metrics.get(key).and_then(Value::as_f64).filter(|value| value.is_finite());
-    let (key, value) = match text(stored, "main_metric") {
-        Some(key) => number(&key).map(|value| (key, value)).ok_or("the file's `main_metric`"),
-        None => {
-            let found = MAIN_METRICS.iter().find_map(|key| Some(((*key).to_owned(), number(key)?)));
-            found.ok_or("one of its metrics, such as `acc,none`")
-        }
-    }
-    .map_err(|wanted| format!("`results.{task}`: expected a number as {wanted}"))?;
-    let metric = key.split(',').next().unwrap_or(&key).to_owned();
+    let named = text(stored, "main_metric");
+    let key = match &named {
+        Some(key) => Some(key.as_str()),
+        None => MAIN_METRICS.into_iter().find(|key| number(key).is_some()),
+    };
+    let key = key.ok_or_else(|| format!("`results.{task}`: expected a metric such as `acc,none`"))?;
+    let value = number(key).ok_or_else(|| format!("`results.{task}`: expected a number as `{key}`"))?;
+    let metric = key.split(',').next().unwrap_or(key).to_owned();
     let scale = if LOWER_IS_BETTER.contains(&metric.as_str()) { 1.0 } else { 100.0 };
     let counts = stored.get("n-samples").and_then(|counts| counts.get(task)?.get("effective"));
     let num_scored = counts.or_else(|| metrics.get("sample_len")).and_then(Value::as_u64);
@@ -336,9 +335,16 @@ fn language_result(stored: &Map<String, Value>, task: &str, metrics: &Value) -> 
         Some(share) if share > 0.0 && share < 1.0 => num_scored.unwrap_or(1),
         limit => limit.unwrap_or(0.0) as u64,
     };
-    let ours = HARNESS_NAMES.iter().find(|(name, _)| *name == task).map_or(task, |(_, ours)| *ours);
+    let examples = stored.get("n-shot").and_then(|counts| counts.get(task)?.as_u64());
+    let ours = HARNESS_NAMES.iter().find(|(name, ..)| *name == task).map(|(_, count, ours)| (*count, *ours));
+    // Another number of examples is another task.
+    let called = match (ours, examples) {
+        (Some((count, ours)), Some(found)) if count == found => ours.to_owned(),
+        (_, Some(count)) => format!("{task}, {count}-shot"),
+        (_, None) => task.to_owned(),
+    };
     Ok(TaskResult {
-        task: ours.to_owned(),
+        task: called,
         is_embedding: false,
         metric,
         value: scale * value,
@@ -390,11 +396,9 @@ mod tests {
             (json!({"scores": {"test": [{"main_score": null}]}, "task_name": "T"}), "a number as `main_score`"),
             (json!({"scores": {"test": [entry("en", &[], 0.5)]}}), "`task_name`"),
             (json!({"results": {}}), "an entry for each task"),
-            (
-                json!({"results": {"T": {"acc_stderr,none": 0.5}}}),
-                "`results.T`: expected a number as one of its metrics",
-            ),
-            (json!({"results": {"T": {"acc,none": 0.5}}, "main_metric": "f1,none"}), "a number as the file's"),
+            (json!({"results": {"T": {"acc_stderr,none": 0.5}}}), "`results.T`: expected a metric such as `acc,none`"),
+            (json!({"results": {"T": {"acc,none": 0.5}}, "main_metric": "f1,none"}), "a number as `f1,none`"),
+            (json!({"results": {"T": {}, "U": {}}, "main_metric": "f1,none"}), "a number as `f1,none`"),
         ];
         for (stored, reason) in wrong {
             let found = parsed(stored).unwrap_err();

@@ -98,11 +98,10 @@ impl AttentionSpec {
         block: &Block,
         keys: &Keys<'_>,
         (q, out): (&[f32], &mut [f32]),
-        heads: usize,
         scratch: &mut Scratch,
     ) {
-        let group = heads / keys.kv_heads;
-        let num_rows = block.queries.len() * group;
+        let num_rows = q.len() / (keys.kv_heads * keys.head_dim);
+        let group = num_rows / block.queries.len();
         for head in 0..keys.kv_heads {
             for first in (0..num_rows).step_by(VECTORS * LANES) {
                 let rows = first..num_rows.min(first + VECTORS * LANES);
