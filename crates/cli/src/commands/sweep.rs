@@ -172,7 +172,7 @@ pub(crate) fn run(args: &SweepArgs, context: &Context) -> Result<()> {
     let plans: Vec<Vec<Run>> = (sweep.variants.iter())
         .map(|variant| plan(variant).with_context(|| format!("{path}: {}", variant.name)))
         .collect::<Result<_>>()?;
-    let stop = interrupt::stop_flag("stopping after this step, with a checkpoint")?;
+    let stop = interrupt::stop_flag("stopping after this step or task; what is done is kept")?;
     let (mut all, mut failed) = (Vec::new(), Vec::new());
     for (variant, plan) in sweep.variants.iter().zip(plans) {
         let mut runs = Vec::new();
