@@ -9,12 +9,18 @@ use lapidary::report::bars::{Series, bar_comparison};
 use lapidary::report::curves::{LossPoint, Reference, loss_curves, validation_curve};
 use lapidary::report::heat_map::similarity_heat_map;
 use lapidary::report::html::{Block, Cell, Check, Figure, Page, Section, Table, render};
+use lapidary::report::runs::run_scores;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let directory = PathBuf::from(std::env::args().nth(1).ok_or("expected a directory")?);
     fs::create_dir_all(&directory)?;
-    let figures =
-        [("losses", losses()?), ("validation", validation()?), ("bars", bars()?), ("similarity", similarity()?)];
+    let figures = [
+        ("losses", losses()?),
+        ("validation", validation()?),
+        ("bars", bars()?),
+        ("runs", runs()?),
+        ("similarity", similarity()?),
+    ];
     let mut blocks = example_blocks();
     for (name, png) in figures {
         fs::write(directory.join(format!("{name}.png")), &png)?;
@@ -81,6 +87,12 @@ fn bars() -> Result<Vec<u8>, Box<dyn Error>> {
     let groups = groups.map(str::to_owned);
     let series = series.map(|(name, values)| Series { name: name.to_owned(), values: values.map(Some).to_vec() });
     Ok(bar_comparison("Embedding quality before and after", &groups, &series)?)
+}
+
+fn runs() -> Result<Vec<u8>, Box<dyn Error>> {
+    let variants = ["one thing", "another", "a third, with a name that is long enough to be cut somewhere"];
+    let runs = [[76.0, 76.9, 77.1], [79.5, 79.6, 79.4], [81.4, 79.9, 80.8]].map(|runs| runs.to_vec());
+    Ok(run_scores("Three seeds of each", &variants.map(str::to_owned), &runs)?)
 }
 
 fn similarity() -> Result<Vec<u8>, Box<dyn Error>> {

@@ -10,6 +10,7 @@ pub mod heat_map;
 pub mod html;
 pub mod markdown;
 pub mod results;
+pub mod runs;
 pub mod score_grid;
 
 use thiserror::Error;

@@ -16,8 +16,10 @@ use lapidary::data::sts::StsPairs;
 use lapidary::layout;
 use lapidary::model::WeightFormat;
 use lapidary::output::atomic::write_file;
+use lapidary::report::ReportError;
 use lapidary::report::bars::{Series, bar_comparison};
 use lapidary::report::html::{Block, Cell, Figure, Page, Section, Table};
+use lapidary::report::runs::run_scores;
 use lapidary::train::{Recipe, RunOptions};
 use serde::{Deserialize, Serialize};
 use std::io::{Write as _, stdout};
@@ -351,7 +353,30 @@ fn mean_sd(values: &[f64]) -> (f64, f64) {
     (mean, if values.len() > 1 { (squares / (n - 1.0)).sqrt() } else { 0.0 })
 }
 
-/// The table on the terminal, and with its picture as a page.
+/// The figures of one score, run by run.
+fn figures_at(runs: &[Scores], at: usize) -> Vec<f64> {
+    runs.iter().map(|run| run.figures[at].1).collect()
+}
+
+/// Bars of all scores where each variant ran once; else a picture for each score, with a dot for each run.
+fn pictures(all: &[(String, Vec<Scores>)], names: &[String], num_runs: usize) -> Result<Vec<Block>, ReportError> {
+    let variants: Vec<String> = all.iter().map(|(variant, _)| variant.clone()).collect();
+    let figure = |png, alternative: String| Block::Figure(Figure { png, caption: String::new(), alternative });
+    if num_runs == 1 {
+        let values = |at: usize| all.iter().map(|(_, runs)| figures_at(runs, at).first().copied()).collect();
+        let series: Vec<Series> =
+            names.iter().enumerate().map(|(at, name)| Series { name: name.clone(), values: values(at) }).collect();
+        let png = bar_comparison("Scores by variant", &variants, &series)?;
+        return Ok(vec![figure(png, "A bar for each score of each variant, as in the table.".into())]);
+    }
+    let picture = |(at, name): (usize, &String)| {
+        let runs: Vec<Vec<f64>> = all.iter().map(|(_, runs)| figures_at(runs, at)).collect();
+        Ok(figure(run_scores(name, &variants, &runs)?, format!("{name}: a dot for each run, a bar at the mean.")))
+    };
+    names.iter().enumerate().map(picture).collect()
+}
+
+/// The table on the terminal, and with its pictures as a page.
 fn finish(title: &str, all: &[(String, Vec<Scores>)], out: &Path, context: &Context) -> Result<()> {
     let figures = |run: &Scores| run.figures.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
     // Every run measures the same, in the same order.
@@ -364,20 +389,17 @@ fn finish(title: &str, all: &[(String, Vec<Scores>)], out: &Path, context: &Cont
         .chain(["training CPU seconds".into()])
         .collect();
     let mut rows = Vec::new();
-    let mut series: Vec<Series> = names.iter().map(|name| Series { name: name.clone(), values: Vec::new() }).collect();
     for (variant, runs) in all {
         let mut row = vec![variant.clone()];
-        for (at, series) in series.iter_mut().enumerate() {
-            let (mean, sd) = mean_sd(&runs.iter().map(|run| run.figures[at].1).collect::<Vec<_>>());
+        for at in 0..names.len() {
+            let (mean, sd) = mean_sd(&figures_at(runs, at));
             row.push(if runs.len() > 1 { format!("{mean:.2} ± {sd:.2}") } else { format!("{mean:.2}") });
-            series.values.push(Some(mean));
         }
         let cpu_secs: Option<Vec<f64>> = runs.iter().map(|run| run.cpu_secs).collect();
         let cpu_secs = cpu_secs.map(|secs| progress::grouped(mean_sd(&secs).0.round() as u64));
         row.push(cpu_secs.unwrap_or_else(|| "–".into()));
         rows.push(row);
     }
-    let groups: Vec<String> = all.iter().map(|(variant, _)| variant.clone()).collect();
     let num_runs = all.iter().map(|(_, runs)| runs.len()).max().unwrap_or(0);
     let mut blocks = vec![Block::Table(Table {
         caption: match num_runs {
@@ -388,12 +410,8 @@ fn finish(title: &str, all: &[(String, Vec<Scores>)], out: &Path, context: &Cont
         rows: rows.iter().map(|row| row.iter().map(Cell::new).collect()).collect(),
         ..Table::default()
     })];
-    match bar_comparison("Scores by variant", &groups, &series) {
-        Ok(png) => blocks.push(Block::Figure(Figure {
-            png,
-            caption: String::new(),
-            alternative: "A bar for each score of each variant, as in the table.".into(),
-        })),
+    match pictures(all, &names, num_runs) {
+        Ok(pictures) => blocks.extend(pictures),
         Err(error) => context.note(&format!("no picture: {error}")),
     }
     let page = Page {

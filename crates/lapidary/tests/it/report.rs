@@ -5,6 +5,7 @@ use lapidary::report::bars::{Series, bar_comparison};
 use lapidary::report::curves::{LossPoint, Reference, loss_curves, validation_curve};
 use lapidary::report::heat_map::similarity_heat_map;
 use lapidary::report::html::{Block, Cell, Check, Figure, Page, Section, Table, render};
+use lapidary::report::runs::run_scores;
 
 /// Width, height, and how many pixels are not white.
 fn decode(png: &[u8]) -> (u32, u32, usize) {
@@ -36,6 +37,12 @@ fn plots_have_two_pixels_a_point() {
     let png = validation_curve("Validation", &curve, &references).unwrap();
     assert_eq!(decode(&png).0, 1800);
 
+    let runs = [vec![76.0, 76.9], vec![79.5]];
+    let (width, height, num_inked) = decode(&run_scores("Runs", &names(&["one", "two"]), &runs).unwrap());
+    // Title, two lines of 28 points, and the axis; see the constants of the plot.
+    assert_eq!((width, height), (2 * 720, 2 * (52 + 2 * 28 + 34)));
+    assert!(num_inked > 2_000, "{num_inked}");
+
     let labels = names(&["one", "two", "three"]);
     let matrix = [1.0, 0.5, -0.5, 0.5, 1.0, 0.0, -0.5, 0.0, 1.0];
     let (width, height, _) = decode(&similarity_heat_map("Similarity", &labels, &matrix).unwrap());
@@ -53,6 +60,7 @@ fn odd_but_valid_plots_do_not_fail() {
         Series { name: "b".to_owned(), values: vec![Some(0.0), Some(1e9)] },
     ];
     bar_comparison("b", &names(&["", "日本語 😀"]), &series).unwrap();
+    run_scores("r", &names(&["", "日本語 😀 ".repeat(50).as_str()]), &[vec![5.0], vec![5.0, -1e9]]).unwrap();
     similarity_heat_map("h", &names(&["word ".repeat(300).as_str()]), &[7.0]).unwrap();
 }
 
@@ -72,6 +80,11 @@ fn empty_and_non_finite_input_is_an_error() {
     assert!(bar_comparison("t", &names(&["g"]), &[]).is_err());
     assert!(bar_comparison("t", &names(&["g"]), &series(&[1.0, 2.0])).is_err());
     assert!(bar_comparison("t", &names(&["g"]), &series(&[f64::NAN])).is_err());
+
+    assert!(run_scores("t", &[], &[]).is_err());
+    assert!(run_scores("t", &names(&["a"]), &[vec![]]).is_err());
+    assert!(run_scores("t", &names(&["a"]), &[vec![1.0], vec![1.0]]).is_err());
+    assert!(run_scores("t", &names(&["a"]), &[vec![f64::NAN]]).is_err());
 
     assert!(similarity_heat_map("t", &[], &[]).is_err());
     assert!(similarity_heat_map("t", &names(&["a"]), &[f32::NAN]).is_err());
