@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 const EXAMPLES: &str = "\
 Examples:
   lapidary train recipes/gem.toml
-  lapidary train recipes/gem.toml --out runs/small --set budget.rows=2048 --set seed=1
+  lapidary train recipes/gem.toml --out runs/small --set budget.rows=512 --set seed=1
   lapidary train recipes/gem.toml --out runs/all --set method.settings.scope=all
   lapidary train recipes/simcse.toml --set validation.every_steps=25 --set damage.max_kl=0.05 --set damage.max_mmlu_drop=1
 
