@@ -41,8 +41,9 @@ def parquet(path, rows):
 
 
 def main() -> None:
-    for folder in ["mteb", "local"]:
-        shutil.rmtree(OUT / folder, ignore_errors=True)
+    for folder in OUT.iterdir():
+        if folder.is_dir():
+            shutil.rmtree(folder)
     hub, local = OUT / "mteb", OUT / "local"
     pairs = rows_of(ROOT / "data/STS17/test.jsonl.gz")[:24]
     pairs = [{key: pair[key] for key in ["sentence1", "sentence2", "score"]} for pair in pairs]
@@ -102,6 +103,50 @@ def main() -> None:
         for key, query in queries
     ]
     jsonl(local / "SciDocsRR/test.jsonl", order)
+
+    # Letter choice: a split for the examples beside the one that is asked; lists in Parquet.
+    sentences = [pair["sentence1"] for pair in pairs]
+    choices = [sentences[i : i + 4] for i in range(len(sentences) - 4)]
+    questions = [
+        {"question": text, "subject": f"subject_{i % 2}", "choices": choices[i], "answer": i % 4}
+        for i, text in enumerate(sentences[:16])
+    ]
+    for split, rows in [("test", questions[:6]), ("dev", questions[6:])]:
+        parquet(OUT / f"cais/mmlu/all/{split}-00000-of-00001.parquet", rows)
+        jsonl(local / f"MMLU/{split}.jsonl", rows)
+
+    # Answer choice: a group of lists.
+    rows = [
+        {"id": str(i), "question": text, "choices": {"text": choices[i], "label": list("ABCD")}, "answerKey": "ABCD"[i % 4]}
+        for i, text in enumerate(sentences[:6])
+    ]
+    parquet(OUT / "allenai/ai2_arc/ARC-Easy/test-00000-of-00001.parquet", rows)
+    parquet(OUT / "allenai/ai2_arc/ARC-Challenge/test-00000-of-00001.parquet", rows[:3])
+    jsonl(local / "ARC-Easy/test.jsonl", rows)
+    jsonl(local / "ARC-Challenge/test.jsonl", rows[:3])
+
+    # Endings: no labels in the test split.
+    endings = [
+        {"activity_label": "Playing", "ctx_a": text, "ctx_b": "then", "endings": choices[i], "label": str(i % 4)}
+        for i, text in enumerate(sentences[:5])
+    ]
+    parquet(OUT / "Rowan/hellaswag/data/validation-00000-of-00001.parquet", endings)
+    parquet(OUT / "Rowan/hellaswag/data/test-00000-of-00001.parquet", [{**row, "label": ""} for row in endings])
+    jsonl(local / "HellaSwag/validation.jsonl", endings)
+
+    # Last word: other languages lie beside it.
+    words = [{"text": text.rstrip(".")} for text in sentences[:8]]
+    jsonl(OUT / "EleutherAI/lambada_openai/data/lambada_test.jsonl", words)
+    jsonl(OUT / "EleutherAI/lambada_openai/data/lambada_test_de.jsonl", words[:2])
+    jsonl(local / "LAMBADA/test.jsonl", words)
+
+    # A text as a table of its lines, of which the blank ones are empty.
+    raw = [" \n", f" = {sentences[0]} = \n", " \n"] + [f" {text} \n" for text in sentences[1:6]]
+    table = [{"text": line if line.strip() else ""} for line in raw]
+    parquet(OUT / "Salesforce/wikitext/wikitext-2-raw-v1/test-00000-of-00001.parquet", table)
+    parquet(OUT / "Salesforce/wikitext/wikitext-103-raw-v1/test-00000-of-00001.parquet", table[:2])
+    (local / "WikiText2").mkdir()
+    (local / "WikiText2/wiki.test.raw").write_text("".join(raw))
 
 
 if __name__ == "__main__":

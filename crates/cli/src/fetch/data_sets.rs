@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use hf_hub::api::sync::ApiRepo;
 use hf_hub::{Cache, Repo, RepoType};
 use lapidary::data::mteb::load_top_ranked;
-use lapidary::data::tasks::{SPLIT_EXTENSIONS, shard_of};
+use lapidary::data::tasks::{SPLIT_EXTENSIONS, load_texts, shard_of, split_file};
 use lapidary::output::atomic::{AtomicDir, write_file};
 use serde::Deserialize;
 use serde_json::json;
@@ -16,9 +16,12 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 const TABLE: &str = include_str!("data_sets.toml");
-/// The split that is scored, and the table that makes a retrieval set one of reranking.
+/// The split that is scored, the table that makes a retrieval set one of reranking, and a text as a table of its lines.
 const TEST: &str = "test";
 const TOP_RANKED: &str = "top_ranked";
+const LINES: &str = "lines";
+/// The tasks of likelihoods that the table has.
+const LANGUAGE_TASKS: [&str; 6] = ["ARC-Challenge", "ARC-Easy", "HellaSwag", "LAMBADA", "MMLU", "WikiText2"];
 
 /// The file `data_sets.toml`.
 #[derive(Debug, Deserialize)]
@@ -63,7 +66,9 @@ impl Fetcher {
         let mut sets: DataSets = toml::from_str(TABLE).context("data_sets.toml")?;
         let Some(set) = sets.tasks.remove(name) else {
             bail!(
-                "no data set on the hub is known for it: expected a task of MTEB(eng, v1) or MTEB(eng, v2) with a test split"
+                "no data set on the hub is known for it: expected a task of MTEB(eng, v1) or MTEB(eng, v2) with a test split, \
+                 or one of {}",
+                LANGUAGE_TASKS.join(", ")
             );
         };
         let dir = self.cache_dir.join("tasks").join(name).join(&set.revision);
@@ -87,21 +92,41 @@ impl Fetcher {
         let parent = dir.parent().context("no directory above the task's")?;
         fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
         let whole = AtomicDir::replace(dir)?;
-        if set.parts.iter().any(|part| part == TOP_RANKED) {
+        let has = |part: &str| set.parts.iter().any(|named| named == part);
+        let as_read = if has(TOP_RANKED) {
             // The loaders want the documents of each query in its row.
+            Some(("test.jsonl", ranked as fn(&Path) -> Result<String>))
+        } else if has(LINES) {
+            Some(("wiki.test.raw", raw_text as fn(&Path) -> Result<String>))
+        } else {
+            None
+        };
+        if let Some((name, convert)) = as_read {
             let tables = AtomicDir::replace(&whole.path().join("tables"))?;
             place(&repo, &files, tables.path())?;
-            let rows = load_top_ranked(tables.path(), TEST)?;
-            let lines = rows.iter().map(|row| {
-                format!("{}\n", json!({"query": row.query, "positive": row.positive, "negative": row.negative}))
-            });
-            let text: String = lines.collect();
-            write_file(&whole.path().join("test.jsonl"), |file| file.write_all(text.as_bytes()))?;
+            let text = convert(tables.path())?;
+            write_file(&whole.path().join(name), |file| file.write_all(text.as_bytes()))?;
         } else {
             place(&repo, &files, whole.path())?;
         }
         Ok(whole.commit()?)
     }
+}
+
+/// The rows of a reranking set as JSON Lines.
+fn ranked(tables: &Path) -> Result<String> {
+    let rows = load_top_ranked(tables, TEST)?;
+    let lines = rows
+        .iter()
+        .map(|row| format!("{}\n", json!({"query": row.query, "positive": row.positive, "negative": row.negative})));
+    Ok(lines.collect())
+}
+
+/// The text that a table of its lines was made from: the lines kept their ends, and empty ones lost all they had, which
+/// was ` \n` (`wikitext.py` of the datasets library).
+fn raw_text(tables: &Path) -> Result<String> {
+    let lines = load_texts(&split_file(tables, LINES)?)?;
+    Ok(lines.iter().map(|line| if line.is_empty() { " \n" } else { line.as_str() }).collect())
 }
 
 /// Fetches files, each to its place below `dir`.

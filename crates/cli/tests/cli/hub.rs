@@ -10,14 +10,22 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hub");
-/// Tasks with the repositories and revisions that `data_sets.toml` has, as those of the mteb package.
-const TASKS: [(&str, &str, &str); 5] = [
-    ("ArguAna", "arguana", "c22ab2a51041ffd869aaddef7af8d8215647e41a"),
-    ("Banking77Classification", "banking77", "0fd18e25b25c072e09e0d92ab615fda904d66300"),
-    ("STS17", "sts17-crosslingual-sts", "faeb762787bd10488a50c8b5be4a3b82e411949c"),
-    ("SciDocsRR", "SciDocsRR", "39b8377811871075eed9de3b8a7e21aaa6acb3d8"),
-    ("SciFact", "scifact", "d56462d0e63a25450459c4f213e49ffdb866f7f9"),
+/// Tasks with the repositories and revisions that `data_sets.toml` has.
+const TASKS: [(&str, &str, &str); 10] = [
+    ("ARC-Challenge", "allenai/ai2_arc", "210d026faf9955653af8916fad021475a3f00453"),
+    ("ARC-Easy", "allenai/ai2_arc", "210d026faf9955653af8916fad021475a3f00453"),
+    ("ArguAna", "mteb/arguana", "c22ab2a51041ffd869aaddef7af8d8215647e41a"),
+    ("Banking77Classification", "mteb/banking77", "0fd18e25b25c072e09e0d92ab615fda904d66300"),
+    ("HellaSwag", "Rowan/hellaswag", "218ec52e09a7e7462a5400043bb9a69a41d06b76"),
+    ("LAMBADA", "EleutherAI/lambada_openai", "879e19a2c9bb7ef03f9cf962089cf7d008f91e27"),
+    ("STS17", "mteb/sts17-crosslingual-sts", "faeb762787bd10488a50c8b5be4a3b82e411949c"),
+    ("SciDocsRR", "mteb/SciDocsRR", "39b8377811871075eed9de3b8a7e21aaa6acb3d8"),
+    ("SciFact", "mteb/scifact", "d56462d0e63a25450459c4f213e49ffdb866f7f9"),
+    ("WikiText2", "Salesforce/wikitext", "b08601e04326c79dfdd32d625aee71d232d685c3"),
 ];
+
+/// The tiny model's tokens are bytes, so that it has no ` A` to answer with.
+const MMLU: (&str, &str, &str) = ("MMLU", "cais/mmlu", "c30699e8356da336a370243923dbaf21066bb9fe");
 
 fn files_below(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
@@ -30,16 +38,16 @@ fn files_below(dir: &Path) -> Vec<PathBuf> {
 /// The fixture on a hub, without the files whose names hold `lacking`.
 fn hub(lacking: &str) -> Hub {
     let mut hub = Hub::default();
-    for (_, repository, revision) in TASKS {
-        let dir = Path::new(FIXTURE).join("mteb").join(repository);
+    for (_, repository, revision) in TASKS.into_iter().chain([MMLU]) {
+        let dir = Path::new(FIXTURE).join(repository);
         let files = files_below(&dir);
         let names: Vec<&str> = files.iter().map(|file| file.strip_prefix(&dir).unwrap().to_str().unwrap()).collect();
         let names: Vec<&str> = names.into_iter().filter(|name| !name.contains(lacking)).collect();
         for name in &names {
-            let path = format!("/datasets/mteb/{repository}/resolve/{revision}/{name}");
+            let path = format!("/datasets/{repository}/resolve/{revision}/{name}");
             hub.files.insert(path, fs::read(dir.join(name)).unwrap());
         }
-        hub.info(&format!("/api/datasets/mteb/{repository}/revision/{revision}"), &names);
+        hub.info(&format!("/api/datasets/{repository}/revision/{revision}"), &names);
     }
     hub
 }
@@ -59,8 +67,11 @@ fn evaluate(dir: &Path, endpoint: &str, args: &[&str]) -> Output {
 /// The results by task.
 fn results(dir: &Path) -> BTreeMap<String, Value> {
     let files = files_below(dir).into_iter().filter(|file| !file.ends_with("model_meta.json"));
-    let read = |file: PathBuf| serde_json::from_str::<Value>(&fs::read_to_string(file).unwrap()).unwrap();
-    files.map(read).map(|result| (result["task_name"].as_str().unwrap().to_owned(), result)).collect()
+    let read = |file: PathBuf| {
+        let name = file.file_stem().unwrap().to_str().unwrap().to_owned();
+        (name, serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap())
+    };
+    files.map(read).collect()
 }
 
 #[test]
@@ -77,13 +88,17 @@ fn every_layout_gives_the_scores_of_the_same_rows_in_a_directory() {
     let (far, near) = (results(&dir.join("far")), results(&dir.join("near")));
     assert_eq!(far.keys().collect::<Vec<_>>(), names);
     for (name, _, revision) in TASKS {
-        assert_eq!(far[name]["scores"], near[name]["scores"], "{name}");
-        assert_eq!(far[name]["num_scored"], near[name]["num_scored"], "{name}");
+        for part in ["scores", "num_scored", "results", "n-samples"] {
+            assert_eq!(far[name][part], near[name][part], "{name}");
+        }
         assert_eq!(
             (&far[name]["dataset_revision"], &near[name]["dataset_revision"]),
             (&revision.into(), &"local".into())
         );
     }
+    // It is asked, which is after both its tables were read.
+    let error = error_line(&evaluate(dir, &endpoint, &["--hub", "--tasks", MMLU.0]));
+    assert!(error.contains("answer letter \" A\""), "{error}");
     // A second time nothing is fetched.
     let unreachable = "http://127.0.0.1:9";
     stdout(evaluate(dir, unreachable, &["--hub", "--offline", "--results", "again", "--tasks", "STS17", "SciDocsRR"]));

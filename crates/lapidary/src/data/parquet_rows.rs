@@ -1,11 +1,11 @@
-//! Rows of a Parquet file: scalar columns and lists of scalars, read column by column in batches.
+//! Rows of a Parquet file: scalar columns, lists of scalars and groups of such lists, read column by column in batches.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-use parquet::basic::{ConvertedType, LogicalType, Type as PhysicalType};
+use parquet::basic::{ConvertedType, LogicalType, Repetition, Type as PhysicalType};
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::DataType;
 use parquet::errors::ParquetError;
@@ -23,9 +23,11 @@ const BATCH_ROWS: usize = 64;
 /// Largest ratio of uncompressed to compressed bytes of a column chunk beyond 64 MiB.
 const MAX_EXPANSION_RATIO: i64 = 1000;
 
-/// A top-level column with one leaf: a scalar or a list of scalars.
+/// A scalar, a list of scalars, or one of the lists that a top-level group holds.
 struct Leaf {
     name: String,
+    /// The list's name in its group.
+    inner: Option<String>,
     index: usize,
     is_text: bool,
 }
@@ -68,7 +70,11 @@ impl ParquetRows {
 
     /// Names of the readable columns, in file order; with `text_only`, those holding text.
     pub(super) fn columns(&self, text_only: bool) -> Vec<String> {
-        self.leaves.iter().filter(|leaf| leaf.is_text || !text_only).map(|leaf| leaf.name.clone()).collect()
+        let kept = self.leaves.iter().filter(|leaf| leaf.is_text || !text_only);
+        let mut names: Vec<String> = kept.map(|leaf| leaf.name.clone()).collect();
+        // The lists of a group follow each other.
+        names.dedup();
+        names
     }
 
     /// Reads these columns alone.
@@ -136,7 +142,13 @@ impl ParquetRows {
                 let values = read_values(column, &descriptor, num_rows)
                     .map_err(|error| ParquetError::General(format!("column `{}`: {}", leaf.name, reason(&error))))?;
                 for (row, value) in rows.iter_mut().zip(values) {
-                    row.insert(leaf.name.clone(), value);
+                    match &leaf.inner {
+                        None => row.insert(leaf.name.clone(), value),
+                        Some(inner) => {
+                            let group = row.entry(leaf.name.clone()).or_insert_with(|| Value::Object(Map::new()));
+                            group.as_object_mut().and_then(|group| group.insert(inner.clone(), value))
+                        }
+                    };
                 }
             }
             self.left_in_group -= num_rows;
@@ -165,29 +177,32 @@ fn reason(error: &ParquetError) -> String {
     reason.replace('\n', " ")
 }
 
-/// The top-level columns that have a single leaf repeated at most once.
+/// The readable leaves: top-level columns that have a single leaf repeated at most once, and such lists in a group.
 fn leaves(reader: &dyn FileReader) -> Vec<Leaf> {
     let schema = reader.metadata().file_metadata().schema_descr_ptr();
     let root = |index: usize| schema.get_column_root_idx(index);
-    (0..schema.num_columns())
-        .filter(|&index| {
-            let shared = (0..schema.num_columns()).filter(|&i| root(i) == root(index));
-            let column = schema.column(index);
-            let depth = column.path().parts().len();
-            // a scalar; or a list, whose path is `name.list.element`
-            let shape = (column.max_rep_level(), depth);
-            shared.count() == 1 && matches!(shape, (0, 1) | (1, 1..=3))
-        })
-        .map(|index| {
-            let column = schema.column(index);
-            let is_text = column.max_rep_level() == 0
-                && column.physical_type() == PhysicalType::BYTE_ARRAY
-                && (matches!(column.converted_type(), ConvertedType::UTF8)
-                    || matches!(column.logical_type_ref(), Some(LogicalType::String)));
-            let name = schema.get_column_root(index).name().to_owned();
-            Leaf { name, index, is_text }
-        })
-        .collect()
+    let leaf = |index: usize| {
+        let column = schema.column(index);
+        let path = column.path().parts();
+        let top = schema.get_column_root(index);
+        let is_alone = (0..schema.num_columns()).filter(|&i| root(i) == root(index)).count() == 1;
+        let is_group = top.is_group()
+            && top.get_basic_info().converted_type() == ConvertedType::NONE
+            && (!top.get_basic_info().has_repetition() || top.get_basic_info().repetition() != Repetition::REPEATED);
+        let inner = match (column.max_rep_level(), path) {
+            // A list in a group has the path `group.name.list.element`.
+            (1, [_, inner, _, _]) if is_group => Some(inner.clone()),
+            // A list's own is `name.list.element`.
+            (0, [_]) | (1, [_] | [_, _] | [_, _, _]) if is_alone => None,
+            _ => return None,
+        };
+        let is_text = column.max_rep_level() == 0
+            && column.physical_type() == PhysicalType::BYTE_ARRAY
+            && (matches!(column.converted_type(), ConvertedType::UTF8)
+                || matches!(column.logical_type_ref(), Some(LogicalType::String)));
+        Some(Leaf { name: top.name().to_owned(), inner, index, is_text })
+    };
+    (0..schema.num_columns()).filter_map(leaf).collect()
 }
 
 /// The next `num_rows` values of a column.

@@ -229,6 +229,11 @@ fn without_non_numbers(text: &str) -> String {
     out
 }
 
+/// The commit of the data; a name that moves tells nothing of them.
+fn dataset_revision(stored: &Map<String, Value>) -> Option<String> {
+    text(stored, "dataset_revision").filter(|name| !["local", "main"].contains(&name.as_str()))
+}
+
 fn text(object: &Map<String, Value>, key: &str) -> Option<String> {
     object.get(key).and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned)
 }
@@ -271,8 +276,7 @@ fn embedding_result(stored: &Map<String, Value>) -> Result<TaskResult, String> {
         limit: 0,
         num_scored: stored.get("num_scored").and_then(Value::as_u64),
         data_fingerprint: text(stored, "data_fingerprint"),
-        // A name that moves tells nothing of the data.
-        dataset_revision: text(stored, "dataset_revision").filter(|name| !["local", "main"].contains(&name.as_str())),
+        dataset_revision: dataset_revision(stored),
         mteb_version: text(stored, "mteb_version"),
         split: names.join("+"),
         chosen_subsets,
@@ -351,7 +355,7 @@ fn language_result(stored: &Map<String, Value>, task: &str, metrics: &Value) -> 
         limit,
         num_scored,
         data_fingerprint: text(stored, "data_fingerprint"),
-        dataset_revision: None,
+        dataset_revision: dataset_revision(stored),
         mteb_version: None,
         split: TEST.into(),
         chosen_subsets: None,

@@ -32,8 +32,9 @@ pub(super) struct TasksArgs {
     /// A directory with one directory a task, as the Hugging Face data sets `mteb/*` have their files
     #[arg(value_name = "DIR", required_unless_present = "hub")]
     data: Option<PathBuf>,
-    /// Fetch what DIR lacks of the tasks: the data sets mteb/* of the hub, at the revisions of the mteb package. A report
-    /// marks results of fetched and of local files as of different data
+    /// Fetch what DIR lacks of the tasks: the data sets mteb/* of the hub, at the revisions of the mteb package, and those
+    /// of MMLU, ARC, HellaSwag, LAMBADA and WikiText2. A report marks results of fetched and of local files as of
+    /// different data
     #[arg(long)]
     hub: bool,
     /// Which tasks: all that the directory holds, or those of a published set
@@ -348,9 +349,9 @@ fn task(args: &TasksArgs, model: &Lapidary, task: &Task, out: &Path, context: &C
     };
     let mut result = result(name, kind, &score, (num_truncated, started.elapsed().as_secs_f64()), limit)?;
     result["data_fingerprint"] = json!(data);
+    result["dataset_revision"] = json!(revision);
     if kind.is_embedding() {
         result["instruction"] = json!(instruction_of(args, name));
-        result["dataset_revision"] = json!(revision);
     }
     write_json(&file, &result)?;
     let row = row_of(name, kind, &result).context("a result that was just made")?;
