@@ -8,6 +8,7 @@ mod comparison_page;
 pub mod curves;
 pub mod heat_map;
 pub mod html;
+pub mod lines;
 pub mod markdown;
 pub mod results;
 pub mod runs;

@@ -1,6 +1,6 @@
 //! `lapidary eval`: figures of a model on a data file.
 
-mod reconstruct;
+pub(crate) mod reconstruct;
 mod task_result;
 pub(crate) mod tasks;
 

@@ -1,28 +1,27 @@
 //! `lapidary sweep`: variants of a recipe, each with several seeds, trained and measured one after the other.
 
+mod page;
+
+use super::eval::reconstruct::{ReconstructOptions, Retention, measure_retention};
 use super::eval::tasks::{TaskOptions, measure_tasks};
 use super::eval::{raw_and_standardised, standardise};
+use super::train;
 use super::train_watch::training_cost;
-use super::{report, train};
 use crate::args::EmbedModelArgs;
 use crate::context::Context;
 use crate::failure::Interrupted;
-use crate::table::aligned;
-use crate::{interrupt, progress};
+use crate::interrupt;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use lapidary::Lapidary;
+use lapidary::data::DataSpec;
 use lapidary::data::sts::StsPairs;
 use lapidary::layout;
 use lapidary::model::WeightFormat;
 use lapidary::output::atomic::write_file;
-use lapidary::report::ReportError;
-use lapidary::report::bars::{Series, bar_comparison};
-use lapidary::report::html::{Block, Cell, Figure, Page, Section, Table};
-use lapidary::report::runs::run_scores;
 use lapidary::train::{Recipe, RunOptions};
 use serde::{Deserialize, Serialize};
-use std::io::{Write as _, stdout};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 const EXAMPLES: &str = "\
@@ -30,6 +29,7 @@ Examples:
   lapidary sweep sweeps/num_special_tokens.toml
   lapidary sweep sweeps/num_special_tokens.toml --set budget.rows=512 --out /tmp/sweep
   lapidary sweep sweeps/methods.toml --tasks ~/mteb --sts ~/mteb/STSBenchmark/validation.jsonl.gz
+  lapidary sweep sweeps/reconstruction.toml --reconstruct paragraphs.jsonl.gz
 
 A sweep that was ended goes on where it was when the same command is given again: what has been
 trained and measured is in its directory.";
@@ -49,6 +49,9 @@ pub(crate) struct SweepArgs {
     /// Measure on the tasks of this directory too, as `eval tasks` does
     #[arg(long, value_name = "DIR")]
     tasks: Option<PathBuf>,
+    /// Measure what the special tokens keep of the texts of these files too, as `eval reconstruct` does
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    reconstruct: Vec<String>,
     /// Directory of the runs and of the report [default: runs/ and the sweep's name]
     #[arg(long, short, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -72,6 +75,9 @@ struct Sweep {
     /// How the tasks of `--tasks` are measured.
     #[serde(default)]
     tasks: TaskOptions,
+    /// How the texts of `--reconstruct` are measured.
+    #[serde(default)]
+    reconstruct: ReconstructOptions,
     /// Texts to take mean and deviation of each dimension from, for models that are measured as they are.
     #[serde(default)]
     standardise_on: Vec<String>,
@@ -111,6 +117,9 @@ struct Scores {
     cpu_secs: Option<f64>,
     /// By file, Spearman times 100, standardised where the model has a standardisation; then by task.
     figures: Vec<(String, f64)>,
+    /// What the special tokens keep, by length; the hash of what it was measured with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    retention: Option<(String, Vec<Retention>)>,
 }
 
 /// What to measure, and with what.
@@ -118,6 +127,9 @@ struct Measures<'a> {
     sts: Vec<(String, StsPairs)>,
     tasks: Option<&'a Path>,
     options: &'a TaskOptions,
+    /// Texts to measure retention on, with a hash of them and of how.
+    texts: Option<(DataSpec, String)>,
+    reconstruct: &'a ReconstructOptions,
     standardise_on: &'a [String],
     weights: WeightFormat,
     results: PathBuf,
@@ -132,8 +144,11 @@ pub(crate) fn run(args: &SweepArgs, context: &Context) -> Result<()> {
     let text = std::fs::read_to_string(&args.sweep).with_context(|| path.clone())?;
     let sweep: Sweep = toml::from_str(&text).map_err(|e| anyhow::anyhow!("{path}: {}", e.message()))?;
     let sts: Vec<&PathBuf> = sweep.sts.iter().chain(&args.sts).collect();
-    if sweep.variants.is_empty() || sweep.seeds.is_empty() || (sts.is_empty() && args.tasks.is_none()) {
-        bail!("{path}: expected at least one of variants, of seeds, and of sts or --tasks");
+    if sweep.variants.is_empty()
+        || sweep.seeds.is_empty()
+        || (sts.is_empty() && args.tasks.is_none() && args.reconstruct.is_empty())
+    {
+        bail!("{path}: expected at least one of variants, of seeds, and of sts, --tasks or --reconstruct");
     }
     let named = || Path::new("runs").join(args.sweep.file_stem().unwrap_or("sweep".as_ref()));
     let out = args.out.clone().unwrap_or_else(named);
@@ -141,6 +156,8 @@ pub(crate) fn run(args: &SweepArgs, context: &Context) -> Result<()> {
         sts: sts.into_iter().map(|file| Ok((task_name(file), StsPairs::load(file)?))).collect::<Result<_>>()?,
         tasks: args.tasks.as_deref(),
         options: &sweep.tasks,
+        texts: texts(&args.reconstruct, &sweep.reconstruct)?,
+        reconstruct: &sweep.reconstruct,
         standardise_on: &sweep.standardise_on,
         weights: sweep.weights,
         results: out.join("results"),
@@ -149,6 +166,7 @@ pub(crate) fn run(args: &SweepArgs, context: &Context) -> Result<()> {
     if let Some(tasks) = &args.tasks {
         sweep.tasks.check(tasks)?;
     }
+    sweep.reconstruct.check().with_context(|| format!("{path}: reconstruct"))?;
     if let Some(missing) = sweep.standardise_on.iter().find(|file| !Path::new(file).is_file()) {
         bail!("{path}: standardise_on: no file {missing}");
     }
@@ -196,7 +214,7 @@ pub(crate) fn run(args: &SweepArgs, context: &Context) -> Result<()> {
     }
     let title =
         sweep.title.unwrap_or_else(|| args.sweep.file_stem().unwrap_or_default().to_string_lossy().into_owned());
-    finish(&title, &all, &out, context)?;
+    page::finish(&title, &all, &out, context)?;
     if failed.is_empty() { Ok(()) } else { bail!("runs that failed: {}; {}", failed.len(), failed.join("; ")) }
 }
 
@@ -240,6 +258,19 @@ impl Run {
             }
         }
     }
+}
+
+/// The texts of these files, with a hash of them and of how they are measured; none where there are no files.
+fn texts(files: &[String], options: &ReconstructOptions) -> Result<Option<(DataSpec, String)>> {
+    if files.is_empty() {
+        return Ok(None);
+    }
+    let spec = DataSpec { paths: files.to_vec(), ..DataSpec::default() };
+    let mut parts = vec![format!("{options:?}").into_bytes()];
+    for file in lapidary::data::open(&spec)?.files() {
+        parts.push(std::fs::read(file).with_context(|| file.display().to_string())?);
+    }
+    Ok(Some((spec, lapidary::fingerprint_of(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>()))))
 }
 
 /// A file's name without its extensions, or its directory's where that says more (`STSBenchmark/test.jsonl.gz`).
@@ -311,7 +342,7 @@ fn scores(
     let cost = training_cost(Path::new(&loaded_as.model.name()));
     let cpu_secs = cost.and_then(|cost| cost["cpu_secs"].as_f64());
     let measured = measures.described()?;
-    let mut scores = Scores { set, recipe, measured, fingerprint, cpu_secs, figures: Vec::new() };
+    let mut scores = Scores { set, recipe, measured, fingerprint, cpu_secs, figures: Vec::new(), retention: None };
     for (name, set) in &measures.sts {
         let (raw, standardised) = raw_and_standardised(&model, set, name, context)?;
         scores.figures.push((name.clone(), standardised.unwrap_or(raw)));
@@ -323,6 +354,10 @@ fn scores(
             measures.options,
             context,
         )?);
+    }
+    if let Some((texts, described)) = &measures.texts {
+        let retention = measure_retention(&model, texts, measures.reconstruct, context)?;
+        scores.retention = Some((described.clone(), retention));
     }
     let text = serde_json::to_string_pretty(&scores)? + "\n";
     write_file(&file, |file| file.write_all(text.as_bytes()))?;
@@ -341,89 +376,11 @@ impl Measures<'_> {
 
     /// Whether nothing is left to measure; tasks have their own files, which are asked each time.
     fn are_in(&self, scores: &Scores) -> bool {
-        self.tasks.is_none() && self.sts.iter().map(|(name, _)| name).eq(scores.figures.iter().map(|(name, _)| name))
+        let texts = scores.retention.as_ref().map(|(described, _)| described);
+        self.tasks.is_none()
+            && self.sts.iter().map(|(name, _)| name).eq(scores.figures.iter().map(|(name, _)| name))
+            && texts == self.texts.as_ref().map(|(_, described)| described)
     }
-}
-
-/// Mean and standard deviation (of a sample, 0 for one).
-fn mean_sd(values: &[f64]) -> (f64, f64) {
-    let n = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    let squares = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
-    (mean, if values.len() > 1 { (squares / (n - 1.0)).sqrt() } else { 0.0 })
-}
-
-/// The figures of one score, run by run.
-fn figures_at(runs: &[Scores], at: usize) -> Vec<f64> {
-    runs.iter().map(|run| run.figures[at].1).collect()
-}
-
-/// Bars of all scores where each variant ran once; else a picture for each score, with a dot for each run.
-fn pictures(all: &[(String, Vec<Scores>)], names: &[String], num_runs: usize) -> Result<Vec<Block>, ReportError> {
-    let variants: Vec<String> = all.iter().map(|(variant, _)| variant.clone()).collect();
-    let figure = |png, alternative: String| Block::Figure(Figure { png, caption: String::new(), alternative });
-    if num_runs == 1 {
-        let values = |at: usize| all.iter().map(|(_, runs)| figures_at(runs, at).first().copied()).collect();
-        let series: Vec<Series> =
-            names.iter().enumerate().map(|(at, name)| Series { name: name.clone(), values: values(at) }).collect();
-        let png = bar_comparison("Scores by variant", &variants, &series)?;
-        return Ok(vec![figure(png, "A bar for each score of each variant, as in the table.".into())]);
-    }
-    let picture = |(at, name): (usize, &String)| {
-        let runs: Vec<Vec<f64>> = all.iter().map(|(_, runs)| figures_at(runs, at)).collect();
-        Ok(figure(run_scores(name, &variants, &runs)?, format!("{name}: a dot for each run, a bar at the mean.")))
-    };
-    names.iter().enumerate().map(picture).collect()
-}
-
-/// The table on the terminal, and with its pictures as a page.
-fn finish(title: &str, all: &[(String, Vec<Scores>)], out: &Path, context: &Context) -> Result<()> {
-    let figures = |run: &Scores| run.figures.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
-    // Every run measures the same, in the same order.
-    let names = all.iter().flat_map(|(_, runs)| runs).next().map(figures).unwrap_or_default();
-    if let Some(other) = all.iter().flat_map(|(_, runs)| runs).map(figures).find(|other| *other != names) {
-        bail!("expected every run to be measured on {names:?}, found one on {other:?}");
-    }
-    let columns: Vec<String> = std::iter::once("variant".to_owned())
-        .chain(names.iter().cloned())
-        .chain(["training CPU seconds".into()])
-        .collect();
-    let mut rows = Vec::new();
-    for (variant, runs) in all {
-        let mut row = vec![variant.clone()];
-        for at in 0..names.len() {
-            let (mean, sd) = mean_sd(&figures_at(runs, at));
-            row.push(if runs.len() > 1 { format!("{mean:.2} ± {sd:.2}") } else { format!("{mean:.2}") });
-        }
-        let cpu_secs: Option<Vec<f64>> = runs.iter().map(|run| run.cpu_secs).collect();
-        let cpu_secs = cpu_secs.map(|secs| progress::grouped(mean_sd(&secs).0.round() as u64));
-        row.push(cpu_secs.unwrap_or_else(|| "–".into()));
-        rows.push(row);
-    }
-    let num_runs = all.iter().map(|(_, runs)| runs.len()).max().unwrap_or(0);
-    let mut blocks = vec![Block::Table(Table {
-        caption: match num_runs {
-            1 => "One run each.".into(),
-            n => format!("Means of {n} seeds ± the standard deviation of a sample."),
-        },
-        columns: columns.clone(),
-        rows: rows.iter().map(|row| row.iter().map(Cell::new).collect()).collect(),
-        ..Table::default()
-    })];
-    match pictures(all, &names, num_runs) {
-        Ok(pictures) => blocks.extend(pictures),
-        Err(error) => context.note(&format!("no picture: {error}")),
-    }
-    let page = Page {
-        title: title.to_owned(),
-        sections: vec![Section { heading: "Scores".into(), blocks }],
-        ..Page::default()
-    };
-    for (path, format) in report::outputs(&out.join(""))? {
-        report::write(&page, &path, format)?;
-        context.note(&format!("report: {}", path.display()));
-    }
-    Ok(stdout().lock().write_all(aligned(&std::iter::once(columns).chain(rows).collect::<Vec<_>>()).as_bytes())?)
 }
 
 #[cfg(test)]
@@ -435,7 +392,5 @@ mod tests {
         assert_eq!(task_name(Path::new("x/STSBenchmark/validation.jsonl.gz")), "STSBenchmark validation");
         assert_eq!(task_name(Path::new("pairs.csv")), "pairs");
         assert_eq!(directory_name("k = 1, α"), "k-=-1---");
-        let (mean, sd) = mean_sd(&[1.0, 2.0, 3.0]);
-        assert_eq!((mean, sd, mean_sd(&[5.0])), (2.0, 1.0, (5.0, 0.0)));
     }
 }

@@ -402,6 +402,22 @@ fn a_sweep_trains_measures_and_goes_on() {
     assert_eq!(fs::read_to_string(&scores).unwrap(), text);
     let message = error_line(&run(dir, &[&args[..], &["--set", "seed=3"]].concat()));
     assert!(message.contains("scores.json: made with"), "{message}");
+    // What the special tokens keep is measured on the models that are there, and found again.
+    let lengths = format!("reconstruct = {{ lengths = [8, 12], num_texts = 2 }}\n{sweep}");
+    fs::write(dir.join("sweep.toml"), &lengths).unwrap();
+    let keep = [&args[..], &["--reconstruct", "texts.txt"]].concat();
+    let tables = stdout(run(dir, &keep));
+    let again = tables.split("\n\n").nth(1).unwrap();
+    let names: Vec<&str> = again.lines().map(|line| line.split("  ").next().unwrap()).collect();
+    assert_eq!(names, ["variant", "k = 1", "k = 2", "given nothing", "given the text"], "{tables}");
+    let text = fs::read_to_string(&scores).unwrap();
+    assert_eq!(stdout(run(dir, &keep)), tables);
+    assert_eq!(fs::read_to_string(&scores).unwrap(), text);
+    let report = fs::read_to_string(dir.join("out/report.md")).unwrap();
+    assert!(report.contains("## The text again") && report.contains("](report-4.png)"), "{report}");
+    fs::write(dir.join("sweep.toml"), lengths.replace("[8, 12]", "[2]")).unwrap();
+    let message = error_line(&run(dir, &keep));
+    assert!(message.contains("reconstruct") && message.contains("at least 4 tokens"), "{message}");
     fs::write(dir.join("sweep.toml"), sweep.replace("num_special_tokens=1", "num_special_tokens=0")).unwrap();
     let message = error_line(&run(dir, &["sweep", "sweep.toml", "--out", "other"]));
     assert!(message.contains("k = 1") && message.contains("num_special_tokens"), "{message}");
