@@ -8,6 +8,7 @@
 
 use crate::cpu::{self, View, rows_of};
 use rayon::prelude::*;
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -208,6 +209,103 @@ impl Output {
     }
 }
 
+/// Rows rounded to bf16, each padded with zeros to whole lines, and rows of zeros up to whole blocks.
+pub(crate) struct Rounded {
+    lines: Vec<Line>,
+    steps: usize,
+}
+
+impl Rounded {
+    /// Rows of zeros, `width` numbers each.
+    pub(crate) fn zeros(rows: usize, width: usize) -> Self {
+        let steps = width.div_ceil(BLOCK);
+        Self { lines: vec![Line([0; BLOCK]); rows.next_multiple_of(BLOCK) * steps], steps }
+    }
+
+    /// Rows of `width` numbers.
+    pub(crate) fn of(x: &[f32], width: usize) -> Self {
+        let (rows, steps) = (x.len() / width, width.div_ceil(BLOCK));
+        let mut lines = Vec::with_capacity(rows.next_multiple_of(BLOCK) * steps);
+        x.chunks_exact(width).for_each(|x| lines.extend(round_row(x)));
+        lines.resize(rows.next_multiple_of(BLOCK) * steps, Line([0; BLOCK]));
+        Self { lines, steps }
+    }
+
+    pub(crate) fn set_row(&mut self, row: usize, x: &[f32]) {
+        for (to, line) in self.lines[row * self.steps..(row + 1) * self.steps].iter_mut().zip(round_row(x)) {
+            *to = line;
+        }
+    }
+
+    /// Numbers `32 * at..` of a row.
+    pub(crate) fn set_line(&mut self, row: usize, at: usize, x: &[f32; BLOCK]) {
+        self.lines[row * self.steps + at] = round_line(x);
+    }
+}
+
+fn round_row(x: &[f32]) -> impl Iterator<Item = Line> {
+    let (whole, rest) = x.as_chunks::<BLOCK>();
+    let last = (!rest.is_empty()).then(|| Line(std::array::from_fn(|i| rest.get(i).map_or(0, |x| round(*x)))));
+    whole.iter().map(round_line).chain(last)
+}
+
+/// 32 x 32 outputs, row by row; a half row is a cache line.
+#[repr(C, align(64))]
+pub(crate) struct Outputs(pub(crate) [[f32; BLOCK]; BLOCK]);
+
+impl Outputs {
+    pub(crate) fn new() -> Self {
+        Self([[0.0; BLOCK]; BLOCK])
+    }
+}
+
+/// The units of this thread, for products a block at a time, so that more can be done to outputs while they are in the
+/// nearest cache. Each block has the bits that [`Packed::product`] gives.
+pub(crate) struct Blocks {
+    units: Units,
+    #[cfg(target_arch = "x86_64")]
+    _tiles: Option<amx::Tiles>,
+    /// Tiles are those of the thread that set them up.
+    _of_thread: PhantomData<*const ()>,
+}
+
+impl Blocks {
+    /// None where the machine has no units for bf16.
+    pub(crate) fn new() -> Option<Self> {
+        let units = Units::best();
+        (units != Units::Portable).then(|| Self {
+            units,
+            #[cfg(target_arch = "x86_64")]
+            _tiles: (units == Units::Amx).then(amx::Tiles::new),
+            _of_thread: PhantomData,
+        })
+    }
+
+    /// Rows `first..first + 32` of `x` by a panel of 32 columns of `b`; columns beyond the matrix are zero.
+    #[inline]
+    pub(crate) fn product(&self, x: &Rounded, first: usize, b: &Packed, panel: usize, out: &mut Outputs) {
+        let steps = x.steps;
+        assert_eq!(steps, b.k.div_ceil(BLOCK), "product: rows of another width");
+        let a = x.lines[first * steps..(first + BLOCK) * steps].as_ptr().cast::<u16>();
+        let b = b.lines[panel * steps * BLOCK..(panel + 1) * steps * BLOCK].as_ptr().cast::<u16>();
+        let c = out.0.as_mut_ptr().cast::<f32>();
+        match self.units {
+            #[cfg(target_arch = "x86_64")]
+            Units::Amx => {
+                // While the first eight blocks of rows go by, the next panel comes near.
+                let next = b.wrapping_add(steps * BLOCK * BLOCK + first / BLOCK * steps * 4 * BLOCK);
+                // SAFETY: the units were found to be there and the tiles are set up on this thread; the slices above
+                // have the rows and lines that are read, `out` the numbers that are written.
+                unsafe { amx::block((a, steps * 64), (b, next), steps, (c, BLOCK), false) };
+            }
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Units::Avx512 => unsafe { avx512::block((a, steps * 64), b, steps, (c, BLOCK), false) },
+            Units::Portable => unreachable!("`new` has none of these ({a:?}, {b:?}, {c:?})"),
+        }
+    }
+}
+
 /// Some rows times some panels.
 struct Job<'a> {
     packed: &'a Packed,
@@ -231,7 +329,7 @@ impl Job<'_> {
                 // SAFETY: the units were found to be there, the tiles are set up, and the caller answers for the rest.
                 unsafe {
                     self.blocks(|a, a_stride, b, steps, c, c_stride, keep| {
-                        amx::block(a, a_stride, b, steps, c, c_stride, keep)
+                        amx::block((a, a_stride), (b, b), steps, (c, c_stride), keep)
                     })
                 };
             }
@@ -239,27 +337,12 @@ impl Job<'_> {
             // SAFETY: the units were found to be there, and the caller answers for the rest.
             Units::Avx512 => unsafe {
                 self.blocks(|a, a_stride, b, steps, c, c_stride, keep| {
-                    avx512::block(a, a_stride, b, steps, c, c_stride, keep)
+                    avx512::block((a, a_stride), b, steps, (c, c_stride), keep)
                 })
             },
             // SAFETY: as the caller says.
             Units::Portable => unsafe { self.portable() },
         }
-    }
-
-    /// The rows as bf16, each padded with zeros to whole lines, and rows of zeros up to whole blocks.
-    fn rounded(&self) -> Vec<Line> {
-        let (k, width) = (self.summands.len(), self.summands.len().div_ceil(BLOCK));
-        let mut lines = Vec::with_capacity(self.rows.next_multiple_of(BLOCK) * width);
-        for x in self.x.chunks_exact(k) {
-            let (whole, rest) = x.as_chunks::<BLOCK>();
-            lines.extend(whole.iter().map(round_line));
-            if !rest.is_empty() {
-                lines.push(Line(std::array::from_fn(|i| rest.get(i).map_or(0, |x| round(*x)))));
-            }
-        }
-        lines.resize(self.rows.next_multiple_of(BLOCK) * width, Line([0; 32]));
-        lines
     }
 
     /// Runs `block(a, a_stride, b, steps, c, c_stride, keep)` on blocks of 32 x 32 outputs: bytes of `a` between rows,
@@ -269,8 +352,7 @@ impl Job<'_> {
     /// As of [`Self::run`], and `block` reads 32 rows of `steps` lines at `a`, 32 times `steps` lines at `b`, and
     /// writes 32 x 32 numbers at `c`.
     unsafe fn blocks(&self, block: impl Fn(*const u16, usize, *const u16, usize, *mut f32, usize, bool)) {
-        let rounded = self.rounded();
-        let steps = self.summands.len().div_ceil(BLOCK);
+        let Rounded { lines: rounded, steps } = Rounded::of(self.x, self.summands.len());
         for panel in self.panels.clone() {
             let b = &self.packed.lines[panel * self.packed.lines_of_panel() + self.summands.start..][..steps * BLOCK];
             let first_column = panel * BLOCK - self.columns.start;

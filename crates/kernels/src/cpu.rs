@@ -89,19 +89,36 @@ pub(crate) fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
 /// polynomial of Cephes' `expf`.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
-    const LN_2_HIGH: f32 = 0.693_359_4;
-    const LN_2_LOW: f32 = -2.121_944_4e-4;
-    /// Added to a number below 2^22, it leaves the nearest whole number in the lowest bits.
-    const ROUND: f32 = 12_582_912.0;
-    let x = x.clamp(-87.336, 89.0);
+    let x = x.clamp(LEAST_EXPONENT, MOST_EXPONENT);
     let rounded = fma(x, std::f32::consts::LOG2_E, ROUND);
     let n = rounded - ROUND;
     let r = fma(n, -LN_2_LOW, fma(n, -LN_2_HIGH, x));
-    let p = [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
-    let p = p.into_iter().fold(1.987_569_1e-4, |sum, coefficient| fma(sum, r, coefficient));
+    let p = EXP[1..].iter().fold(EXP[0], |sum, coefficient| fma(sum, r, *coefficient));
     let power_of_two = f32::from_bits((rounded.to_bits() << 23).wrapping_add(127 << 23));
     fma(p, r * r, r + 1.0) * power_of_two
 }
+
+/// [`exp`] of each number, the same bits.
+#[inline(always)]
+pub(crate) fn exp_of(x: Vector) -> Vector {
+    let constant = Vector::splat;
+    let x = x.clamp(LEAST_EXPONENT, MOST_EXPONENT);
+    let rounded = constant(ROUND).plus_product(x, constant(std::f32::consts::LOG2_E));
+    let n = rounded.minus(constant(ROUND));
+    let r = x.plus_product(n, constant(-LN_2_HIGH)).plus_product(n, constant(-LN_2_LOW));
+    let next = |sum: Vector, coefficient: &f32| constant(*coefficient).plus_product(sum, r);
+    let p = EXP[1..].iter().fold(constant(EXP[0]), next);
+    r.plus(constant(1.0)).plus_product(p, r.times(r)).times(rounded.shifted::<23>(127 << 23))
+}
+
+const LN_2_HIGH: f32 = 0.693_359_4;
+const LN_2_LOW: f32 = -2.121_944_4e-4;
+/// Added to a number below 2^22, it leaves the nearest whole number in the lowest bits.
+const ROUND: f32 = 12_582_912.0;
+const LEAST_EXPONENT: f32 = -87.336;
+const MOST_EXPONENT: f32 = 89.0;
+/// Coefficients, the highest power first.
+const EXP: [f32; 6] = [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
 
 /// A row-major view of a matrix inside a slice: element (i, j) is at `i * row_stride + j * col_stride`.
 #[derive(Clone, Copy)]
@@ -219,7 +236,25 @@ pub(crate) unsafe fn product(
 
 #[cfg(test)]
 mod tests {
-    use super::exp;
+    use super::{exp, exp_of};
+    use crate::vector::{LANES, Vector};
+
+    #[test]
+    fn exp_of_many_has_the_bits_of_exp() {
+        for i in -6000i32..6000 {
+            let x: [f32; LANES] = std::array::from_fn(|lane| match (i, lane) {
+                (0, 0) => f32::NAN,
+                (0, 1) => f32::INFINITY,
+                (0, 2) => f32::NEG_INFINITY,
+                _ => i as f32 * 0.017 + lane as f32 * 1e-3,
+            });
+            let mut found = [0f32; LANES];
+            exp_of(Vector::load(&x)).store(&mut found);
+            for (found, x) in found.iter().zip(x) {
+                assert!(found.to_bits() == exp(x).to_bits() || x.is_nan() && found.is_nan(), "{x}");
+            }
+        }
+    }
 
     #[test]
     fn exp_is_that_of_f64_rounded() {

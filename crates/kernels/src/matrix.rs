@@ -119,6 +119,14 @@ impl Matrix {
         Self { storage, storage_type: StorageType::BF16, rows, cols }
     }
 
+    /// W^T as it is packed for products in bf16, where it is.
+    pub(crate) fn packed(&self) -> Option<&Packed> {
+        match &self.storage {
+            Storage::Packed { forward, .. } => Some(forward),
+            _ => None,
+        }
+    }
+
     /// Number of rows (output features).
     pub fn rows(&self) -> usize {
         self.rows

@@ -12,7 +12,11 @@ pub(crate) const LANES: usize = 16;
 #[cfg(target_feature = "avx512f")]
 mod register {
     use super::LANES;
-    use std::arch::x86_64::{__m512, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_storeu_ps};
+    use std::arch::x86_64::{
+        __m512, _mm512_add_epi32, _mm512_add_ps, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_div_ps,
+        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_set1_epi32,
+        _mm512_set1_ps, _mm512_slli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
+    };
 
     #[derive(Clone, Copy)]
     pub(crate) struct Vector(__m512);
@@ -41,6 +45,47 @@ mod register {
         pub(crate) fn plus_product(self, a: Self, b: Self) -> Self {
             // SAFETY: as above.
             Self(unsafe { _mm512_fmadd_ps(a.0, b.0, self.0) })
+        }
+
+        #[inline(always)]
+        pub(crate) fn plus(self, other: Self) -> Self {
+            // SAFETY: as above.
+            Self(unsafe { _mm512_add_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        pub(crate) fn minus(self, other: Self) -> Self {
+            // SAFETY: as above.
+            Self(unsafe { _mm512_sub_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        pub(crate) fn times(self, other: Self) -> Self {
+            // SAFETY: as above.
+            Self(unsafe { _mm512_mul_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        pub(crate) fn over(self, other: Self) -> Self {
+            // SAFETY: as above.
+            Self(unsafe { _mm512_div_ps(self.0, other.0) })
+        }
+
+        /// What is no number stays so.
+        #[inline(always)]
+        pub(crate) fn clamp(self, low: f32, high: f32) -> Self {
+            // SAFETY: as above. Both give their second operand where one is no number.
+            Self(unsafe { _mm512_min_ps(_mm512_set1_ps(high), _mm512_max_ps(_mm512_set1_ps(low), self.0)) })
+        }
+
+        /// The bits shifted to the left, and a whole number added to them.
+        #[inline(always)]
+        pub(crate) fn shifted<const BY: u32>(self, plus: i32) -> Self {
+            // SAFETY: as above.
+            Self(unsafe {
+                let bits = _mm512_slli_epi32::<BY>(_mm512_castps_si512(self.0));
+                _mm512_castsi512_ps(_mm512_add_epi32(bits, _mm512_set1_epi32(plus)))
+            })
         }
     }
 }
@@ -73,6 +118,38 @@ mod array {
         #[inline(always)]
         pub(crate) fn plus_product(self, a: Self, b: Self) -> Self {
             Self(std::array::from_fn(|i| fma(a.0[i], b.0[i], self.0[i])))
+        }
+
+        #[inline(always)]
+        pub(crate) fn plus(self, other: Self) -> Self {
+            Self(std::array::from_fn(|i| self.0[i] + other.0[i]))
+        }
+
+        #[inline(always)]
+        pub(crate) fn minus(self, other: Self) -> Self {
+            Self(std::array::from_fn(|i| self.0[i] - other.0[i]))
+        }
+
+        #[inline(always)]
+        pub(crate) fn times(self, other: Self) -> Self {
+            Self(std::array::from_fn(|i| self.0[i] * other.0[i]))
+        }
+
+        #[inline(always)]
+        pub(crate) fn over(self, other: Self) -> Self {
+            Self(std::array::from_fn(|i| self.0[i] / other.0[i]))
+        }
+
+        /// What is no number stays so.
+        #[inline(always)]
+        pub(crate) fn clamp(self, low: f32, high: f32) -> Self {
+            Self(self.0.map(|x| x.clamp(low, high)))
+        }
+
+        /// The bits shifted to the left, and a whole number added to them.
+        #[inline(always)]
+        pub(crate) fn shifted<const BY: u32>(self, plus: i32) -> Self {
+            Self(self.0.map(|x| f32::from_bits((x.to_bits() << BY).wrapping_add(plus.cast_unsigned()))))
         }
     }
 }

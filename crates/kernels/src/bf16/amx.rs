@@ -63,19 +63,19 @@ impl Drop for Tiles {
     }
 }
 
-/// `c = a b`, or `c += a b` with `keep`: 32 rows of `steps` lines, `a_stride` bytes apart, by a panel of 32 columns.
+/// `c = a b`, or `c += a b` with `keep`: 32 rows of `steps` lines at `a`, so many bytes apart, by a panel of 32 columns at
+/// `b`; rows of `c` so many numbers apart. Four lines from `next` on are fetched into the second-level cache with each
+/// step: weights are more than the caches near the cores hold.
 ///
 /// # Safety
-/// [`Tiles`] are set up on this thread; `a` has 32 rows, `b` has `32 * steps` lines, `c` 32 rows of 32 numbers,
-/// `c_stride` numbers apart, which hold numbers if they are kept; `steps` is at least 1.
+/// [`Tiles`] are set up on this thread; `a` has 32 rows, `b` has `32 * steps` lines, `c` 32 rows of 32 numbers, which hold
+/// numbers if they are kept; `steps` is at least 1.
 #[inline]
 pub(super) unsafe fn block(
-    a: *const u16,
-    a_stride: usize,
-    b: *const u16,
+    (a, a_stride): (*const u16, usize),
+    (b, next): (*const u16, *const u16),
     steps: usize,
-    c: *mut f32,
-    c_stride: usize,
+    (c, c_stride): (*mut f32, usize),
     keep: bool,
 ) {
     // SAFETY: the instructions exist here; they read and write what the caller says is there.
@@ -95,8 +95,12 @@ pub(super) unsafe fn block(
             "tileloadd tmm3, [{c_low} + {c_stride}*1 + 64]",
             "3:",
             "tileloadd tmm4, [{a} + {a_stride}*1]",
+            "prefetcht1 [{next}]",
+            "prefetcht1 [{next} + 64]",
             "tileloadd tmm6, [{b} + {b_stride}*1]",
             "tileloadd tmm7, [{b} + {b_stride}*1 + 64]",
+            "prefetcht1 [{next} + 128]",
+            "prefetcht1 [{next} + 192]",
             "tileloadd tmm5, [{a_low} + {a_stride}*1]",
             "tdpbf16ps tmm0, tmm4, tmm6",
             "tdpbf16ps tmm1, tmm4, tmm7",
@@ -105,6 +109,7 @@ pub(super) unsafe fn block(
             "add {a}, 64",
             "add {a_low}, 64",
             "add {b}, 2048",
+            "add {next}, 256",
             "dec {steps}",
             "jnz 3b",
             "tilestored [{c} + {c_stride}*1], tmm0",
@@ -116,6 +121,7 @@ pub(super) unsafe fn block(
             a_low = inout(reg) a.byte_add(16 * a_stride) => _,
             a_stride = in(reg) a_stride,
             b = inout(reg) b => _,
+            next = inout(reg) next => _,
             b_stride = in(reg) 128usize,
             steps = inout(reg) steps => _,
             c = in(reg) c,

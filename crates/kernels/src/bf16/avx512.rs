@@ -9,18 +9,16 @@ use std::arch::x86_64::{
 /// Rows whose sums are in registers at a time: 16 of 32, beside two of `b`.
 const ROWS: usize = 8;
 
-/// As [`super::amx::block`].
+/// As [`super::amx::block`], without its fetching ahead.
 ///
 /// # Safety
 /// The CPU has AVX-512 with bf16; the rest as of [`super::amx::block`].
 #[target_feature(enable = "avx512f,avx512bf16")]
 pub(super) unsafe fn block(
-    a: *const u16,
-    a_stride: usize,
+    (a, a_stride): (*const u16, usize),
     b: *const u16,
     steps: usize,
-    c: *mut f32,
-    c_stride: usize,
+    (c, c_stride): (*mut f32, usize),
     keep: bool,
 ) {
     for first in (0..BLOCK).step_by(ROWS) {

@@ -1,7 +1,9 @@
 //! Linear maps: a frozen or trained weight, a bias, and a low-rank update (LoRA, arXiv 2106.09685) gated per token.
 
-use crate::cpu::{self, fma, gemm, output, rows_of, slice, tensor, transposed, wanted, with_values};
+use crate::bf16::BLOCK;
+use crate::cpu::{self, gemm, output, rows_of, slice, tensor, transposed, wanted, with_values};
 use crate::matrix::Matrix;
+use crate::vector::{LANES, Vector};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -166,16 +168,9 @@ fn scatter_add(x: &mut [f32], width: usize, rows: &[u32], scale: f32, values: &[
 }
 
 impl Adapted {
-    /// `y[rows] += scale * (x[rows] A^T) B^T`. The rank is too small for the blocks of a product: each row goes through both
-    /// matrices by itself, and is the same bits in any company.
-    fn add_update(&self, y: &mut [f32], x: &[f32], (a, b): (&[f32], &[f32]), rank: usize) {
+    /// `y[rows] += scale * (x[rows] A^T) B^T`.
+    fn add_update(&self, y: &mut [f32], x: &[f32], update: &RowUpdate<'_>) {
         let (input, out) = (self.weight.cols(), self.weight.rows());
-        let mut scaled = vec![0f32; rank * out]; // scale B^T
-        for (i, b) in b.chunks(rank).enumerate() {
-            for (r, b) in b.iter().enumerate() {
-                scaled[r * out + i] = self.scale * b;
-            }
-        }
         let mut adapted = Vec::with_capacity(self.rows.len());
         let (mut rest, mut first) = (y, 0);
         for row in self.rows.iter() {
@@ -184,23 +179,91 @@ impl Adapted {
             adapted.push((*row as usize, y));
             (rest, first) = (after, *row as usize + 1);
         }
-        adapted.into_par_iter().with_min_len(8).for_each(|(row, y)| {
-            let x = &x[row * input..(row + 1) * input];
-            for (a, b) in a.chunks(4 * input).zip(scaled.chunks(4 * out)) {
-                let mut down = [0f32; 4];
-                down.iter_mut().zip(a.chunks(input)).for_each(|(down, a)| *down = cpu::dot(a, x));
-                let mut columns = b.chunks_exact(out);
-                if let [Some(b0), Some(b1), Some(b2), Some(b3)] = std::array::from_fn(|_| columns.next()) {
-                    // Four at a time: `y` is read and written once for all of them.
-                    for ((((y, b0), b1), b2), b3) in y.iter_mut().zip(b0).zip(b1).zip(b2).zip(b3) {
-                        *y = fma(down[0], *b0, fma(down[1], *b1, fma(down[2], *b2, fma(down[3], *b3, *y))));
-                    }
-                } else {
-                    b.chunks(out).zip(down).for_each(|(b, down)| cpu::axpy(down, b, y));
+        adapted.par_chunks_mut(DOWN_ROWS).for_each(|rows| {
+            let inputs: Vec<&[f32]> = rows.iter().map(|(row, _)| &x[row * input..(row + 1) * input]).collect();
+            let downs = update.downs(&inputs);
+            for panel in 0..out.div_ceil(BLOCK) {
+                for ((_, y), down) in rows.iter_mut().zip(downs.chunks(update.rank)) {
+                    let end = out.min((panel + 1) * BLOCK);
+                    update.add(down, panel, &mut y[panel * BLOCK..end]);
                 }
             }
         });
     }
+}
+
+/// Rows that are multiplied with each row of A while it is in the nearest cache.
+const DOWN_ROWS: usize = 8;
+
+/// A low-rank update for rows one at a time: the rank is too small for the blocks of a product, and a row is the same bits
+/// in any company.
+pub(super) struct RowUpdate<'a> {
+    /// `[r, in]`.
+    a: &'a [f32],
+    /// `scale B^T` in panels of 32 columns, `[out / 32, r, 32]`, padded with zeros.
+    panels: Vec<[[f32; LANES]; 2]>,
+    input: usize,
+    pub(super) rank: usize,
+}
+
+impl<'a> RowUpdate<'a> {
+    pub(super) fn new((a, b): (&'a [f32], &[f32]), rank: usize, scale: f32) -> Self {
+        let (input, out) = (a.len() / rank, b.len() / rank);
+        let mut panels = vec![[[0f32; LANES]; 2]; out.div_ceil(BLOCK) * rank];
+        for (i, b) in b.chunks(rank).enumerate() {
+            for (r, b) in b.iter().enumerate() {
+                panels[i / BLOCK * rank + r][i % BLOCK / LANES][i % LANES] = scale * b;
+            }
+        }
+        Self { a, panels, input, rank }
+    }
+
+    /// `A x` of each row, `[n, r]`.
+    pub(super) fn downs(&self, rows: &[&[f32]]) -> Vec<f32> {
+        let mut downs = vec![0f32; rows.len() * self.rank];
+        for (rows, downs) in rows.chunks(DOWN_ROWS).zip(downs.chunks_mut(DOWN_ROWS * self.rank)) {
+            for (r, a) in self.a.chunks(self.input).enumerate() {
+                for (x, downs) in rows.iter().zip(downs.chunks_mut(self.rank)) {
+                    downs[r] = cpu::dot(a, x);
+                }
+            }
+        }
+        downs
+    }
+
+    /// Adds `scale B down` to the outputs of a panel, 32 of them or those that are left.
+    #[inline]
+    pub(super) fn add(&self, down: &[f32], panel: usize, y: &mut [f32]) {
+        let b = &self.panels[panel * self.rank..(panel + 1) * self.rank];
+        let Ok(whole) = <&mut [f32; BLOCK]>::try_from(&mut *y) else {
+            let mut whole = [0f32; BLOCK];
+            whole[..y.len()].copy_from_slice(y);
+            add_panel(down, b, &mut whole);
+            y.copy_from_slice(&whole[..y.len()]);
+            return;
+        };
+        add_panel(down, b, whole);
+    }
+}
+
+#[inline(always)]
+fn add_panel(down: &[f32], b: &[[[f32; LANES]; 2]], y: &mut [f32; BLOCK]) {
+    let (halves, _) = y.as_chunks_mut::<LANES>();
+    let [low, high] = halves else { unreachable!("a block has two halves") };
+    let mut sums = [Vector::load(low), Vector::load(high)];
+    let mut plus = |down: f32, [b_low, b_high]: &[[f32; LANES]; 2]| {
+        let down = Vector::splat(down);
+        sums[0] = sums[0].plus_product(down, Vector::load(b_low));
+        sums[1] = sums[1].plus_product(down, Vector::load(b_high));
+    };
+    // In fours from the last to the first: published figures were made in this order.
+    let ((fours, rest), (b_fours, b_rest)) = (down.as_chunks::<4>(), b.as_chunks::<4>());
+    for (down, b) in fours.iter().zip(b_fours) {
+        down.iter().zip(b).rev().for_each(|(down, b)| plus(*down, b));
+    }
+    rest.iter().zip(b_rest).for_each(|(down, b)| plus(*down, b));
+    sums[0].store(low);
+    sums[1].store(high);
 }
 
 impl CustomOp3 for Adapted {
@@ -220,7 +283,7 @@ impl CustomOp3 for Adapted {
         let (x, a, b) = (slice(s1, l1, "linear")?, slice(s2, l2, "linear")?, slice(s3, l3, "linear")?);
         let (t, rank, out) = (l1.dims()[0], l2.dims()[0], l3.dims()[0]);
         let mut y = self.weight.forward(x, t);
-        self.add_update(&mut y, x, (a, b), rank);
+        self.add_update(&mut y, x, &RowUpdate::new((a, b), rank, self.scale));
         Ok(output(y, (t, out)))
     }
 

@@ -5,6 +5,7 @@ mod attention;
 mod cross_entropy;
 mod dropout;
 mod embed_inputs;
+pub mod fused;
 mod linear;
 mod pool;
 pub mod reference;

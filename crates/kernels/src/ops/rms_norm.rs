@@ -5,9 +5,9 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 
-struct RmsNorm {
-    eps: f32,
-    offset: f32,
+pub(super) struct RmsNorm {
+    pub(super) eps: f32,
+    pub(super) offset: f32,
 }
 
 /// `y = x / sqrt(mean(x^2) + eps) * (w + offset)` over the last axis.
@@ -28,6 +28,13 @@ impl RmsNorm {
     fn inverse_rms(&self, x: &[f32]) -> f32 {
         1.0 / (dot(x, x) / x.len() as f32 + self.eps).sqrt()
     }
+
+    /// The norm of one row.
+    #[inline]
+    pub(super) fn row<'a>(&self, x: &'a [f32], w: &'a [f32]) -> impl Iterator<Item = f32> + 'a {
+        let (scale, offset) = (self.inverse_rms(x), self.offset);
+        x.iter().zip(w).map(move |(x, w)| x * scale * (w + offset))
+    }
 }
 
 impl CustomOp2 for RmsNorm {
@@ -39,10 +46,9 @@ impl CustomOp2 for RmsNorm {
         let (x, w) = (slice(s1, l1, "rms_norm")?, slice(s2, l2, "rms_norm")?);
         let fill = |y: &mut [MaybeUninit<f32>]| {
             y.par_chunks_mut(w.len()).zip(x.par_chunks(w.len())).with_min_len(32).for_each(|(y, x)| {
-                let scale = self.inverse_rms(x);
-                for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
-                    y.write(x * scale * (w + self.offset));
-                }
+                y.iter_mut().zip(self.row(x, w)).for_each(|(y, x)| {
+                    y.write(x);
+                });
             });
         };
         // SAFETY: `x` has whole rows of the length of `w`, and every number of each is written.

@@ -1,6 +1,7 @@
 //! The gated unit of the feed-forward network (arXiv 2002.05202): `act(gate) * up`.
 
-use crate::cpu::{exp, filled, output, slice, wanted, with_values};
+use crate::cpu::{exp, exp_of, filled, output, slice, wanted, with_values};
+use crate::vector::{LANES, Vector};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
@@ -22,6 +23,32 @@ const CUBIC: f32 = 0.044_715;
 fn silu(x: f32) -> (f32, f32) {
     let s = 1.0 / (1.0 + exp(-x));
     (x * s, s * (1.0 + x * (1.0 - s)))
+}
+
+/// `silu(gate) * up`, the bits of the numbers one by one.
+#[inline(always)]
+fn silu_times(gate: &[f32; LANES], up: &[f32; LANES], y: &mut [f32; LANES]) {
+    let (x, one) = (Vector::load(gate), Vector::splat(1.0));
+    let sigmoid = one.over(one.plus(exp_of(x.times(Vector::splat(-1.0)))));
+    x.times(sigmoid).times(Vector::load(up)).store(y);
+}
+
+impl Activation {
+    /// `act(gate) * up` of a line of numbers.
+    #[inline(always)]
+    pub(super) fn line<const N: usize>(self, gate: &[f32; N], up: &[f32; N], y: &mut [f32; N]) {
+        match self {
+            Self::Silu => {
+                let (lines, rest) = y.as_chunks_mut::<LANES>();
+                assert!(rest.is_empty(), "a line of whole vectors");
+                let inputs = gate.as_chunks::<LANES>().0.iter().zip(up.as_chunks::<LANES>().0);
+                lines.iter_mut().zip(inputs).for_each(|(y, (gate, up))| silu_times(gate, up, y));
+            }
+            Self::GeluTanh => {
+                y.iter_mut().zip(gate.iter().zip(up)).for_each(|(y, (gate, up))| *y = gelu_tanh(*gate).0 * up);
+            }
+        }
+    }
 }
 
 /// Value and derivative.

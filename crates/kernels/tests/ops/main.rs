@@ -5,6 +5,7 @@ mod adamw;
 mod bf16;
 mod errors;
 mod forward;
+mod fused;
 mod gradients;
 mod mask;
 mod matrix;

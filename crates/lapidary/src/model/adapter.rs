@@ -1,6 +1,7 @@
 //! The trained part of a GEM: a low-rank update (LoRA, arXiv 2106.09685) of linear maps, and the rows of the special tokens.
 
-use super::decoder::{Decoder, LINEAR_MODULES, NamedVars};
+use super::decoder::{Decoder, NamedVars};
+use super::layer::LINEAR_MODULES;
 use crate::Error;
 use kernels::{Device, Tensor, Var};
 use layout::Rng;

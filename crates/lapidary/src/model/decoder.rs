@@ -1,53 +1,19 @@
 //! The decoder: one forward pass for every family, driven by [`DecoderConfig`].
 
 use super::adapter::AdapterView;
-use super::config::{Activation, DecoderConfig, LayerConfig};
+use super::config::{Activation, DecoderConfig};
 use super::kv_cache::{Kv, KvCache};
+use super::layer::{DOWN, GATE, K, Layer, Linear, O, Q, UP, V, vector};
 use super::rope::frequencies;
 use super::segment::Segment;
 use super::weights::{WeightFormat, WeightSource};
 use crate::Error;
+use kernels::ops::fused::{Map, Norm, add_linear, can_fuse, feed_forward, norm_linears};
 use kernels::ops::{self, AttentionSpec, Head, LowRank, RopeTable, Weight};
 use kernels::{Device, Matrix, Tensor, Var};
 use layout::{Input, Rng};
 use rand::Rng as _;
 use std::sync::Arc;
-
-/// The linear maps of a layer, as Hugging Face names them, in the order in which [`Decoder`] keeps them.
-pub const LINEAR_MODULES: [&str; 7] = [
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-];
-const Q: usize = 0;
-const K: usize = 1;
-const V: usize = 2;
-const O: usize = 3;
-const GATE: usize = 4;
-const UP: usize = 5;
-const DOWN: usize = 6;
-
-#[derive(Debug, Clone)]
-struct Linear {
-    weight: Weight,
-    bias: Option<Tensor>,
-}
-
-#[derive(Debug, Clone)]
-struct Layer {
-    config: LayerConfig,
-    linears: [Linear; 7],
-    input_norm: Tensor,
-    feed_forward_norm: Tensor,
-    /// After attention and after feed-forward, before each residual sum.
-    post_norms: Option<[Tensor; 2]>,
-    /// Over each head of q and of k.
-    qk_norms: Option<[Tensor; 2]>,
-}
 
 /// Dropout of the outputs of attention and feed-forward.
 pub struct HiddenDropout<'a> {
@@ -87,81 +53,6 @@ pub struct Decoder {
 /// Named trainable variables.
 pub type NamedVars = Vec<(String, Var)>;
 
-fn vector(values: Vec<f32>) -> Result<Tensor, Error> {
-    let len = values.len();
-    Ok(Tensor::from_vec(values, len, &Device::Cpu)?)
-}
-
-impl Layer {
-    fn load(config: &DecoderConfig, index: usize, source: &dyn WeightSource) -> Result<Self, Error> {
-        let name = |part: &str| format!("model.layers.{index}.{part}");
-        let norm = |part: &str, len| vector(source.vector(&name(&format!("{part}.weight")), len)?);
-        let (d, f, h) = (config.hidden_size, config.intermediate_size, config.head_dim);
-        let (q, kv) = (config.num_attention_heads * h, config.num_key_value_heads * h);
-        let shapes = [(q, d), (kv, d), (kv, d), (d, q), (f, d), (f, d), (d, f)];
-        let biased = [
-            config.qkv_bias,
-            config.qkv_bias,
-            config.qkv_bias,
-            config.o_bias,
-            config.mlp_bias,
-            config.mlp_bias,
-            config.mlp_bias,
-        ];
-        let linear = |i: usize| -> Result<Linear, Error> {
-            let (rows, cols) = shapes[i];
-            let module = name(LINEAR_MODULES[i]);
-            let weight = Weight::Frozen(Arc::new(source.matrix(&format!("{module}.weight"), rows, cols)?));
-            let bias = if biased[i] { Some(vector(source.vector(&format!("{module}.bias"), rows)?)?) } else { None };
-            Ok(Linear { weight, bias })
-        };
-        let (feed_forward, post) = if config.post_norms {
-            let post = [norm("post_attention_layernorm", d)?, norm("post_feedforward_layernorm", d)?];
-            ("pre_feedforward_layernorm", Some(post))
-        } else {
-            ("post_attention_layernorm", None)
-        };
-        Ok(Self {
-            config: config.layers[index],
-            linears: [linear(0)?, linear(1)?, linear(2)?, linear(3)?, linear(4)?, linear(5)?, linear(6)?],
-            input_norm: norm("input_layernorm", d)?,
-            feed_forward_norm: norm(feed_forward, d)?,
-            post_norms: post,
-            qk_norms: if config.qk_norm {
-                Some([norm("self_attn.q_norm", h)?, norm("self_attn.k_norm", h)?])
-            } else {
-                None
-            },
-        })
-    }
-
-    /// Every tensor of the layer with its Hugging Face name within the layer.
-    fn tensors(&mut self) -> Vec<(String, &mut Tensor)> {
-        let mut all: Vec<(String, &mut Tensor)> = Vec::new();
-        for (linear, module) in self.linears.iter_mut().zip(LINEAR_MODULES) {
-            if let Weight::Dense(weight) = &mut linear.weight {
-                all.push((format!("{module}.weight"), weight));
-            }
-            if let Some(bias) = &mut linear.bias {
-                all.push((format!("{module}.bias"), bias));
-            }
-        }
-        all.push(("input_layernorm.weight".into(), &mut self.input_norm));
-        let feed_forward =
-            if self.post_norms.is_some() { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
-        all.push((format!("{feed_forward}.weight"), &mut self.feed_forward_norm));
-        if let Some([attention, feed_forward]) = &mut self.post_norms {
-            all.push(("post_attention_layernorm.weight".into(), attention));
-            all.push(("post_feedforward_layernorm.weight".into(), feed_forward));
-        }
-        if let Some([q, k]) = &mut self.qk_norms {
-            all.push(("self_attn.q_norm.weight".into(), q));
-            all.push(("self_attn.k_norm.weight".into(), k));
-        }
-        all
-    }
-}
-
 /// One pass in progress: what every layer of it shares.
 struct Run<'a> {
     config: &'a DecoderConfig,
@@ -174,15 +65,36 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    fn update(&self, index: usize, module: usize) -> Option<LowRank> {
+        let (a, b, scale) = self.adapter.and_then(|adapter| adapter.update(index, module))?;
+        Some(LowRank { a: a.clone(), b: b.clone(), scale, rows: Arc::clone(&self.adapted) })
+    }
+
     fn linear(&self, layer: &Layer, index: usize, module: usize, x: &Tensor) -> Result<Tensor, Error> {
         let Linear { weight, bias } = &layer.linears[module];
-        let update = self.adapter.and_then(|adapter| adapter.update(index, module)).map(|(a, b, scale)| LowRank {
-            a: a.clone(),
-            b: b.clone(),
-            scale,
-            rows: Arc::clone(&self.adapted),
-        });
-        Ok(ops::linear(x, weight, bias.as_ref(), update.as_ref())?)
+        Ok(ops::linear(x, weight, bias.as_ref(), self.update(index, module).as_ref())?)
+    }
+
+    /// Runs `part` on these maps of a layer, where parts in one piece can stand for operations on `x`.
+    fn fused<const N: usize, R>(
+        &self,
+        (layer, index): (&Layer, usize),
+        modules: [usize; N],
+        x: &Tensor,
+        part: impl FnOnce([Map<'_>; N]) -> kernels::Result<R>,
+    ) -> Result<Option<R>, Error> {
+        let updates = modules.map(|module| self.update(index, module));
+        let map = |i: usize| Map { weight: &layer.linears[modules[i]].weight, update: updates[i].as_ref() };
+        let maps = std::array::from_fn(map);
+        let is_biased = modules.iter().any(|module| layer.linears[*module].bias.is_some());
+        if is_biased || self.dropout.is_some() || !can_fuse(x, &maps) {
+            return Ok(None);
+        }
+        Ok(Some(part(maps)?))
+    }
+
+    fn fused_norm<'n>(&self, weight: &'n Tensor) -> Norm<'n> {
+        Norm { weight, eps: self.config.rms_norm_eps, offset: self.config.norm_offset }
     }
 
     fn norm(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor, Error> {
@@ -210,12 +122,23 @@ impl Run<'_> {
         }
     }
 
+    /// What the heads found, `[T, N * H]`; `x` before the layer's norm.
     fn attention(&self, layer: &Layer, index: usize, x: &Tensor, kv: &mut Kv<'_>) -> Result<Tensor, Error> {
         let (t, kv_heads) = (x.dim(0)?, self.config.num_key_value_heads);
+        let norm = self.fused_norm(&layer.input_norm);
+        let fused = self.fused((layer, index), [Q, K, V], x, |maps| norm_linears(x, norm, maps))?;
+        let [q, k, v] = match fused {
+            Some(all) => all,
+            None => {
+                let x = self.norm(x, &layer.input_norm)?;
+                let linear = |module| self.linear(layer, index, module, &x);
+                [linear(Q)?, linear(K)?, linear(V)?]
+            }
+        };
         let norms = layer.qk_norms.as_ref();
-        let q = self.heads(layer, &self.linear(layer, index, Q, x)?, norms.map(|n| &n[0]))?;
-        let k = self.heads(layer, &self.linear(layer, index, K, x)?, norms.map(|n| &n[1]))?;
-        let v = self.linear(layer, index, V, x)?.reshape((t, kv_heads, self.config.head_dim))?;
+        let q = self.heads(layer, &q, norms.map(|n| &n[0]))?;
+        let k = self.heads(layer, &k, norms.map(|n| &n[1]))?;
+        let v = v.reshape((t, kv_heads, self.config.head_dim))?;
         let window = self.windows.iter().position(|w| *w == layer.config.sliding_window);
         let spec = &self.specs[window.expect("the windows of all layers are listed")];
         let y = match kv {
@@ -227,25 +150,44 @@ impl Run<'_> {
                 ops::attention_cached(&q, layer, kv_heads, spec)?
             }
         };
-        self.linear(layer, index, O, &y.reshape((t, ()))?)
+        Ok(y.reshape((t, ()))?)
     }
 
     fn feed_forward(&self, layer: &Layer, index: usize, x: &Tensor) -> Result<Tensor, Error> {
-        let activation = match self.config.hidden_act {
-            Activation::Silu => ops::Activation::Silu,
-            Activation::GeluTanh => ops::Activation::GeluTanh,
-        };
         let gate = self.linear(layer, index, GATE, x)?;
         let up = self.linear(layer, index, UP, x)?;
-        self.linear(layer, index, DOWN, &ops::gated(&gate, &up, activation)?)
+        self.linear(layer, index, DOWN, &ops::gated(&gate, &up, self.activation())?)
+    }
+
+    fn activation(&self) -> ops::Activation {
+        match self.config.hidden_act {
+            Activation::Silu => ops::Activation::Silu,
+            Activation::GeluTanh => ops::Activation::GeluTanh,
+        }
     }
 
     fn layer(&mut self, layer: &Layer, index: usize, x: &Tensor, kv: &mut Kv<'_>) -> Result<Tensor, Error> {
-        let mut y = self.attention(layer, index, &self.norm(x, &layer.input_norm)?, kv)?;
-        if let Some([post, _]) = &layer.post_norms {
-            y = self.norm(&y, post)?;
+        let heads = self.attention(layer, index, x, kv)?;
+        let x = match &layer.post_norms {
+            Some([post, _]) => {
+                let y = self.linear(layer, index, O, &heads)?;
+                ops::add(x, &self.drop(self.norm(&y, post)?)?)?
+            }
+            None => match self.fused((layer, index), [O], &heads, |[map]| add_linear(x, &heads, map))? {
+                Some(sum) => sum,
+                None => {
+                    let y = self.linear(layer, index, O, &heads)?;
+                    ops::add(x, &self.drop(y)?)?
+                }
+            },
+        };
+        let norm = self.fused_norm(&layer.feed_forward_norm);
+        if layer.post_norms.is_none()
+            && let Some(y) = self
+                .fused((layer, index), [GATE, UP, DOWN], &x, |maps| feed_forward(&x, norm, maps, self.activation()))?
+        {
+            return Ok(y);
         }
-        let x = ops::add(x, &self.drop(y)?)?;
         let mut y = self.feed_forward(layer, index, &self.norm(&x, &layer.feed_forward_norm)?)?;
         if let Some([_, post]) = &layer.post_norms {
             y = self.norm(&y, post)?;

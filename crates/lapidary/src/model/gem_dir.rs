@@ -1,7 +1,8 @@
 //! A GEM on disk: the adapter in PEFT's layout, the special rows, the standardisation, the tokenizer, `gem.json`.
 
 use super::adapter::{Adapter, LoraConfig};
-use super::decoder::{Decoder, LINEAR_MODULES};
+use super::decoder::Decoder;
+use super::layer::LINEAR_MODULES;
 use crate::Error;
 use crate::eval::standardise::Standardisation;
 use crate::output::atomic::AtomicDir;
