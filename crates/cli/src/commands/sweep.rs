@@ -352,6 +352,7 @@ fn scores(
             (&model, &loaded_as),
             (tasks, &measures.results, called),
             measures.options,
+            stop,
             context,
         )?);
     }

@@ -5,6 +5,8 @@ use super::{language_model, standardise};
 use crate::args::EmbedModelArgs;
 use crate::commands::train_watch::training_cost;
 use crate::context::Context;
+use crate::failure::Interrupted;
+use crate::interrupt::StopFlag;
 use crate::progress;
 use crate::table::aligned;
 use anyhow::{Context as _, Result, bail};
@@ -22,6 +24,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{Write as _, stdout};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 /// Raised when a protocol changes here, so that no score made by the old one is found again.
@@ -185,11 +188,12 @@ impl TaskOptions {
 /// found again in, `results`.
 ///
 /// # Errors
-/// When the directory lacks a task, or one cannot be measured.
+/// When the directory lacks a task, or one cannot be measured; [`Interrupted`] where the user asked to stop before one.
 pub(crate) fn measure_tasks(
     (model, loaded_as): (&Lapidary, &EmbedModelArgs),
     (data, results, called): (&Path, &Path, &str),
     options: &TaskOptions,
+    stop: &StopFlag,
     context: &Context,
 ) -> Result<Vec<(String, f64)>> {
     let mut args = TasksArgs {
@@ -211,6 +215,9 @@ pub(crate) fn measure_tasks(
     let out = results_dir(&args, model);
     let mut rows = Vec::new();
     for task in &tasks {
+        if stop.load(Ordering::Relaxed) {
+            bail!(Interrupted(format!("stopped before {} of {called}", task.name)));
+        }
         args.limit = options.limits.get(&task.name).copied().unwrap_or(0);
         let (measured, unmeasured) = measure(&args, model, std::slice::from_ref(task), &out, context)?;
         rows.extend(measured);

@@ -28,21 +28,26 @@ fn figures_at(runs: &[Scores], at: usize) -> Vec<f64> {
     runs.iter().map(|run| run.figures[at].1).collect()
 }
 
-/// Bars of all scores where each variant ran once; else a picture for each score, with a dot for each run.
+/// Bars of all scores where each variant ran once and they can be told apart; else a picture for each score, or of the
+/// first, with a dot for each run.
 fn pictures(all: &[(String, Vec<Scores>)], names: &[String], num_runs: usize) -> Result<Vec<Block>, ReportError> {
     let variants: Vec<String> = all.iter().map(|(variant, _)| variant.clone()).collect();
     let figure = |png, alternative: String| Block::Figure(Figure { png, caption: String::new(), alternative });
-    if num_runs == 1 {
-        let values = |at: usize| all.iter().map(|(_, runs)| figures_at(runs, at).first().copied()).collect();
-        let series: Vec<Series> =
-            names.iter().enumerate().map(|(at, name)| Series { name: name.clone(), values: values(at) }).collect();
-        let png = bar_comparison("Scores by variant", &variants, &series)?;
-        return Ok(vec![figure(png, "A bar for each score of each variant, as in the table.".into())]);
-    }
     let picture = |(at, name): (usize, &String)| {
         let runs: Vec<Vec<f64>> = all.iter().map(|(_, runs)| figures_at(runs, at)).collect();
         Ok(figure(run_scores(name, &variants, &runs)?, format!("{name}: a dot for each run, a bar at the mean.")))
     };
+    if num_runs == 1 {
+        let values = |at: usize| all.iter().map(|(_, runs)| figures_at(runs, at).first().copied()).collect();
+        let series: Vec<Series> =
+            names.iter().enumerate().map(|(at, name)| Series { name: name.clone(), values: values(at) }).collect();
+        return match bar_comparison("Scores by variant", &variants, &series) {
+            Ok(png) => Ok(vec![figure(png, "A bar for each score of each variant, as in the table.".into())]),
+            // The first score stands for all: of tasks it is the mean.
+            Err(ReportError::TooMany { .. }) => names.iter().enumerate().take(1).map(picture).collect(),
+            Err(error) => Err(error),
+        };
+    }
     names.iter().enumerate().map(picture).collect()
 }
 
