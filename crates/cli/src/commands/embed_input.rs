@@ -36,6 +36,9 @@ impl InputArgs {
             return Ok(Texts::Files(Box::new(data::open(&self.spec())?)));
         }
         if !self.texts.is_empty() {
+            for text in self.texts.iter().filter(|text| std::path::Path::new(text).is_file()) {
+                context.note(&format!("{text} is taken as a text; --input {text} reads the file of that name"));
+            }
             return Ok(Texts::Arguments(self.texts.clone().into_iter()));
         }
         if stdin().is_terminal() {

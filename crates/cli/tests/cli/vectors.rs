@@ -42,6 +42,11 @@ fn order_is_kept_however_texts_come() {
     let written = npy(&dir.join("v.npy"));
     assert_eq!(written.len(), flat.len());
     assert!(written.iter().zip(&flat).all(|(a, b)| (a - b).abs() < 1e-6));
+    // A file's name is a text, and said to be.
+    let output = run(dir, &["embed", "--model", "base", "texts.txt"]);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains("texts.txt is taken as a text; --input texts.txt reads"), "{told}");
+    assert_eq!(embeddings(&stdout(output)).len(), 1);
     stdout(run(dir, &["embed", "--model", "base", "--input", "texts.txt", "--output", "v.parquet", "--with-text"]));
     assert!(fs::read(dir.join("v.parquet")).unwrap().starts_with(b"PAR1"));
 }
