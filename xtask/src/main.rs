@@ -1,18 +1,21 @@
-//! Checks of the repository: `cargo xtask check` runs all of them, `cargo xtask tidy` those of this crate alone.
+//! Checks of the repository: `cargo xtask check` runs all of them, `cargo xtask tidy` those of this crate alone; and its
+//! benchmark, `cargo xtask bench`.
 
+mod bench;
 mod tidy;
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
-const USAGE: &str = "usage: cargo xtask check | tidy";
+const USAGE: &str = "usage: cargo xtask check | tidy | bench";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["check"] => check(),
         ["tidy"] => run_tidy(),
+        ["bench", ..] => bench::run(root(), &arguments[1..]),
         _ => Err(USAGE.to_owned()),
     };
     match done {

@@ -8,7 +8,7 @@ mod sequence;
 mod stop;
 
 pub use generator::{GenerateOptions, Generation, Generator};
-pub use reconstruct::{Reconstruction, reconstruct, reconstruct_ids};
+pub use reconstruct::{Reconstruction, read, reconstruct, reconstruct_ids};
 pub use retention::{SuffixLosses, suffix_losses};
 pub use sampling::{Sampler, Sampling, candidates, greedy, penalise_repetition};
 pub use sequence::{Finish, Limits, Progress, Sequence, SequenceRun};

@@ -62,6 +62,21 @@ impl Compressed {
             last: hidden.narrow(0, passes.rows()[number].place(end - 1) as usize, 1)?,
         })
     }
+
+    /// A row that goes on behind the special tokens.
+    fn sequence(self, gem: &Lapidary) -> Result<Sequence<'_>, Error> {
+        Sequence::behind(&gem.base().decoder, gem.plain_adapter(), self.cache, self.next_position, &self.last)
+    }
+}
+
+/// A row that goes on behind the special tokens of `text`, whose own keys and values are dropped: what follows sees the
+/// former alone.
+///
+/// # Errors
+/// When the method has no special tokens, or the text has no tokens or is longer than the model's
+/// `max_position_embeddings`.
+pub fn read<'a>(gem: &'a Lapidary, text: &[TokenId], continuation: Continuation) -> Result<Sequence<'a>, Error> {
+    Compressed::new(gem, text, continuation)?.sequence(gem)
 }
 
 /// Reads `text`, keeps the special tokens' part of the cache alone, and continues greedily from it: at most
@@ -83,10 +98,10 @@ pub fn reconstruct_ids(
     original: &[TokenId],
     max_new_tokens: Option<usize>,
 ) -> Result<Reconstruction, Error> {
-    let Compressed { cache, next_position, last } = Compressed::new(gem, original, Continuation::Again)?;
-    let (num_special_tokens, num_kv_bytes) = (cache.num_tokens(), cache.num_bytes());
+    let compressed = Compressed::new(gem, original, Continuation::Again)?;
+    let (num_special_tokens, num_kv_bytes) = (compressed.cache.num_tokens(), compressed.cache.num_bytes());
     let generator: Generator<'_> = gem.generator();
-    let mut sequence = Sequence::behind(&gem.base().decoder, gem.plain_adapter(), cache, next_position, &last)?;
+    let mut sequence = compressed.sequence(gem)?;
     let max_new_tokens = max_new_tokens.unwrap_or(original.len());
     let options = GenerateOptions { max_new_tokens, ..GenerateOptions::default() };
     let generation = generator.generate(&mut sequence, &[], &options, &mut |_| ControlFlow::Continue(()))?;

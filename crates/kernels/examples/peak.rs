@@ -1,0 +1,145 @@
+//! What the machine can do, and what our products reach of it, for `cargo xtask bench`: fused multiply-adds of f32 and of
+//! bf16 numbers in registers, reading memory, and products of the shapes in a model's layers. Prints one JSON object:
+//! operations a second (a multiply-add is two) and bytes a second, of all threads together (`RAYON_NUM_THREADS`).
+
+use kernels::ops::{Weight, linear};
+use kernels::{Device, Matrix, Tensor};
+use rayon::prelude::*;
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Outputs and inputs of the linear maps of SmolLM2-135M: query and output, key and value, gate and up, down.
+const SHAPES: [(usize, usize); 4] = [(576, 576), (192, 576), (1536, 576), (576, 1536)];
+const TOKENS: usize = 2048;
+/// Each figure is the best of so many tries: others use the machine too.
+const TRIES: usize = 9;
+
+fn main() -> Result<(), kernels::Error> {
+    kernels::prepare_process();
+    let threads = rayon::current_num_threads();
+    let units = units();
+    let mut lines: Vec<String> = units.iter().map(|(name, flops)| format!("\"{name}\": {flops:.4e}")).collect();
+    lines.push(format!("\"read_bytes\": {:.4e}", read_bandwidth(threads)));
+    for (out, input) in SHAPES {
+        for bf16 in [false, true] {
+            let name = if bf16 { "bf16" } else { "f32" };
+            lines.push(format!("\"product_{name}_{out}x{input}\": {:.4e}", product(out, input, bf16)?));
+        }
+    }
+    println!("{{\"threads\": {threads}, {}}}", lines.join(", "));
+    Ok(())
+}
+
+/// The best rate of `work`, which does `amount` each time it runs.
+fn best(amount: f64, mut work: impl FnMut()) -> f64 {
+    work();
+    let rate = |_| {
+        let clock = Instant::now();
+        work();
+        amount / clock.elapsed().as_secs_f64()
+    };
+    (0..TRIES).map(rate).fold(0.0, f64::max)
+}
+
+/// Bytes a second that are read from an array larger than the caches near the cores.
+fn read_bandwidth(threads: usize) -> f64 {
+    let numbers = vec![1u64; 1 << 26]; // 512 MiB
+    let share = numbers.len().div_ceil(threads);
+    best((numbers.len() * 8) as f64, || {
+        let sum: u64 =
+            numbers.par_chunks(share).map(|chunk| chunk.iter().fold(0, |sum: u64, x| sum.wrapping_add(*x))).sum();
+        black_box(sum);
+    })
+}
+
+/// Operations a second of `[TOKENS, input] x [input, out]`.
+fn product(out: usize, input: usize, bf16: bool) -> Result<f64, kernels::Error> {
+    let number = |i: usize| ((i * 7919) % 1000) as f32 / 500.0 - 1.0;
+    let matrix = Matrix::from_f32((0..out * input).map(number).collect(), out, input)?;
+    let weight = Weight::Frozen(Arc::new(if bf16 { matrix.to_bf16() } else { matrix }));
+    let x = Tensor::from_vec((0..TOKENS * input).map(number).collect::<Vec<f32>>(), (TOKENS, input), &Device::Cpu)?;
+    linear(&x, &weight, None, None)?;
+    Ok(best(4.0 * (2 * TOKENS * input * out) as f64, || {
+        for _ in 0..4 {
+            black_box(linear(&x, &weight, None, None).ok());
+        }
+    }))
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn units() -> Vec<(&'static str, f64)> {
+    Vec::new()
+}
+
+/// The multiply-add units of the machine, with their rates.
+#[cfg(target_arch = "x86_64")]
+fn units() -> Vec<(&'static str, f64)> {
+    use std::arch::is_x86_feature_detected as has;
+    let mut found = Vec::new();
+    if has!("avx2") && has!("fma") {
+        // SAFETY: the machine has the instructions.
+        found.push(("f32_avx2", everywhere(8.0, || unsafe { x86::f32_avx2() })));
+    }
+    if has!("avx512f") {
+        // SAFETY: as above.
+        found.push(("f32_avx512", everywhere(16.0, || unsafe { x86::f32_avx512() })));
+    }
+    if has!("avx512f") && has!("avx512bf16") {
+        // SAFETY: as above.
+        found.push(("bf16_avx512", everywhere(32.0, || unsafe { x86::bf16_avx512() })));
+    }
+    found
+}
+
+/// Operations a second of all threads, each running `chains`, which does [`x86::STEPS`] times [`x86::CHAINS`]
+/// multiply-adds of `width` numbers.
+#[cfg(target_arch = "x86_64")]
+fn everywhere(width: f64, chains: impl Fn() + Sync) -> f64 {
+    let threads = rayon::current_num_threads();
+    let amount = 2.0 * width * (x86::STEPS * x86::CHAINS * threads) as f64;
+    best(amount, || (0..threads).into_par_iter().with_max_len(1).for_each(|_| chains()))
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::{
+        __m512bh, _mm256_fmadd_ps, _mm256_set1_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_set1_epi32, _mm512_set1_ps,
+    };
+    use std::hint::black_box;
+
+    /// Sums that do not wait for each other: enough to fill two units of four or five cycles.
+    pub(super) const CHAINS: usize = 12;
+    pub(super) const STEPS: usize = 4_000_000;
+
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) fn f32_avx2() {
+        let x = black_box(_mm256_set1_ps(0.5));
+        let mut sums = [_mm256_set1_ps(1.0); CHAINS];
+        for _ in 0..STEPS {
+            sums.iter_mut().for_each(|sum| *sum = _mm256_fmadd_ps(x, x, *sum));
+        }
+        black_box(sums);
+    }
+
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn f32_avx512() {
+        let x = black_box(_mm512_set1_ps(0.5));
+        let mut sums = [_mm512_set1_ps(1.0); CHAINS];
+        for _ in 0..STEPS {
+            sums.iter_mut().for_each(|sum| *sum = _mm512_fmadd_ps(x, x, *sum));
+        }
+        black_box(sums);
+    }
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub(super) fn bf16_avx512() {
+        // SAFETY: both are 512 bits; two bf16 halves in each lane.
+        let x: __m512bh = unsafe { std::mem::transmute(black_box(_mm512_set1_epi32(0x3f00_3f00))) };
+        let mut sums = [_mm512_set1_ps(1.0); CHAINS];
+        for _ in 0..STEPS {
+            sums.iter_mut().for_each(|sum| *sum = _mm512_dpbf16_ps(*sum, x, x));
+        }
+        black_box(sums);
+    }
+}

@@ -1,0 +1,215 @@
+//! One piece of work, done again and again, with what each time took: our side of `cargo xtask bench`.
+//!
+//! The argument is a job as JSON, e.g.
+//! `{"model":"model.gguf","weights":"bf16","repeat":3,"work":"embed","texts":"texts.txt"}`. Each repetition prints a line
+//! of JSON: how many items, CPU and wall seconds, floating point operations of the weights' products, and the most memory
+//! that the process has held. A first repetition warms up and is not printed.
+
+use lapidary::Lapidary;
+use lapidary::embed::EmbedOptions;
+use lapidary::generate::{Limits, Sampler, Sampling, Sequence, greedy, read};
+use lapidary::layout::{Continuation, Example, Rng, TokenId};
+use lapidary::model::{Adapter, BaseModel, DecoderConfig, LoraConfig, ModelFiles, WeightFormat};
+use lapidary::train::optimizer::{self, Group, Param, global_norm};
+use lapidary::train::step::{LossWeights, StepModel, StepOptions, step};
+use lapidary::train::{build_method, special_rows};
+use rand::{Rng as _, SeedableRng as _};
+use serde::Deserialize;
+use serde_json::json;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+#[derive(Deserialize)]
+struct Job {
+    model: PathBuf,
+    weights: WeightFormat,
+    repeat: usize,
+    #[serde(flatten)]
+    work: Work,
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "work", rename_all = "kebab-case")]
+enum Work {
+    /// Contrastive steps on rows of random tokens, k = 6; an item is a row.
+    Train { scope: String, full: bool, rows: usize, tokens: usize, dropout: String },
+    /// Unit vectors of the lines of a file by the mean over the text; an item is a token.
+    Embed { texts: PathBuf },
+    /// Greedy continuations of a text's first tokens; an item is a generated token.
+    Decode { texts: PathBuf, prompt_tokens: usize, new_tokens: usize, rows: usize },
+    /// A text's first tokens through the model, to the logits of the last; an item is a token.
+    Prefill { texts: PathBuf, tokens: usize },
+    /// From a question behind a document to the first token of the answer; an item is an answer. The document is read as
+    /// `num_special_tokens` [E]s beforehand, or, with none, in full with the question.
+    Answer { texts: PathBuf, tokens: usize, question_tokens: usize, num_special_tokens: usize },
+}
+
+/// What one repetition did: items, and operations of products with weights.
+struct Done {
+    items: usize,
+    flops: f64,
+}
+
+fn main() -> Result<(), Failure> {
+    kernels::prepare_process();
+    let job = std::env::args().nth(1).ok_or("expected a job as JSON")?;
+    let job: Job = serde_json::from_str(&job)?;
+    let mut base = BaseModel::load(&ModelFiles::Gguf(job.model.clone()))?;
+    match &job.work {
+        Work::Train { scope, full, rows, tokens, dropout } => {
+            let settings = json!({
+                "scope": scope, "bottleneck_ratio": 0.0, "token_dropout": {"form": dropout, "ratio": 0.2}
+            });
+            train(base, &job, (&settings, *full), (*rows, *tokens))
+        }
+        Work::Embed { texts } => {
+            base.decoder.set_weight_format(job.weights)?;
+            let model = Lapidary::from_base(base, "mean", json!({}))?;
+            let texts = std::fs::read_to_string(texts)?;
+            let lines: Vec<&str> = texts.lines().collect();
+            let config = model.base().decoder.config();
+            repeat(job.repeat, &mut || Ok(()), &mut |()| {
+                let items = model.embed_with(&lines, &EmbedOptions::default(), &mut |_| {})?.num_tokens;
+                Ok(Done { items, flops: flops(config, items, 0) })
+            })
+        }
+        Work::Decode { texts, prompt_tokens, new_tokens, rows } => {
+            base.decoder.set_weight_format(job.weights)?;
+            let prompt = first_tokens(&base, texts, *prompt_tokens)?;
+            let (before, last) = prompt.split_at(prompt_tokens - 1);
+            let limits = Limits { max_new_tokens: *new_tokens, eos_token_ids: &[] };
+            let mut read = || -> Result<Vec<Sequence>, Failure> {
+                let mut sequences: Vec<Sequence> = (0..*rows).map(|_| Sequence::new(&base.decoder, None)).collect();
+                sequences.iter_mut().try_for_each(|sequence| sequence.push(before))?;
+                Ok(sequences)
+            };
+            repeat(job.repeat, &mut read, &mut |mut sequences| {
+                for sequence in &mut sequences {
+                    let mut sampler = Sampler::new(Sampling::default())?;
+                    let whole = [before, last].concat();
+                    sequence.generate(&whole, &limits, &mut sampler, &mut |_| Ok(ControlFlow::Continue(())))?;
+                }
+                let items = rows * new_tokens;
+                Ok(Done { items, flops: flops(base.decoder.config(), items, items) })
+            })
+        }
+        Work::Prefill { texts, tokens } => {
+            base.decoder.set_weight_format(job.weights)?;
+            let prompt = first_tokens(&base, texts, *tokens)?;
+            repeat(job.repeat, &mut || Ok(Sequence::new(&base.decoder, None)), &mut |mut sequence| {
+                prompt.chunks(512).try_for_each(|chunk| sequence.push(chunk))?;
+                Ok(Done { items: *tokens, flops: flops(base.decoder.config(), *tokens, 1) })
+            })
+        }
+        Work::Answer { texts, tokens, question_tokens, num_special_tokens: k } => {
+            base.decoder.set_weight_format(job.weights)?;
+            let all = first_tokens(&base, texts, tokens + question_tokens)?;
+            let (document, question) = all.split_at(*tokens);
+            let model = Lapidary::from_base(base, "gem", json!({"num_special_tokens": k.max(&1), "scope": "special"}))?;
+            let decoder = &model.base().decoder;
+            let mut prepare = || match k {
+                0 => Ok(Sequence::new(decoder, None)),
+                _ => Ok(read(&model, document, Continuation::Rest)?),
+            };
+            repeat(job.repeat, &mut prepare, &mut |mut sequence| {
+                let unread = if *k == 0 { &all } else { question };
+                unread.chunks(512).try_for_each(|chunk| sequence.push(chunk))?;
+                greedy(sequence.logits()).ok_or("no logits")?;
+                Ok(Done { items: 1, flops: flops(decoder.config(), unread.len(), 1) })
+            })
+        }
+    }
+}
+
+/// Runs `work` on what `prepare` makes, which is not timed.
+fn repeat<T>(
+    times: usize,
+    prepare: &mut dyn FnMut() -> Result<T, Failure>,
+    work: &mut dyn FnMut(T) -> Result<Done, Failure>,
+) -> Result<(), Failure> {
+    let cpu_secs = || kernels::process_cpu_secs().ok_or("no CPU time on this system");
+    for number in 0..=times {
+        let prepared = prepare()?;
+        let (clock, before) = (Instant::now(), cpu_secs()?);
+        let done = work(prepared)?;
+        let (wall_secs, cpu_secs) = (clock.elapsed().as_secs_f64(), cpu_secs()? - before);
+        if number > 0 {
+            let (items, flops) = (done.items, done.flops);
+            println!(
+                "{}",
+                json!({
+                    "items": items, "cpu_secs": cpu_secs, "wall_secs": wall_secs, "flops": flops,
+                    "peak_mib": peak_mib().unwrap_or(0.0),
+                })
+            );
+        }
+    }
+    Ok(())
+}
+
+fn peak_mib() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / 1024.0)
+}
+
+/// Operations of the products with weights: two for each number of a layer's matrices and token, and of the head's for
+/// each token that has logits. Attention's own are left out.
+fn flops(config: &DecoderConfig, num_tokens: usize, num_logits: usize) -> f64 {
+    let (d, h) = (config.hidden_size, config.head_dim);
+    let attention = 2 * d * h * (config.num_attention_heads + config.num_key_value_heads);
+    let layers = config.layers.len() * (attention + 3 * d * config.intermediate_size);
+    2.0 * (num_tokens as f64 * layers as f64 + num_logits as f64 * (d * config.vocab_size) as f64)
+}
+
+/// The first tokens of a file's text.
+fn first_tokens(base: &BaseModel, texts: &Path, count: usize) -> Result<Vec<TokenId>, Failure> {
+    let ids = base.tokenizer.encode_long(&std::fs::read_to_string(texts)?)?;
+    ids.get(..count)
+        .map(<[TokenId]>::to_vec)
+        .ok_or_else(|| format!("{}: fewer than {count} tokens", texts.display()).into())
+}
+
+fn train(
+    mut base: BaseModel,
+    job: &Job,
+    (settings, full): (&serde_json::Value, bool),
+    (rows, tokens): (usize, usize),
+) -> Result<(), Failure> {
+    let method = build_method(&base, "gem", settings.clone())?;
+    let mut rng = Rng::seed_from_u64(0);
+    let special = special_rows(&base, method.as_ref())?;
+    let adapter = Adapter::new(&base.decoder, (!full).then(LoraConfig::default), &special, &mut rng)?;
+    let weights = if full { base.decoder.make_trainable()? } else { adapter.lora_vars() };
+    if !full {
+        base.decoder.set_weight_format(job.weights)?;
+    }
+    let mut params: Vec<Param> = weights.into_iter().map(|(name, var)| Param::new(name, Group::Weights, var)).collect();
+    params.extend(adapter.special_var().map(|var| Param::new("special_tokens".into(), Group::Special, var.clone())));
+    let vars: Vec<_> = params.iter().map(|param| param.var.clone()).collect();
+    let vocabulary = base.decoder.config().vocab_size as u32;
+    let mut number = 0;
+    repeat(job.repeat, &mut || Ok(()), &mut |()| {
+        number += 1;
+        let plans = (0..rows)
+            .map(|_| {
+                let text = (0..tokens).map(|_| rng.random_range(100..vocabulary)).collect();
+                method.train_plan(&Example { text, ..Example::default() }, &mut rng)
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let weights = LossWeights { next_token: 0.0, contrastive: 1.0, alignment: 0.0, scale: 20.0, similarity: None };
+        let options =
+            StepOptions { micro_batch_tokens: 4096, split_frozen: true, hidden_dropout: 0.0, dropout_seed: 0 };
+        let model = StepModel { decoder: &base.decoder, adapter: &adapter, vars: &vars };
+        let result = step(&model, &plans, &weights, &options)?;
+        let norm = global_norm(&result.gradients)?;
+        let adamw = kernels::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+        optimizer::step(&mut params, &result.gradients, (number, norm, 1.0), |_| (adamw, 1e-4))?;
+        let num_tokens = plans.iter().flat_map(|plan| &plan.rows).map(|row| row.num_tokens()).sum();
+        // Of a forward pass alone: what a backward pass takes depends on what is trained.
+        Ok(Done { items: rows, flops: flops(base.decoder.config(), num_tokens, 0) })
+    })
+}

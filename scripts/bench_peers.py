@@ -1,0 +1,180 @@
+"""The other side of `cargo xtask bench`: the same jobs by the programs that people use today.
+
+usage: bench_peers.py PEER JOB, with JOB as `crates/lapidary/examples/workload.rs` has it; prints the same lines.
+       bench_peers.py convert MODEL.gguf OUT_DIR [REFERENCE_DIR]
+PEER is `torch` (transformers, in the job's `dtype`), `sentence-transformers`, `llama-cpp` or `reference` (the PyTorch GEM
+of REFERENCE_DIR). `convert` writes the weights dequantised, as transformers reads them. Threads are those of
+OMP_NUM_THREADS.
+"""
+import json, os, sys, time
+from pathlib import Path
+
+THREADS = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count()))
+
+
+def peak_mib():
+    line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
+
+
+def repeat(times, prepare, work):
+    """As `repeat` of the workload: the first repetition warms up."""
+    for number in range(times + 1):
+        prepared = prepare()
+        wall, cpu = time.perf_counter(), time.process_time()
+        items = work(prepared)
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+        if number:
+            print(json.dumps({"items": items, "cpu_secs": cpu, "wall_secs": wall, "peak_mib": peak_mib()}), flush=True)
+
+
+def lines_of(job):
+    return Path(job["texts"]).read_text(encoding="utf-8").splitlines()
+
+
+def torch_peer(job):
+    import torch
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    torch.set_num_threads(THREADS)
+    torch.set_grad_enabled(False)
+    dtype = getattr(torch, job["dtype"])
+    model = AutoModelForCausalLM.from_pretrained(job["hf"], dtype=dtype).eval()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=f"{job['hf']}/tokenizer.json")
+    encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+    if job["work"] == "embed":
+        texts = lines_of(job)
+
+        def embed(_):
+            # Sorted by length, so that little is padding.
+            ids = sorted((encode(text) for text in texts), key=len)
+            for first in range(0, len(ids), job["batch_rows"]):
+                rows = ids[first : first + job["batch_rows"]]
+                width = len(rows[-1])
+                tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+                mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+                states = model.model(input_ids=tokens, attention_mask=mask).last_hidden_state.float()
+                mean = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+                torch.nn.functional.normalize(mean, dim=-1).numpy()
+            return sum(map(len, ids))
+
+        return repeat(job["repeat"], lambda: None, embed)
+    if job["work"] == "prefill":
+        ids = torch.tensor([encode(" ".join(lines_of(job)))[: job["tokens"]]])
+        return repeat(job["repeat"], lambda: None, lambda _: model(ids, logits_to_keep=1).logits.shape[0] * ids.shape[1])
+    raise SystemExit(f"torch: no {job['work']}")
+
+
+def sentence_transformers_peer(job):
+    import torch
+    from sentence_transformers import SentenceTransformer, models
+
+    torch.set_num_threads(THREADS)
+    words = models.Transformer(job["hf"])
+    words.tokenizer.pad_token = words.tokenizer.eos_token
+    model = SentenceTransformer(modules=[words, models.Pooling(words.get_word_embedding_dimension(), "mean")], device="cpu")
+    texts = lines_of(job)
+    count = sum(len(ids) for ids in words.tokenizer(texts)["input_ids"])
+
+    def embed(_):
+        model.encode(texts, normalize_embeddings=True)
+        return count
+
+    repeat(job["repeat"], lambda: None, embed)
+
+
+def llama_cpp_peer(job):
+    from llama_cpp import LLAMA_POOLING_TYPE_MEAN, Llama
+
+    common = {"model_path": job["model"], "n_threads": THREADS, "n_threads_batch": THREADS, "verbose": False}
+    if job["work"] == "embed":
+        llm = Llama(**common, embedding=True, pooling_type=LLAMA_POOLING_TYPE_MEAN, n_ctx=8192, n_batch=2048, n_ubatch=2048)
+        texts = lines_of(job)
+        count = sum(len(llm.tokenize(text.encode(), add_bos=False)) for text in texts)
+
+        def embed(_):
+            llm.embed(texts, normalize=True)
+            return count
+
+        return repeat(job["repeat"], lambda: None, embed)
+    llm = Llama(**common, n_ctx=4096, n_batch=512, n_ubatch=512)
+    ids = llm.tokenize(" ".join(lines_of(job)).encode(), add_bos=False)
+    if job["work"] == "prefill":
+
+        def prefill(_):
+            llm.eval(ids[: job["tokens"]])
+            return job["tokens"]
+
+        return repeat(job["repeat"], llm.reset, prefill)
+    if job["work"] == "decode":
+
+        def prepare():
+            llm.reset()
+            llm.eval(ids[: job["prompt_tokens"] - 1])
+
+        def decode(_):
+            token = ids[job["prompt_tokens"] - 1]
+            for _ in range(job["new_tokens"]):
+                llm.eval([token])
+                token = llm.sample(temp=0.0)
+            return job["new_tokens"]
+
+        return repeat(job["repeat"], prepare, decode)
+    raise SystemExit(f"llama-cpp: no {job['work']}")
+
+
+def reference_peer(job):
+    sys.path.insert(0, job["reference"])
+    import numpy as np
+    import torch
+    import gem_ref as gem
+
+    torch.set_num_threads(THREADS)
+    k = 6
+    full = job["full"]
+    model = gem.Llama(path=f"{job['hf']}/model.safetensors", k=k, lora=0 if full else 16, train="full" if full else "lora",
+                      dtype=torch.float32 if full else getattr(torch, job["dtype"]),
+                      e_init=[314, 1216, 281, 582, 1834, 18])
+    model.scope = job["scope"]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0)
+    rng = np.random.default_rng(0)
+    rows = job["rows"]
+
+    def step(_):
+        texts = [rng.integers(100, 49152, job["tokens"]).tolist() for _ in range(rows)]
+        positives = [gem.token_dropout(text, 0.2, rng) for text in texts]
+        batch = gem.Batch([gem.gem_row(text, k) for text in texts + positives])
+        pooled = gem.pool(model(batch), batch)
+        loss = gem.info_nce(pooled[:rows], pooled[rows:], 0.05)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        return rows
+
+    repeat(job["repeat"], lambda: None, step)
+
+
+def convert(model, out):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = Path(model).resolve()
+    dequantised = AutoModelForCausalLM.from_pretrained(model.parent, gguf_file=model.name)
+    # What it was made from is not to be saved with it.
+    if hasattr(dequantised.config, "quantization_config"):
+        del dequantised.config.quantization_config
+    plain = AutoModelForCausalLM.from_config(dequantised.config)
+    plain.load_state_dict(dequantised.state_dict())
+    plain.save_pretrained(out)
+    AutoTokenizer.from_pretrained(model.parent, gguf_file=model.name).save_pretrained(out)
+
+
+PEERS = {"torch": torch_peer, "sentence-transformers": sentence_transformers_peer, "llama-cpp": llama_cpp_peer,
+         "reference": reference_peer}
+
+if __name__ == "__main__":
+    if sys.argv[1] == "convert":
+        convert(*sys.argv[2:4])
+    else:
+        PEERS[sys.argv[1]](json.loads(sys.argv[2]))

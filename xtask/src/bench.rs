@@ -1,0 +1,192 @@
+//! `cargo xtask bench`: the work that people do, by this program and by the programs that they use today, in turn in one
+//! go; and what the machine could do.
+
+mod contests;
+mod page;
+
+use contests::{Contest, Program, Side, contests};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const USAGE: &str = "\
+usage: cargo xtask bench --model MODEL.gguf [--reference DIR] [--python PYTHON] [--rounds N] [--threads N]
+                         [--only NAME]... [--out FILE.md]
+
+Peers run in PYTHON (python3), which has torch, transformers, gguf, sentence-transformers and llama-cpp-python; one that
+it lacks is left out, and said to be. DIR is the PyTorch GEM that training is compared with. An idle machine, please.";
+
+/// What the command line says.
+pub(crate) struct Options {
+    model: PathBuf,
+    reference: Option<PathBuf>,
+    python: String,
+    rounds: usize,
+    threads: usize,
+    only: Vec<String>,
+    out: PathBuf,
+}
+
+impl Options {
+    fn parse(arguments: &[String]) -> Result<Self, String> {
+        let mut options = Self {
+            model: PathBuf::new(),
+            reference: None,
+            python: "python3".into(),
+            rounds: 3,
+            threads: 1,
+            only: Vec::new(),
+            out: "docs/benchmarks.md".into(),
+        };
+        let mut rest = arguments.iter();
+        while let Some(flag) = rest.next() {
+            let value = rest.next().ok_or_else(|| format!("{flag}: expected a value\n{USAGE}"))?;
+            let number =
+                || value.parse::<usize>().ok().filter(|n| *n > 0).ok_or_else(|| format!("{flag}: expected a number"));
+            match flag.as_str() {
+                "--model" => options.model = value.into(),
+                "--reference" => options.reference = Some(value.into()),
+                "--python" => options.python = value.clone(),
+                "--rounds" => options.rounds = number()?,
+                "--threads" => options.threads = number()?,
+                "--only" => options.only.push(value.clone()),
+                "--out" => options.out = value.into(),
+                _ => return Err(format!("unknown flag {flag}\n{USAGE}")),
+            }
+        }
+        if !options.model.is_file() {
+            return Err(format!("--model {}: no such file\n{USAGE}", options.model.display()));
+        }
+        Ok(options)
+    }
+}
+
+/// One repetition of a piece of work.
+#[derive(Debug, Clone, Copy)]
+struct Measured {
+    items: f64,
+    cpu_secs: f64,
+    wall_secs: f64,
+    flops: f64,
+    peak_mib: f64,
+}
+
+/// The medians of each round of a side.
+struct Entry {
+    side: Side,
+    rounds: Vec<Measured>,
+}
+
+/// Runs the benchmark and writes its page.
+///
+/// # Errors
+/// On wrong arguments, and when our own side fails.
+pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<(), String> {
+    let options = Options::parse(arguments)?;
+    let work = root.join("target/bench");
+    std::fs::create_dir_all(&work).map_err(|error| format!("{}: {error}", work.display()))?;
+    super::cargo(&["build", "--release", "-p", "lapidary", "--example", "workload"])?;
+    super::cargo(&["build", "--release", "-p", "lapidary-kernels", "--example", "peak"])?;
+    let hf = work.join("hf");
+    if !hf.join("model.safetensors").is_file() {
+        let (model, out) = (options.model.display().to_string(), hf.display().to_string());
+        output(&options.python, &[&peers(root), "convert", &model, &out], &options)?;
+    }
+    let peak: Value = parse(&output(&example(root, "peak"), &[], &options)?)?.remove(0);
+    let mut results = Vec::new();
+    for contest in contests(&work, root)? {
+        if options.only.is_empty() || options.only.iter().any(|name| *name == contest.name) {
+            let entries = compare(&contest, root, &options, &hf);
+            results.push((contest, entries?));
+        }
+    }
+    let page = page::page(&peak, &results, &options);
+    let out = root.join(&options.out);
+    std::fs::write(&out, &page).map_err(|error| format!("{}: {error}", out.display()))?;
+    println!("{page}");
+    Ok(())
+}
+
+/// Every side of a contest in turn, as often as there are rounds; peers that fail are told and left out.
+fn compare(contest: &Contest, root: &Path, options: &Options, hf: &Path) -> Result<Vec<Entry>, String> {
+    let mut rounds: BTreeMap<usize, Vec<Measured>> = BTreeMap::new();
+    let mut failed = vec![false; contest.sides.len()];
+    for round in 0..options.rounds {
+        for (number, side) in contest.sides.iter().enumerate() {
+            if failed[number] {
+                continue;
+            }
+            eprintln!("{}, round {} of {}: {}", contest.name, round + 1, options.rounds, side.name);
+            match measure(side, root, options, hf) {
+                Ok(measured) => rounds.entry(number).or_default().push(measured),
+                Err(error) if matches!(side.program, Program::Ours) => return Err(error),
+                Err(error) => {
+                    eprintln!("{}: left out: {error}", side.name);
+                    failed[number] = true;
+                    rounds.remove(&number);
+                }
+            }
+        }
+    }
+    let entry = |(number, rounds): (usize, _)| Entry { side: contest.sides[number].clone(), rounds };
+    Ok(rounds.into_iter().map(entry).collect())
+}
+
+fn measure(side: &Side, root: &Path, options: &Options, hf: &Path) -> Result<Measured, String> {
+    let mut job = side.job.clone();
+    job["model"] = json!(options.model);
+    job["hf"] = json!(hf);
+    if let Some(reference) = &options.reference {
+        job["reference"] = json!(reference);
+    }
+    let job = job.to_string();
+    let text = match &side.program {
+        Program::Ours => output(&example(root, "workload"), &[&job], options)?,
+        Program::Peer("reference") if options.reference.is_none() => return Err("no --reference".into()),
+        Program::Peer(peer) => output(&options.python, &[&peers(root), peer, &job], options)?,
+    };
+    let mut repetitions: Vec<Measured> = parse(&text)?.iter().map(measured).collect();
+    repetitions.sort_by(|a, b| a.cpu_secs.total_cmp(&b.cpu_secs));
+    repetitions.get(repetitions.len() / 2).copied().ok_or_else(|| format!("{}: nothing was measured", side.name))
+}
+
+fn measured(line: &Value) -> Measured {
+    let number = |key: &str| line[key].as_f64().unwrap_or(0.0);
+    Measured {
+        items: number("items"),
+        cpu_secs: number("cpu_secs"),
+        wall_secs: number("wall_secs"),
+        flops: number("flops"),
+        peak_mib: number("peak_mib"),
+    }
+}
+
+fn parse(text: &str) -> Result<Vec<Value>, String> {
+    let lines = text.lines().filter(|line| line.starts_with('{'));
+    lines.map(|line| serde_json::from_str(line).map_err(|error| format!("{line}: {error}"))).collect()
+}
+
+fn example(root: &Path, name: &str) -> String {
+    root.join("target/release/examples").join(name).display().to_string()
+}
+
+fn peers(root: &Path) -> String {
+    root.join("scripts/bench_peers.py").display().to_string()
+}
+
+/// What a program prints, with so many threads as the options say.
+fn output(program: &str, arguments: &[&str], options: &Options) -> Result<String, String> {
+    let threads = options.threads.to_string();
+    let output = Command::new(program)
+        .args(arguments)
+        .env("RAYON_NUM_THREADS", &threads)
+        .env("OMP_NUM_THREADS", &threads)
+        .output()
+        .map_err(|error| format!("{program}: {error}"))?;
+    if !output.status.success() {
+        let told = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("{program}: {}: {}", output.status, told.lines().last().unwrap_or_default()));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
