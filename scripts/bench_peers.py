@@ -1,9 +1,9 @@
 """The other side of `cargo xtask bench`: the same jobs by the programs that people use today.
 
 usage: bench_peers.py PEER JOB, with JOB as `crates/lapidary/examples/workload.rs` has it; prints the same lines.
-       bench_peers.py convert MODEL.gguf OUT_DIR [REFERENCE_DIR]
+       bench_peers.py convert MODEL.gguf OUT_DIR
 PEER is `torch` (transformers, in the job's `dtype`), `sentence-transformers`, `llama-cpp` or `reference` (the PyTorch GEM
-of REFERENCE_DIR). `convert` writes the weights dequantised, as transformers reads them. Threads are those of
+in the job's `reference`). `convert` writes the weights dequantised, as transformers reads them. Threads are those of
 OMP_NUM_THREADS.
 """
 import json, os, sys, time

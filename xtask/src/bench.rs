@@ -14,8 +14,8 @@ const USAGE: &str = "\
 usage: cargo xtask bench --model MODEL.gguf [--reference DIR] [--python PYTHON] [--rounds N] [--threads N]
                          [--only NAME]... [--out FILE.md]
 
-Peers run in PYTHON (python3), which has torch, transformers, gguf, sentence-transformers and llama-cpp-python; one that
-it lacks is left out, and said to be. DIR is the PyTorch GEM that training is compared with. An idle machine, please.";
+Peers run in PYTHON (python3), which has torch, transformers and gguf, and may have sentence-transformers and
+llama-cpp-python; a peer that fails is left out, and said to be. --only replaces the page by a part of it. DIR is the PyTorch GEM that training is compared with. An idle machine, please.";
 
 /// What the command line says.
 pub(crate) struct Options {
@@ -88,14 +88,15 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<(), String> {
     std::fs::create_dir_all(&work).map_err(|error| format!("{}: {error}", work.display()))?;
     super::cargo(&["build", "--release", "-p", "lapidary", "--example", "workload"])?;
     super::cargo(&["build", "--release", "-p", "lapidary-kernels", "--example", "peak"])?;
-    let hf = work.join("hf");
-    if !hf.join("model.safetensors").is_file() {
-        let (model, out) = (options.model.display().to_string(), hf.display().to_string());
-        output(&options.python, &[&peers(root), "convert", &model, &out], &options)?;
+    let all = contests(&work, root)?;
+    if let Some(unknown) = options.only.iter().find(|name| all.iter().all(|contest| contest.name != **name)) {
+        let names: Vec<&str> = all.iter().map(|contest| contest.name).collect();
+        return Err(format!("--only {unknown}: expected one of {}", names.join(", ")));
     }
+    let hf = dequantised(&work, root, &options)?;
     let peak: Value = parse(&output(&example(root, "peak"), &[], &options)?)?.remove(0);
     let mut results = Vec::new();
-    for contest in contests(&work, root)? {
+    for contest in all {
         if options.only.is_empty() || options.only.iter().any(|name| *name == contest.name) {
             let entries = compare(&contest, root, &options, &hf);
             results.push((contest, entries?));
@@ -106,6 +107,20 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<(), String> {
     std::fs::write(&out, &page).map_err(|error| format!("{}: {error}", out.display()))?;
     println!("{page}");
     Ok(())
+}
+
+/// The model's weights as transformers reads them, made once for each file.
+fn dequantised(work: &Path, root: &Path, options: &Options) -> Result<PathBuf, String> {
+    let model = &options.model;
+    let bytes = std::fs::metadata(model).map_err(|error| format!("{}: {error}", model.display()))?.len();
+    let name = model.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let (whole, part) = (work.join(format!("{name}-{bytes}")), work.join("part"));
+    if !whole.is_dir() {
+        let (model, out) = (model.display().to_string(), part.display().to_string());
+        output(&options.python, &[&peers(root), "convert", &model, &out], options)?;
+        std::fs::rename(&part, &whole).map_err(|error| format!("{}: {error}", whole.display()))?;
+    }
+    Ok(whole)
 }
 
 /// Every side of a contest in turn, as often as there are rounds; peers that fail are told and left out.

@@ -270,7 +270,8 @@ pub(crate) struct Blocks {
 }
 
 impl Blocks {
-    /// None where the machine has no units for bf16.
+    /// None where the machine has no units for bf16. One at a time on a thread, and no [`Packed::product`] beside it: the
+    /// end of either takes the tiles away.
     pub(crate) fn new() -> Option<Self> {
         let units = Units::best();
         (units != Units::Portable).then(|| Self {

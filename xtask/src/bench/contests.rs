@@ -76,13 +76,13 @@ pub(super) fn contests(work: &Path, root: &Path) -> Result<Vec<Contest>, String>
             sides: vec![
                 ours("positives by deletion", &job, json!({"dropout": "delete"})),
                 ours("positives by visibility", &job, json!({"dropout": "visibility"})),
-                peer("reference", ", bf16", &job, json!({"dtype": "bfloat16"})),
+                peer("reference", if full { ", f32" } else { ", bf16" }, &job, json!({"dtype": "bfloat16"})),
             ],
         });
     }
     for (name, what, file) in [
         ("embed-sentences", "Embedding 2,000 Wikipedia sentences by the mean over the text", &sentences),
-        ("embed-paragraphs", "Embedding 500 texts of 150 to 450 tokens by the mean over the text", &paragraphs),
+        ("embed-paragraphs", "Embedding 500 texts of about 150 to 450 tokens by the mean over the text", &paragraphs),
     ] {
         let job = json!({"work": "embed", "texts": file, "repeat": 1, "batch_rows": 32});
         all.push(Contest {
@@ -127,7 +127,8 @@ pub(super) fn contests(work: &Path, root: &Path) -> Result<Vec<Contest>, String>
     let job = json!({"work": "answer", "texts": paragraphs, "tokens": 512, "question_tokens": 16, "repeat": 5, "weights": "bf16"});
     all.push(Contest {
         name: "answer",
-        what: "From a question of 16 tokens behind a document of 512 to the first token of the answer",
+        what: "From a question of 16 tokens behind a document of 512 to the first token of the answer; the document is compressed \
+               beforehand, or read in full with the question",
         items: "answers",
         sides: vec![
             ours("the document as 6 special tokens", &job, json!({"num_special_tokens": 6})),

@@ -23,6 +23,7 @@ use lapidary::train::{Recipe, RunOptions};
 use serde::{Deserialize, Serialize};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -201,6 +202,9 @@ pub(crate) fn run(args: &SweepArgs, context: &Context) -> Result<()> {
             context.note(&format!("{}, {name}", variant.name));
             let dir = out.join(directory_name(&variant.name)).join(&name);
             let called = format!("{}, {name}", variant.name);
+            if stop.load(Ordering::Relaxed) {
+                bail!(Interrupted(format!("stopped before {called}")));
+            }
             match scores(run, &measures, (&called, &dir), &stop, context) {
                 Ok(found) => runs.push(found),
                 Err(error) if error.is::<Interrupted>() => return Err(error),

@@ -126,6 +126,9 @@ fn ranked(tables: &Path) -> Result<String> {
 /// was ` \n` (`wikitext.py` of the datasets library).
 fn raw_text(tables: &Path) -> Result<String> {
     let lines = load_texts(&split_file(tables, LINES)?)?;
+    if let Some(line) = lines.iter().find(|line| !line.is_empty() && !line.ends_with('\n')) {
+        bail!("expected lines with their ends, found {line:?}");
+    }
     Ok(lines.iter().map(|line| if line.is_empty() { " \n" } else { line.as_str() }).collect())
 }
 

@@ -190,8 +190,8 @@ pub fn norm_linears<const N: usize>(x: &Tensor, norm: Norm<'_>, maps: [Map<'_>; 
     let rows = rows_of(&maps);
     let outputs = with_values(x, |x| {
         with_values(norm.weight, |w| {
-            if w.len() != d {
-                bail!("norm_linears: expected a norm of {d}, found one of {}", w.len());
+            if w.len() != d || norm.weight.track_op() {
+                bail!("norm_linears: expected a frozen norm of {d}, found one of {}", w.len());
             }
             // The rows are normed and rounded once for all maps.
             let per_task = task_rows(t);
@@ -315,8 +315,8 @@ pub fn feed_forward(x: &Tensor, norm: Norm<'_>, maps: [Map<'_>; 3], activation: 
     let [gate, up, down] = maps;
     let y = with_values(x, |x| {
         with_values(norm.weight, |w| {
-            if w.len() != d {
-                bail!("feed_forward: expected a norm of {d}, found one of {}", w.len());
+            if w.len() != d || norm.weight.track_op() {
+                bail!("feed_forward: expected a frozen norm of {d}, found one of {}", w.len());
             }
             gate.with(|gate| up.with(|up| down.with(|down| run(x, w, [gate, up, down]))))?
         })?

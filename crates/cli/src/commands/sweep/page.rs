@@ -28,8 +28,8 @@ fn figures_at(runs: &[Scores], at: usize) -> Vec<f64> {
     runs.iter().map(|run| run.figures[at].1).collect()
 }
 
-/// Bars of all scores where each variant ran once and they can be told apart; else a picture for each score, or of the
-/// first, with a dot for each run.
+/// Bars of all scores where each variant ran once and they can be told apart; else a picture for each score, or of
+/// the mean, with a dot for each run.
 fn pictures(all: &[(String, Vec<Scores>)], names: &[String], num_runs: usize) -> Result<Vec<Block>, ReportError> {
     let variants: Vec<String> = all.iter().map(|(variant, _)| variant.clone()).collect();
     let figure = |png, alternative: String| Block::Figure(Figure { png, caption: String::new(), alternative });
@@ -43,8 +43,10 @@ fn pictures(all: &[(String, Vec<Scores>)], names: &[String], num_runs: usize) ->
             names.iter().enumerate().map(|(at, name)| Series { name: name.clone(), values: values(at) }).collect();
         return match bar_comparison("Scores by variant", &variants, &series) {
             Ok(png) => Ok(vec![figure(png, "A bar for each score of each variant, as in the table.".into())]),
-            // The first score stands for all: of tasks it is the mean.
-            Err(ReportError::TooMany { .. }) => names.iter().enumerate().take(1).map(picture).collect(),
+            Err(ReportError::TooMany { .. }) => {
+                let mean = names.iter().position(|name| name.starts_with("mean of ")).unwrap_or(0);
+                Ok(vec![picture((mean, &names[mean]))?])
+            }
             Err(error) => Err(error),
         };
     }
