@@ -15,7 +15,8 @@ usage: cargo xtask bench --model MODEL.gguf [--reference DIR] [--python PYTHON] 
                          [--only NAME]... [--out FILE.md]
 
 Peers run in PYTHON (python3), which has torch, transformers and gguf, and may have sentence-transformers and
-llama-cpp-python; a peer that fails is left out, and said to be. --only replaces the page by a part of it. DIR is the PyTorch GEM that training is compared with. An idle machine, please.";
+llama-cpp-python; a peer that fails is left out, and said to be. DIR is the PyTorch GEM that training is compared with.
+--only replaces the page by a part of it. An idle machine, please.";
 
 /// What the command line says.
 pub(crate) struct Options {
@@ -55,6 +56,9 @@ impl Options {
                 _ => return Err(format!("unknown flag {flag}\n{USAGE}")),
             }
         }
+        if options.model.as_os_str().is_empty() {
+            return Err(USAGE.into());
+        }
         if !options.model.is_file() {
             return Err(format!("--model {}: no such file\n{USAGE}", options.model.display()));
         }
@@ -72,7 +76,7 @@ struct Measured {
     peak_mib: f64,
 }
 
-/// The medians of each round of a side.
+/// A side, and the mean repetition of each of its rounds.
 struct Entry {
     side: Side,
     rounds: Vec<Measured>,
@@ -161,9 +165,10 @@ fn measure(side: &Side, root: &Path, options: &Options, hf: &Path) -> Result<Mea
         Program::Peer("reference") if options.reference.is_none() => return Err("no --reference".into()),
         Program::Peer(peer) => output(&options.python, &[&peers(root), peer, &job], options)?,
     };
-    let mut repetitions: Vec<Measured> = parse(&text)?.iter().map(measured).collect();
-    repetitions.sort_by(|a, b| a.cpu_secs.total_cmp(&b.cpu_secs));
-    repetitions.get(repetitions.len() / 2).copied().ok_or_else(|| format!("{}: nothing was measured", side.name))
+    let repetitions: Vec<Measured> = parse(&text)?.iter().map(measured).collect();
+    let Some(last) = repetitions.last().copied() else { return Err(format!("{}: nothing was measured", side.name)) };
+    let mean = |of: fn(&Measured) -> f64| repetitions.iter().map(of).sum::<f64>() / repetitions.len() as f64;
+    Ok(Measured { cpu_secs: mean(|one| one.cpu_secs), wall_secs: mean(|one| one.wall_secs), ..last })
 }
 
 fn measured(line: &Value) -> Measured {

@@ -9,7 +9,7 @@ use lapidary::Lapidary;
 use lapidary::embed::EmbedOptions;
 use lapidary::generate::{Limits, Sampler, Sampling, Sequence, greedy, read};
 use lapidary::layout::{Continuation, Example, Rng, TokenId};
-use lapidary::model::{Adapter, BaseModel, DecoderConfig, LoraConfig, ModelFiles, WeightFormat};
+use lapidary::model::{Adapter, BaseModel, Decoder, DecoderConfig, LoraConfig, ModelFiles, WeightFormat};
 use lapidary::train::optimizer::{self, Group, Param, global_norm};
 use lapidary::train::step::{LossWeights, StepModel, StepOptions, step};
 use lapidary::train::{build_method, special_rows};
@@ -39,12 +39,19 @@ enum Work {
     /// Unit vectors of the lines of a file by the mean over the text; an item is a token.
     Embed { texts: PathBuf },
     /// Greedy continuations of a text's first tokens; an item is a generated token.
-    Decode { texts: PathBuf, prompt_tokens: usize, new_tokens: usize, rows: usize },
+    Decode { texts: PathBuf, prompt_tokens: usize, new_tokens: usize },
     /// A text's first tokens through the model, to the logits of the last; an item is a token.
     Prefill { texts: PathBuf, tokens: usize },
     /// From a question behind a document to the first token of the answer; an item is an answer. The document is read as
-    /// `num_special_tokens` [E]s beforehand, or, with none, in full with the question.
-    Answer { texts: PathBuf, tokens: usize, question_tokens: usize, num_special_tokens: usize },
+    /// `num_special_tokens` [E]s beforehand; with none, in full, with the question or, where it is to `keep`, beforehand.
+    Answer {
+        texts: PathBuf,
+        tokens: usize,
+        question_tokens: usize,
+        num_special_tokens: usize,
+        #[serde(default)]
+        keep: bool,
+    },
 }
 
 /// What one repetition did: items, and operations of products with weights.
@@ -76,24 +83,16 @@ fn main() -> Result<(), Failure> {
                 Ok(Done { items, flops: flops(config, items, 0) })
             })
         }
-        Work::Decode { texts, prompt_tokens, new_tokens, rows } => {
+        Work::Decode { texts, prompt_tokens, new_tokens } => {
             base.decoder.set_weight_format(job.weights)?;
             let prompt = first_tokens(&base, texts, *prompt_tokens)?;
-            let (before, last) = prompt.split_at(prompt_tokens - 1);
             let limits = Limits { max_new_tokens: *new_tokens, eos_token_ids: &[] };
-            let mut read = || -> Result<Vec<Sequence>, Failure> {
-                let mut sequences: Vec<Sequence> = (0..*rows).map(|_| Sequence::new(&base.decoder, None)).collect();
-                sequences.iter_mut().try_for_each(|sequence| sequence.push(before))?;
-                Ok(sequences)
-            };
-            repeat(job.repeat, &mut read, &mut |mut sequences| {
-                for sequence in &mut sequences {
-                    let mut sampler = Sampler::new(Sampling::default())?;
-                    let whole = [before, last].concat();
-                    sequence.generate(&whole, &limits, &mut sampler, &mut |_| Ok(ControlFlow::Continue(())))?;
-                }
-                let items = rows * new_tokens;
-                Ok(Done { items, flops: flops(base.decoder.config(), items, items) })
+            // All but the prompt's last token is run beforehand.
+            let mut read = || begun(&base.decoder, &prompt[..prompt_tokens - 1]);
+            repeat(job.repeat, &mut read, &mut |mut sequence| {
+                let mut sampler = Sampler::new(Sampling::default())?;
+                sequence.generate(&prompt, &limits, &mut sampler, &mut |_| Ok(ControlFlow::Continue(())))?;
+                Ok(Done { items: *new_tokens, flops: flops(base.decoder.config(), *new_tokens, *new_tokens) })
             })
         }
         Work::Prefill { texts, tokens } => {
@@ -104,24 +103,31 @@ fn main() -> Result<(), Failure> {
                 Ok(Done { items: *tokens, flops: flops(base.decoder.config(), *tokens, 1) })
             })
         }
-        Work::Answer { texts, tokens, question_tokens, num_special_tokens: k } => {
+        Work::Answer { texts, tokens, question_tokens, num_special_tokens: k, keep } => {
             base.decoder.set_weight_format(job.weights)?;
             let all = first_tokens(&base, texts, tokens + question_tokens)?;
             let (document, question) = all.split_at(*tokens);
             let model = Lapidary::from_base(base, "gem", json!({"num_special_tokens": k.max(&1), "scope": "special"}))?;
             let decoder = &model.base().decoder;
-            let mut prepare = || match k {
-                0 => Ok(Sequence::new(decoder, None)),
+            let mut prepare = || match (*k, *keep) {
+                (0, keep) => begun(decoder, if keep { document } else { &[] }),
                 _ => Ok(read(&model, document, Continuation::Rest)?),
             };
             repeat(job.repeat, &mut prepare, &mut |mut sequence| {
-                let unread = if *k == 0 { &all } else { question };
+                let unread = if *k == 0 && !keep { &all } else { question };
                 unread.chunks(512).try_for_each(|chunk| sequence.push(chunk))?;
                 greedy(sequence.logits()).ok_or("no logits")?;
                 Ok(Done { items: 1, flops: flops(decoder.config(), unread.len(), 1) })
             })
         }
     }
+}
+
+/// A row of which these tokens have run.
+fn begun<'a>(decoder: &'a Decoder, tokens: &[TokenId]) -> Result<Sequence<'a>, Failure> {
+    let mut sequence = Sequence::new(decoder, None);
+    tokens.chunks(512).try_for_each(|chunk| sequence.push(chunk))?;
+    Ok(sequence)
 }
 
 /// Runs `work` on what `prepare` makes, which is not timed.

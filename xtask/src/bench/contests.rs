@@ -100,8 +100,7 @@ pub(super) fn contests(work: &Path, root: &Path) -> Result<Vec<Contest>, String>
             ],
         });
     }
-    let job =
-        json!({"work": "decode", "texts": paragraphs, "prompt_tokens": 512, "new_tokens": 256, "rows": 1, "repeat": 1});
+    let job = json!({"work": "decode", "texts": paragraphs, "prompt_tokens": 512, "new_tokens": 256, "repeat": 1});
     all.push(Contest {
         name: "decode",
         what: "256 tokens, greedily, after a prompt of 512",
@@ -127,12 +126,13 @@ pub(super) fn contests(work: &Path, root: &Path) -> Result<Vec<Contest>, String>
     let job = json!({"work": "answer", "texts": paragraphs, "tokens": 512, "question_tokens": 16, "repeat": 5, "weights": "bf16"});
     all.push(Contest {
         name: "answer",
-        what: "From a question of 16 tokens behind a document of 512 to the first token of the answer; the document is compressed \
-               beforehand, or read in full with the question",
+        what: "From a question of 16 tokens behind a document of 512 to the first token of the answer; the document is \
+               compressed beforehand, read in full with the question, or read in full beforehand",
         items: "answers",
         sides: vec![
             ours("the document as 6 special tokens", &job, json!({"num_special_tokens": 6})),
             ours("the document in full", &job, json!({"num_special_tokens": 0})),
+            ours("its keys and values kept", &job, json!({"num_special_tokens": 0, "keep": true})),
         ],
     });
     Ok(all)

@@ -8,7 +8,9 @@ use std::fmt::Write as _;
 /// Least, median and most.
 fn spread(mut values: Vec<f64>) -> (f64, f64, f64) {
     values.sort_by(f64::total_cmp);
-    (values[0], values[values.len() / 2], values[values.len() - 1])
+    let half = values.len() / 2;
+    let median = if values.len() % 2 == 1 { values[half] } else { f64::midpoint(values[half - 1], values[half]) };
+    (values[0], median, values[values.len() - 1])
 }
 
 fn median(rounds: &[Measured], value: impl Fn(&Measured) -> f64) -> f64 {
@@ -35,7 +37,7 @@ pub(super) fn page(peak: &Value, results: &[(Contest, Vec<Entry>)], options: &Op
         page,
         "Written by `cargo xtask bench`: {} rounds, in each of which every side runs once, {threads} thread{} each. A ratio is \
          how often as many items ours (the first side) does in the same CPU time, or wall time: median, least and most over \
-         the rounds. {}.\n",
+         the rounds. The last column counts products with weights alone, of training those of the forward pass. {}.\n",
         options.rounds,
         if threads == 1 { "" } else { "s" },
         machine()

@@ -336,8 +336,9 @@ fn scores(
     };
     model.set_weight_format(measures.weights)?;
     let fingerprint = model.fingerprint().to_owned();
-    if let Some(kept) = kept.filter(|kept| kept.fingerprint == fingerprint && measures.are_in(kept)) {
-        return Ok(kept);
+    let kept = kept.filter(|kept| kept.fingerprint == fingerprint);
+    if let Some(kept) = kept.as_ref().filter(|kept| measures.are_in(kept)) {
+        return Ok(kept.clone());
     }
     if model.standardisation().is_none() {
         standardise(&mut model, measures.standardise_on, context)?;
@@ -360,9 +361,14 @@ fn scores(
             context,
         )?);
     }
-    if let Some((texts, described)) = &measures.texts {
-        let retention = measure_retention(&model, texts, measures.reconstruct, context)?;
-        scores.retention = Some((described.clone(), retention));
+    scores.retention = kept.and_then(|kept| kept.retention);
+    if let Some((texts, described)) = &measures.texts
+        && scores.retention.as_ref().is_none_or(|(known, _)| known != described)
+    {
+        // A method without special tokens has its other scores all the same.
+        let found = measure_retention(&model, texts, measures.reconstruct, context);
+        let found = found.map_err(|error| context.note(&format!("{called}: no reconstruction: {error:#}")));
+        scores.retention = Some((described.clone(), found.unwrap_or_default()));
     }
     let text = serde_json::to_string_pretty(&scores)? + "\n";
     write_file(&file, |file| file.write_all(text.as_bytes()))?;
@@ -384,7 +390,7 @@ impl Measures<'_> {
         let texts = scores.retention.as_ref().map(|(described, _)| described);
         self.tasks.is_none()
             && self.sts.iter().map(|(name, _)| name).eq(scores.figures.iter().map(|(name, _)| name))
-            && texts == self.texts.as_ref().map(|(_, described)| described)
+            && self.texts.as_ref().is_none_or(|(_, described)| texts == Some(described))
     }
 }
 

@@ -20,8 +20,6 @@ const TABLE: &str = include_str!("data_sets.toml");
 const TEST: &str = "test";
 const TOP_RANKED: &str = "top_ranked";
 const LINES: &str = "lines";
-/// The tasks of likelihoods that the table has.
-const LANGUAGE_TASKS: [&str; 6] = ["ARC-Challenge", "ARC-Easy", "HellaSwag", "LAMBADA", "MMLU", "WikiText2"];
 
 /// The file `data_sets.toml`.
 #[derive(Debug, Deserialize)]
@@ -50,7 +48,7 @@ pub(crate) struct TaskData {
     pub(crate) revision: String,
 }
 
-/// The subset of a multilingual task that is English, as the mteb package calls it; `default` for other tasks.
+/// The subset of a task as its package calls it: of a multilingual one the English, else `default`.
 pub(crate) fn subset_of(name: &str) -> Result<String> {
     let mut sets: DataSets = toml::from_str(TABLE).context("data_sets.toml")?;
     Ok(sets.tasks.remove(name).and_then(|set| set.subset).unwrap_or_else(|| "default".into()))
@@ -65,10 +63,12 @@ impl Fetcher {
     pub(crate) fn task_data(&self, name: &str) -> Result<TaskData> {
         let mut sets: DataSets = toml::from_str(TABLE).context("data_sets.toml")?;
         let Some(set) = sets.tasks.remove(name) else {
+            let others = sets.tasks.iter().filter(|(_, set)| !set.repository.starts_with("mteb/"));
+            let others: Vec<&str> = others.map(|(name, _)| name.as_str()).collect();
             bail!(
                 "no data set on the hub is known for it: expected a task of MTEB(eng, v1) or MTEB(eng, v2) with a test split, \
                  or one of {}",
-                LANGUAGE_TASKS.join(", ")
+                others.join(", ")
             );
         };
         let dir = self.cache_dir.join("tasks").join(name).join(&set.revision);

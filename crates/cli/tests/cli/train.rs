@@ -413,6 +413,21 @@ fn a_sweep_trains_measures_and_goes_on() {
     let text = fs::read_to_string(&scores).unwrap();
     assert_eq!(stdout(run(dir, &keep)), tables);
     assert_eq!(fs::read_to_string(&scores).unwrap(), text);
+    // Without asking for it nothing is lost, and a method without special tokens costs nobody else's figures.
+    stdout(run(dir, &args));
+    assert_eq!(fs::read_to_string(&scores).unwrap(), text);
+    fs::write(
+        dir.join("sweep.toml"),
+        format!("{lengths}[[variants]]\nname = 'mean'\nmodel = 'base'\nmethod = 'mean'\n"),
+    )
+    .unwrap();
+    let with_mean = run(dir, &keep);
+    assert!(
+        String::from_utf8_lossy(&with_mean.stderr).contains("mean, as-it-is: no reconstruction: "),
+        "{with_mean:?}"
+    );
+    let found = stdout(with_mean);
+    assert!(found.contains("\nmean ") && found.split("\n\n").nth(1).unwrap().lines().count() == 5, "{found}");
     let report = fs::read_to_string(dir.join("out/report.md")).unwrap();
     assert!(report.contains("## The text again") && report.contains("](report-4.png)"), "{report}");
     fs::write(dir.join("sweep.toml"), lengths.replace("[8, 12]", "[2]")).unwrap();

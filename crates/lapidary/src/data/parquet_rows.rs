@@ -1,6 +1,6 @@
 //! Rows of a Parquet file: scalar columns, lists of scalars and groups of such lists, read column by column in batches.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -202,7 +202,14 @@ fn leaves(reader: &dyn FileReader) -> Vec<Leaf> {
                 || matches!(column.logical_type_ref(), Some(LogicalType::String)));
         Some(Leaf { name: top.name().to_owned(), inner, index, is_text })
     };
-    (0..schema.num_columns()).filter_map(leaf).collect()
+    let found: Vec<Leaf> = (0..schema.num_columns()).filter_map(leaf).collect();
+    // Two leaves of one name are parts of something that is no list of scalars.
+    let names = |leaf: &Leaf| (leaf.name.clone(), leaf.inner.clone());
+    let counts = found.iter().map(names).fold(BTreeMap::new(), |mut counts, name| {
+        *counts.entry(name).or_insert(0) += 1;
+        counts
+    });
+    found.into_iter().filter(|leaf| counts[&names(leaf)] == 1).collect()
 }
 
 /// The next `num_rows` values of a column.

@@ -3,7 +3,9 @@
 use kernels::Tensor;
 use lapidary::embed::{EmbedOptions, Embedder};
 use lapidary::eval::standardise::Standardisation;
-use lapidary::model::{Adapter, BaseModel, Decoder, ForwardOptions, Kv, LoraConfig, ModelFiles, Segment};
+use lapidary::model::{
+    Adapter, BaseModel, Decoder, ForwardOptions, HiddenDropout, Kv, LoraConfig, ModelFiles, Segment, WeightFormat,
+};
 use lapidary::train::build_method;
 use lapidary::train::similarity::TeacherCosines;
 use lapidary::train::step::{LossWeights, StepOptions, StepResult};
@@ -57,6 +59,38 @@ fn alone_equals_in_a_batch() {
             first = end;
         }
         assert_eq!(first, packed.len());
+    }
+}
+
+/// Long segments run in parts of a layer in one piece, short ones do not: with biases, norms behind a part, norms of heads,
+/// windows and adapters the bits are the same, where the machine has units for bf16.
+#[test]
+fn parts_in_one_piece_have_the_bits_of_short_segments() {
+    let num_rows = 4 * rayon::current_num_threads() + 1;
+    #[cfg(target_arch = "x86_64")]
+    let units = std::arch::is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    let units = false;
+    for family in ["gemma2", "gemma3", "llama", "llama_bias", "qwen2_sliding", "qwen3", "smollm3"] {
+        let mut decoder = decoder(&golden("families").join(family), "config.json");
+        decoder.set_weight_format(WeightFormat::Bf16).unwrap();
+        let adapter = adapter(&decoder, true, 3);
+        for scope in ["special", "all"] {
+            let plans = plans(json!({ "scope": scope, "bottleneck_ratio": 0.0 }), &vec![9; num_rows]);
+            let rows: Vec<&Layout> = plans.iter().flat_map(|plan| &plan.rows).collect();
+            let packed = hidden(&decoder, &rows, Some(&adapter));
+            let alone: Vec<f32> = rows.iter().flat_map(|row| hidden(&decoder, &[row], Some(&adapter))).collect();
+            close_to_each_other(&packed, &alone, 1e-2, family);
+            assert!(!units || bits(&packed) == bits(&alone), "{family} {scope}: other bits");
+            let noise = |ratio| {
+                let mut rng = Rng::seed_from_u64(1);
+                let view = adapter.view(false);
+                let dropout = Some(HiddenDropout { ratio, rng: &mut rng });
+                let options = ForwardOptions { adapter: Some(&view), dropout, ..ForwardOptions::default() };
+                values(&decoder.forward(&Segment::whole(rows.iter().copied()), Kv::None, options).unwrap())
+            };
+            assert!(bits(&noise(0.5)) != bits(&packed), "{family} {scope}: no noise");
+        }
     }
 }
 

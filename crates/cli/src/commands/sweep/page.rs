@@ -92,7 +92,14 @@ pub(super) fn finish(title: &str, all: &[(String, Vec<Scores>)], out: &Path, con
     }
     let mut sections = vec![Section { heading: "Scores".into(), blocks }];
     for kept in Kept::ALL {
-        let Some((rows, picture)) = kept.by_length(all)? else { continue };
+        let (rows, picture) = match kept.by_length(all) {
+            Ok(Some(found)) => found,
+            Ok(None) => continue,
+            Err(error) => {
+                context.note(&format!("{}: left out: {error:#}", kept.heading));
+                continue;
+            }
+        };
         let mut blocks = vec![table(kept.caption.into(), &rows)];
         match picture {
             Ok(png) => blocks.push(Block::Figure(Figure {
@@ -162,28 +169,29 @@ impl Kept {
         all: &[(String, Vec<Scores>)],
     ) -> Result<Option<(Vec<Vec<String>>, Result<Vec<u8>, ReportError>)>> {
         let kept = |run: &Scores| run.retention.as_ref().map(|(_, kept)| kept.clone()).unwrap_or_default();
-        let runs: Vec<Vec<Vec<Retention>>> = all.iter().map(|(_, runs)| runs.iter().map(kept).collect()).collect();
+        let runs = |runs: &[Scores]| runs.iter().map(kept).collect::<Vec<_>>();
+        let mut all: Vec<(&String, Vec<Vec<Retention>>)> = all.iter().map(|(name, of)| (name, runs(of))).collect();
+        // Methods without special tokens have none.
+        all.retain(|(_, runs)| runs.iter().all(|run| !run.is_empty()));
         let lengths = |run: &[Retention]| run.iter().map(|at| at.num_tokens).collect::<Vec<_>>();
-        let first = runs.iter().flatten().next().map(|run| lengths(run)).unwrap_or_default();
-        if first.is_empty() {
-            return Ok(None);
-        }
-        if let Some(other) = runs.iter().flatten().map(|run| lengths(run)).find(|other| *other != first) {
+        let Some(first) = all.iter().flat_map(|(_, runs)| runs).next().map(|run| lengths(run)) else { return Ok(None) };
+        let every = || all.iter().flat_map(|(_, runs)| runs);
+        if let Some(other) = every().map(|run| lengths(run)).find(|other| *other != first) {
             bail!("expected every run to be measured at lengths {first:?}, found one at {other:?}");
         }
         let places: Vec<String> = first.iter().map(|length| format!("{length} tokens")).collect();
         let mut rows = vec![std::iter::once("variant".to_owned()).chain(places.iter().cloned()).collect::<Vec<_>>()];
         let mut lines = Vec::new();
-        for ((variant, _), runs) in all.iter().zip(&runs) {
+        for (variant, runs) in &all {
             let values: Vec<(f64, f64)> = (0..first.len())
                 .map(|at| mean_sd(&runs.iter().map(|run| (self.value)(&run[at])).collect::<Vec<_>>()))
                 .collect();
             let cell = |&(mean, sd): &(f64, f64)| {
                 if runs.len() > 1 { format!("{mean:.2} ± {sd:.2}") } else { format!("{mean:.2}") }
             };
-            rows.push(std::iter::once(variant.clone()).chain(values.iter().map(cell)).collect());
+            rows.push(std::iter::once((*variant).clone()).chain(values.iter().map(cell)).collect());
             let values = values.iter().map(|(mean, _)| Some(*mean)).collect();
-            lines.push(Series { name: variant.clone(), values });
+            lines.push(Series { name: (*variant).clone(), values });
         }
         let mut references = Vec::new();
         if let Some(losses) = self.losses {
@@ -191,8 +199,8 @@ impl Kept {
                 [("given nothing", |losses| losses.nothing), ("given the text", |losses| losses.text)];
             for (name, given) in givens {
                 let of = |run: &[Retention]| run.iter().map(|at| given(losses(at))).collect::<Vec<f64>>();
-                let values = of(&runs[0][0]);
-                if runs.iter().flatten().all(|run| of(run) == values) {
+                let values = of(&all[0].1[0]);
+                if every().all(|run| of(run) == values) {
                     rows.push(
                         std::iter::once(name.to_owned()).chain(values.iter().map(|x| format!("{x:.2}"))).collect(),
                     );
