@@ -233,15 +233,17 @@ impl Job<'_> {
                 let _tiles = amx::Tiles::new();
                 // SAFETY: the units were found to be there, the tiles are set up, and the caller answers for the rest.
                 unsafe {
-                    self.blocks(|a, a_stride, b, steps, c, c_stride, keep| {
-                        amx::block((a, a_stride), (b, b), steps, (c, c_stride), keep)
+                    self.blocks(|(a, a_stride, at), b, steps, c, c_stride, keep| {
+                        let panel = b.wrapping_add(self.packed.lines_of_panel() * BLOCK);
+                        let ahead = amx::Ahead::new(panel, (at / BLOCK, self.rows.div_ceil(BLOCK)), steps);
+                        amx::block((a, a_stride), (b, ahead), steps, (c, c_stride), keep)
                     })
                 };
             }
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the units were found to be there, and the caller answers for the rest.
             Units::Avx512 => unsafe {
-                self.blocks(|a, a_stride, b, steps, c, c_stride, keep| {
+                self.blocks(|(a, a_stride, _), b, steps, c, c_stride, keep| {
                     avx512::block((a, a_stride), b, steps, (c, c_stride), keep)
                 })
             },
@@ -250,13 +252,14 @@ impl Job<'_> {
         }
     }
 
-    /// Runs `block(a, a_stride, b, steps, c, c_stride, keep)` on blocks of 32 x 32 outputs: bytes of `a` between rows,
+    /// Runs `block((a, a_stride, first), b, steps, c, c_stride, keep)` on blocks of 32 x 32 outputs, those of the rows from
+    /// `first` on: bytes of `a` between rows,
     /// `steps` of 32 summands, numbers of `c` between rows.
     ///
     /// # Safety
     /// As of [`Self::run`], and `block` reads 32 rows of `steps` lines at `a`, 32 times `steps` lines at `b`, and
     /// writes 32 x 32 numbers at `c`.
-    unsafe fn blocks(&self, block: impl Fn(*const u16, usize, *const u16, usize, *mut f32, usize, bool)) {
+    unsafe fn blocks(&self, block: impl Fn((*const u16, usize, usize), *const u16, usize, *mut f32, usize, bool)) {
         let Rounded { lines: rounded, steps } = Rounded::of(self.x, self.summands.len());
         for panel in self.panels.clone() {
             let b = &self.packed.lines[panel * self.packed.lines_of_panel() + self.summands.start..][..steps * BLOCK];
@@ -268,11 +271,11 @@ impl Job<'_> {
                 // SAFETY: the output has these rows and this column.
                 let c = unsafe { self.output.row(first).first.add(first_column) };
                 if rows == BLOCK && columns == BLOCK {
-                    block(a, stride, b, steps, c, self.output.stride, self.keep);
+                    block((a, stride, first), b, steps, c, self.output.stride, self.keep);
                     continue;
                 }
                 let mut whole = [[0f32; BLOCK]; BLOCK];
-                block(a, stride, b, steps, whole.as_mut_ptr().cast(), BLOCK, false);
+                block((a, stride, first), b, steps, whole.as_mut_ptr().cast(), BLOCK, false);
                 for (row, values) in whole.iter().enumerate().take(rows) {
                     for (column, value) in values.iter().enumerate().take(columns) {
                         // SAFETY: the output has these rows and columns; with `keep` they hold numbers.

@@ -60,18 +60,7 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
         sums[0] = sums[0].plus_product(Vector::load(a), Vector::load(b));
     }
     let rest = a_rest.iter().zip(b_rest).fold(0.0, |rest, (x, y)| fma(*x, *y, rest));
-    let mut lanes = [[0f32; LANES]; 2];
-    sums.iter().zip(&mut lanes).for_each(|(sum, lanes)| sum.store(lanes));
-    let [mut sums, others] = lanes;
-    sums.iter_mut().zip(others).for_each(|(sum, other)| *sum += other);
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            sums[i] += sums[i + width];
-        }
-        width /= 2;
-    }
-    sums[0] + rest
+    sums[0].plus(sums[1]).sum() + rest
 }
 
 /// `y += a * x`.

@@ -12,6 +12,7 @@ mod cpu;
 mod kv;
 mod matrix;
 pub mod ops;
+mod quantised;
 mod storage_type;
 mod vector;
 
@@ -44,6 +45,12 @@ pub fn process_cpu_secs() -> Option<f64> {
     }
     #[cfg(not(unix))]
     None
+}
+
+/// Runs `work` on one of the threads that products are shared out to: what it runs in parallel begins there at once,
+/// where another thread would wait to be woken again each time.
+pub fn on_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| work())
 }
 
 /// Prepares the process for training and embedding: call it first in `main`, before any thread is started.

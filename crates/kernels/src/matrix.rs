@@ -3,6 +3,7 @@
 use crate::StorageType;
 use crate::bf16::{Packed, Units};
 use crate::cpu::{self, View, rows_of};
+use crate::quantised;
 use candle_core::quantized::{GgmlType, k_quants};
 use candle_core::{Result, bail};
 use half::{bf16, f16};
@@ -12,18 +13,19 @@ use std::sync::OnceLock;
 
 /// Numbers made f32 at a time: a block of rows stays in cache between its conversion and its product.
 const BLOCK_NUMBERS: usize = 1 << 19;
-/// Up to this many rows of input, one pass over the weights with each row converted in place is fastest.
-const FEW_ROWS: usize = 4;
+/// Up to this many rows of input, one pass over the weights with each row converted in place is fastest; as many as
+/// [`quantised::dots`] takes.
+const FEW_ROWS: usize = 8;
 
 enum Storage {
     F32(Vec<f32>),
     F16(Vec<f16>),
     BF16(Vec<bf16>),
     Q4_0(Vec<k_quants::BlockQ4_0>),
-    Q4_1(Vec<u8>),
+    Q4_1(Vec<quantised::Q4_1>),
     Q5_0(Vec<k_quants::BlockQ5_0>),
     Q5_1(Vec<k_quants::BlockQ5_1>),
-    Q8_0(Vec<u8>),
+    Q8_0(Vec<quantised::Q8_0>),
     Q2K(Vec<k_quants::BlockQ2K>),
     Q3K(Vec<k_quants::BlockQ3K>),
     Q4K(Vec<k_quants::BlockQ4K>),
@@ -86,10 +88,10 @@ impl Matrix {
             StorageType::F16 => Storage::F16(copy_as(bytes)),
             StorageType::BF16 => Storage::BF16(copy_as(bytes)),
             StorageType::Q4_0 => Storage::Q4_0(copy_as(bytes)),
-            StorageType::Q4_1 => Storage::Q4_1(bytes.to_vec()),
+            StorageType::Q4_1 => Storage::Q4_1(copy_as(bytes)),
             StorageType::Q5_0 => Storage::Q5_0(copy_as(bytes)),
             StorageType::Q5_1 => Storage::Q5_1(copy_as(bytes)),
-            StorageType::Q8_0 => Storage::Q8_0(bytes.to_vec()),
+            StorageType::Q8_0 => Storage::Q8_0(copy_as(bytes)),
             StorageType::Q2_K => Storage::Q2K(copy_as(bytes)),
             StorageType::Q3_K => Storage::Q3K(copy_as(bytes)),
             StorageType::Q4_K => Storage::Q4K(copy_as(bytes)),
@@ -154,8 +156,8 @@ impl Matrix {
             Storage::F32(v) => out.copy_from_slice(&v[range]),
             Storage::F16(v) => v[range].iter().zip(out).for_each(|(x, y)| *y = x.to_f32()),
             Storage::BF16(v) => v[range].iter().zip(out).for_each(|(x, y)| *y = x.to_f32()),
-            Storage::Q4_1(v) => dequantise_q4_1(&v[range.start * 20..range.end * 20], out),
-            Storage::Q8_0(v) => dequantise_q8_0(&v[range.start * 34..range.end * 34], out),
+            Storage::Q4_1(v) => quantised::write(&v[range], out),
+            Storage::Q8_0(v) => quantised::write(&v[range], out),
             Storage::Q4_0(v) => GgmlType::to_float(&v[range], out),
             Storage::Q5_0(v) => GgmlType::to_float(&v[range], out),
             Storage::Q5_1(v) => GgmlType::to_float(&v[range], out),
@@ -228,20 +230,31 @@ impl Matrix {
     fn forward_few(&self, x: &[f32], t: usize, y: &mut [f32]) {
         // [rows, t], transposed at the end: a thread owns whole rows of it.
         let mut by_row = vec![0f32; self.rows * t];
-        by_row.par_chunks_mut(64 * t).enumerate().for_each_init(
-            || vec![0f32; self.cols],
-            |row, (chunk, out)| {
-                for (r, out) in out.chunks_mut(t).enumerate() {
-                    self.dequantise_row(chunk * 64 + r, row);
-                    for (i, out) in out.iter_mut().enumerate() {
-                        *out = cpu::dot(row, &x[i * self.cols..(i + 1) * self.cols]);
-                    }
-                }
-            },
-        );
+        by_row.par_chunks_mut(64 * t).enumerate().for_each_init(Vec::new, |scratch, (chunk, out)| {
+            for (r, out) in out.chunks_mut(t).enumerate() {
+                self.dots(chunk * 64 + r, x, out, scratch);
+            }
+        });
         for (r, values) in by_row.chunks(t).enumerate() {
             for (i, value) in values.iter().enumerate() {
                 y[i * self.rows + r] = *value;
+            }
+        }
+    }
+
+    /// Products of row `i` with a few rows of `x`.
+    fn dots(&self, i: usize, x: &[f32], out: &mut [f32], scratch: &mut Vec<f32>) {
+        let blocks = self.cols / self.storage_type.block_size();
+        let range = i * blocks..(i + 1) * blocks;
+        match &self.storage {
+            Storage::Q4_1(v) => quantised::dots(&v[range], x, out),
+            Storage::Q8_0(v) => quantised::dots(&v[range], x, out),
+            _ => {
+                scratch.resize(self.cols, 0.0);
+                self.dequantise_row(i, scratch);
+                for (out, x) in out.iter_mut().zip(x.chunks(self.cols)) {
+                    *out = cpu::dot(scratch, x);
+                }
             }
         }
     }
@@ -332,29 +345,6 @@ impl Block<'_> {
                     matrix.packed_backward().product(Units::best(), dy, (rows, 0..self.cols), dx, self.cols, true);
                 }
             }
-        }
-    }
-}
-
-/// GGML Q4_1: f16 scale, f16 minimum, 32 nibbles; number = scale * nibble + minimum.
-fn dequantise_q4_1(bytes: &[u8], out: &mut [f32]) {
-    for (block, out) in bytes.chunks_exact(20).zip(out.chunks_exact_mut(32)) {
-        let d = f16::from_le_bytes([block[0], block[1]]).to_f32();
-        let m = f16::from_le_bytes([block[2], block[3]]).to_f32();
-        let (low, high) = out.split_at_mut(16);
-        for ((q, low), high) in block[4..].iter().zip(low).zip(high) {
-            *low = f32::from(q & 15) * d + m;
-            *high = f32::from(q >> 4) * d + m;
-        }
-    }
-}
-
-/// GGML Q8_0: f16 scale, 32 signed bytes; number = scale * byte.
-fn dequantise_q8_0(bytes: &[u8], out: &mut [f32]) {
-    for (block, out) in bytes.chunks_exact(34).zip(out.chunks_exact_mut(32)) {
-        let d = f16::from_le_bytes([block[0], block[1]]).to_f32();
-        for (q, out) in block[2..].iter().zip(out) {
-            *out = f32::from(q.cast_signed()) * d;
         }
     }
 }

@@ -9,13 +9,26 @@ pub(crate) use register::Vector;
 /// Numbers of a [`Vector`].
 pub(crate) const LANES: usize = 16;
 
+/// Asks for the cache line of an address, which need not be one of ours.
+#[inline(always)]
+pub(crate) fn fetch<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which reads nothing and does not fail.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 #[cfg(target_feature = "avx512f")]
 mod register {
     use super::LANES;
     use std::arch::x86_64::{
-        __m512, _mm512_add_epi32, _mm512_add_ps, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_div_ps,
-        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_set1_epi32,
-        _mm512_set1_ps, _mm512_slli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
+        __m512, _mm_loadu_si128, _mm512_add_epi32, _mm512_add_ps, _mm512_castps_si512, _mm512_castsi512_ps,
+        _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_div_ps, _mm512_fmadd_ps,
+        _mm512_loadu_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_permutexvar_ps, _mm512_reduce_add_ps,
+        _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32, _mm512_srli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
     };
 
     #[derive(Clone, Copy)]
@@ -71,6 +84,20 @@ mod register {
             Self(unsafe { _mm512_div_ps(self.0, other.0) })
         }
 
+        /// Sum of all: the first half plus the second, and again.
+        #[inline(always)]
+        pub(crate) fn sum(self) -> f32 {
+            // SAFETY: as above.
+            unsafe { _mm512_reduce_add_ps(self.0) }
+        }
+
+        /// The greater number of each pair.
+        #[inline(always)]
+        pub(crate) fn max(self, other: Self) -> Self {
+            // SAFETY: as above.
+            Self(unsafe { _mm512_max_ps(self.0, other.0) })
+        }
+
         /// What is no number stays so.
         #[inline(always)]
         pub(crate) fn clamp(self, low: f32, high: f32) -> Self {
@@ -86,6 +113,27 @@ mod register {
                 let bits = _mm512_slli_epi32::<BY>(_mm512_castps_si512(self.0));
                 _mm512_castsi512_ps(_mm512_add_epi32(bits, _mm512_set1_epi32(plus)))
             })
+        }
+
+        /// Signed bytes as numbers.
+        #[inline(always)]
+        pub(crate) fn of_signed(bytes: &[u8; LANES]) -> Self {
+            // SAFETY: as above; 16 bytes are read.
+            Self(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()))) })
+        }
+
+        /// `scale * nibble + offset`, rounded twice, for the low halves of the bytes and for the high ones.
+        #[inline(always)]
+        pub(crate) fn of_nibbles(bytes: &[u8; LANES], scale: f32, offset: f32) -> [Self; 2] {
+            // All sixteen results first; each nibble then names one.
+            let nibbles = Self::load(&std::array::from_fn(|nibble| nibble as f32));
+            let table = nibbles.times(Self::splat(scale)).plus(Self::splat(offset)).0;
+            // SAFETY: as above; 16 bytes are read. Of a place in the table the lowest four bits count.
+            unsafe {
+                let low = _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()));
+                let high = _mm512_srli_epi32::<4>(low);
+                [Self(_mm512_permutexvar_ps(low, table)), Self(_mm512_permutexvar_ps(high, table))]
+            }
         }
     }
 }
@@ -140,6 +188,25 @@ mod array {
             Self(std::array::from_fn(|i| self.0[i] / other.0[i]))
         }
 
+        /// Sum of all: the first half plus the second, and again.
+        #[inline(always)]
+        pub(crate) fn sum(self) -> f32 {
+            let (mut sums, mut width) = (self.0, LANES / 2);
+            while width > 0 {
+                for i in 0..width {
+                    sums[i] += sums[i + width];
+                }
+                width /= 2;
+            }
+            sums[0]
+        }
+
+        /// The greater number of each pair.
+        #[inline(always)]
+        pub(crate) fn max(self, other: Self) -> Self {
+            Self(std::array::from_fn(|i| if self.0[i] > other.0[i] { self.0[i] } else { other.0[i] }))
+        }
+
         /// What is no number stays so.
         #[inline(always)]
         pub(crate) fn clamp(self, low: f32, high: f32) -> Self {
@@ -150,6 +217,19 @@ mod array {
         #[inline(always)]
         pub(crate) fn shifted<const BY: u32>(self, plus: i32) -> Self {
             Self(self.0.map(|x| f32::from_bits((x.to_bits() << BY).wrapping_add(plus.cast_unsigned()))))
+        }
+
+        /// Signed bytes as numbers.
+        #[inline(always)]
+        pub(crate) fn of_signed(bytes: &[u8; LANES]) -> Self {
+            Self(bytes.map(|byte| f32::from(byte.cast_signed())))
+        }
+
+        /// `scale * nibble + offset`, rounded twice, for the low halves of the bytes and for the high ones.
+        #[inline(always)]
+        pub(crate) fn of_nibbles(bytes: &[u8; LANES], scale: f32, offset: f32) -> [Self; 2] {
+            let number = |nibble: u8| f32::from(nibble) * scale + offset;
+            [Self(bytes.map(|byte| number(byte & 15))), Self(bytes.map(|byte| number(byte >> 4)))]
         }
     }
 }

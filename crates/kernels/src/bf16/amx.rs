@@ -2,6 +2,7 @@
 //!
 //! The intrinsics are not stable in Rust, so the instructions are written out. No tile outlives one `asm` block.
 
+use super::BLOCK;
 use std::arch::asm;
 use std::sync::OnceLock;
 
@@ -63,23 +64,26 @@ impl Drop for Tiles {
     }
 }
 
-/// `c = a b`, or `c += a b` with `keep`: 32 rows of `steps` lines at `a`, so many bytes apart, by a panel of 32 columns at
-/// `b`; rows of `c` so many numbers apart. Four lines from `next` on are fetched into the second-level cache with each
-/// step: weights are more than the caches near the cores hold.
-///
-/// # Safety
-/// [`Tiles`] are set up on this thread; `a` has 32 rows, `b` has `32 * steps` lines, `c` 32 rows of 32 numbers, which hold
-/// numbers if they are kept; `steps` is at least 1.
-#[inline]
-pub(super) unsafe fn block(
-    (a, a_stride): (*const u16, usize),
-    (b, next): (*const u16, *const u16),
-    steps: usize,
-    (c, c_stride): (*mut f32, usize),
-    keep: bool,
-) {
-    // SAFETY: the instructions exist here; they read and write what the caller says is there.
-    unsafe {
+/// Weights that are fetched into the second-level cache while a block is computed: they are more than the caches near the
+/// cores hold.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead {
+    next: *const u16,
+    /// All lines of a panel with this block, or four with each step.
+    whole: bool,
+}
+
+impl Ahead {
+    /// The share of block `block` of `num_blocks` in fetching the panel at `panel`, which the same rows meet next. The
+    /// panel need not be one of ours: what is asked for is not read.
+    pub(super) fn new(panel: *const u16, (block, num_blocks): (usize, usize), steps: usize) -> Self {
+        Self { next: panel.wrapping_add(block * steps * 4 * BLOCK), whole: num_blocks == 1 }
+    }
+}
+
+/// The sums of a block, with so many instructions that fetch among those of a step.
+macro_rules! sums {
+    ([$($fetch:literal),*], [$($more:literal),*], $a:expr, $a_stride:expr, $b:expr, $next:expr, $steps:expr, $c:expr, $c_stride:expr, $keep:expr) => {
         asm!(
             "test {keep:e}, {keep:e}",
             "jnz 2f",
@@ -95,12 +99,10 @@ pub(super) unsafe fn block(
             "tileloadd tmm3, [{c_low} + {c_stride}*1 + 64]",
             "3:",
             "tileloadd tmm4, [{a} + {a_stride}*1]",
-            "prefetcht1 [{next}]",
-            "prefetcht1 [{next} + 64]",
+            $($fetch,)*
             "tileloadd tmm6, [{b} + {b_stride}*1]",
             "tileloadd tmm7, [{b} + {b_stride}*1 + 64]",
-            "prefetcht1 [{next} + 128]",
-            "prefetcht1 [{next} + 192]",
+            $($more,)*
             "tileloadd tmm5, [{a_low} + {a_stride}*1]",
             "tdpbf16ps tmm0, tmm4, tmm6",
             "tdpbf16ps tmm1, tmm4, tmm7",
@@ -109,27 +111,73 @@ pub(super) unsafe fn block(
             "add {a}, 64",
             "add {a_low}, 64",
             "add {b}, 2048",
-            "add {next}, 256",
             "dec {steps}",
             "jnz 3b",
             "tilestored [{c} + {c_stride}*1], tmm0",
             "tilestored [{c} + {c_stride}*1 + 64], tmm1",
             "tilestored [{c_low} + {c_stride}*1], tmm2",
             "tilestored [{c_low} + {c_stride}*1 + 64], tmm3",
-            keep = in(reg) u32::from(keep),
-            a = inout(reg) a => _,
-            a_low = inout(reg) a.byte_add(16 * a_stride) => _,
-            a_stride = in(reg) a_stride,
-            b = inout(reg) b => _,
-            next = inout(reg) next => _,
+            keep = inout(reg) u32::from($keep) => _,
+            a = inout(reg) $a => _,
+            a_low = inout(reg) $a.byte_add(16 * $a_stride) => _,
+            a_stride = in(reg) $a_stride,
+            b = inout(reg) $b => _,
+            next = inout(reg) $next => _,
             b_stride = in(reg) 128usize,
-            steps = inout(reg) steps => _,
-            c = in(reg) c,
-            c_low = in(reg) c.add(16 * c_stride),
-            c_stride = in(reg) c_stride * size_of::<f32>(),
+            steps = inout(reg) $steps => _,
+            c = in(reg) $c,
+            c_low = in(reg) $c.add(16 * $c_stride),
+            c_stride = in(reg) $c_stride * size_of::<f32>(),
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
-        );
+        )
+    };
+}
+
+/// `c = a b`, or `c += a b` with `keep`: 32 rows of `steps` lines at `a`, so many bytes apart, by a panel of 32 columns at
+/// `b`; rows of `c` so many numbers apart. Some of what comes next is fetched with each step.
+///
+/// # Safety
+/// [`Tiles`] are set up on this thread; `a` has 32 rows, `b` has `32 * steps` lines, `c` 32 rows of 32 numbers, which hold
+/// numbers if they are kept; `steps` is at least 1.
+#[inline]
+pub(super) unsafe fn block(
+    (a, a_stride): (*const u16, usize),
+    (b, ahead): (*const u16, Ahead),
+    steps: usize,
+    (c, c_stride): (*mut f32, usize),
+    keep: bool,
+) {
+    let next = ahead.next;
+    // SAFETY: the instructions exist here; they read and write what the caller says is there.
+    unsafe {
+        if ahead.whole {
+            sums!(
+                ["mov {keep:e}, 32", "4:", "prefetcht1 [{next}]", "add {next}, 64", "dec {keep:e}", "jnz 4b"],
+                [],
+                a,
+                a_stride,
+                b,
+                next,
+                steps,
+                c,
+                c_stride,
+                keep
+            );
+        } else {
+            sums!(
+                ["prefetcht1 [{next}]", "prefetcht1 [{next} + 64]"],
+                ["prefetcht1 [{next} + 128]", "prefetcht1 [{next} + 192]", "add {next}, 256"],
+                a,
+                a_stride,
+                b,
+                next,
+                steps,
+                c,
+                c_stride,
+                keep
+            );
+        }
     }
 }

@@ -5,6 +5,9 @@ use super::{BLOCK, Line, Packed, Units, round, round_line};
 use super::{amx, avx512};
 use std::marker::PhantomData;
 
+/// Numbers of half a line.
+const HALF: usize = BLOCK / 2;
+
 /// Rows rounded to bf16, each padded with zeros to whole lines, and rows of zeros up to whole blocks.
 pub(crate) struct Rounded {
     pub(super) lines: Vec<Line>,
@@ -27,10 +30,26 @@ impl Rounded {
         Self { lines, steps }
     }
 
+    /// Lines of a row.
+    pub(crate) fn steps(&self) -> usize {
+        self.steps
+    }
+
     pub(crate) fn set_row(&mut self, row: usize, x: &[f32]) {
         for (to, line) in self.lines[row * self.steps..(row + 1) * self.steps].iter_mut().zip(round_row(x)) {
             *to = line;
         }
+    }
+
+    /// Takes another shape; the numbers are any until they are set.
+    pub(crate) fn reshape(&mut self, rows: usize, width: usize) {
+        self.steps = width.div_ceil(BLOCK);
+        self.lines.resize(rows.next_multiple_of(BLOCK) * self.steps, Line([0; BLOCK]));
+    }
+
+    /// Numbers `32 * at..` of a row become zero, to its end.
+    pub(crate) fn clear_lines(&mut self, row: usize, at: usize) {
+        self.lines[row * self.steps + at..(row + 1) * self.steps].fill(Line([0; BLOCK]));
     }
 
     /// Numbers `32 * at..` of a row.
@@ -40,9 +59,16 @@ impl Rounded {
 }
 
 fn round_row(x: &[f32]) -> impl Iterator<Item = Line> {
-    let (whole, rest) = x.as_chunks::<BLOCK>();
-    let last = (!rest.is_empty()).then(|| Line(std::array::from_fn(|i| rest.get(i).map_or(0, |x| round(*x)))));
-    whole.iter().map(round_line).chain(last)
+    x.chunks(BLOCK).map(round_part)
+}
+
+/// The first thirty-two numbers, or as many as there are and zeros.
+#[inline(always)]
+fn round_part(x: &[f32]) -> Line {
+    match x.first_chunk() {
+        Some(whole) => round_line(whole),
+        None => Line(std::array::from_fn(|i| x.get(i).map_or(0, |x| round(*x)))),
+    }
 }
 
 /// 32 x 32 outputs, row by row; a half row is a cache line.
@@ -81,24 +107,118 @@ impl Blocks {
     /// Rows `first..first + 32` of `x` by a panel of 32 columns of `b`; columns beyond the matrix are zero.
     #[inline]
     pub(crate) fn product(&self, x: &Rounded, first: usize, b: &Packed, panel: usize, out: &mut Outputs) {
-        let steps = x.steps;
-        assert_eq!(steps, b.k.div_ceil(BLOCK), "product: rows of another width");
-        let a = x.lines[first * steps..(first + BLOCK) * steps].as_ptr().cast::<u16>();
-        let b = b.lines[panel * steps * BLOCK..(panel + 1) * steps * BLOCK].as_ptr().cast::<u16>();
-        let c = out.0.as_mut_ptr().cast::<f32>();
+        assert_eq!(x.steps, b.k.div_ceil(BLOCK), "product: rows of another width");
+        self.leading_product((x, x.steps), first, (b, panel), (out.0.as_flattened_mut(), BLOCK));
+    }
+
+    /// As [`Self::product`] with the first `32 * steps` summands alone; rows of the outputs are `stride` numbers apart.
+    #[inline]
+    pub(crate) fn leading_product(
+        &self,
+        (x, steps): (&Rounded, usize),
+        first: usize,
+        (b, panel): (&Packed, usize),
+        (out, stride): (&mut [f32], usize),
+    ) {
+        let lines_of_panel = b.lines_of_panel();
+        assert!(
+            0 < steps && steps <= x.steps && steps * BLOCK <= lines_of_panel,
+            "product: {steps} steps are too many"
+        );
+        assert!(stride >= BLOCK && out.len() >= (BLOCK - 1) * stride + BLOCK, "product: no room for the outputs");
+        let (a, a_stride) = (x.lines[first * x.steps..(first + BLOCK) * x.steps].as_ptr().cast::<u16>(), x.steps * 64);
+        let num_blocks = x.lines.len() / (BLOCK * x.steps);
+        let b = b.lines[panel * lines_of_panel..(panel + 1) * lines_of_panel].as_ptr().cast::<u16>();
+        let c = out.as_mut_ptr();
         match self.units {
             #[cfg(target_arch = "x86_64")]
             Units::Amx => {
-                // While the first eight blocks of rows go by, the next panel comes near.
-                let next = b.wrapping_add(steps * BLOCK * BLOCK + first / BLOCK * steps * 4 * BLOCK);
+                let next = b.wrapping_add(lines_of_panel * BLOCK);
+                let ahead = amx::Ahead::new(next, (first / BLOCK, num_blocks), steps);
                 // SAFETY: the units were found to be there and the tiles are set up on this thread; the slices above
                 // have the rows and lines that are read, `out` the numbers that are written.
-                unsafe { amx::block((a, steps * 64), (b, next), steps, (c, BLOCK), false) };
+                unsafe { amx::block((a, a_stride), (b, ahead), steps, (c, stride), false) };
             }
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Units::Avx512 => unsafe { avx512::block((a, steps * 64), b, steps, (c, BLOCK), false) },
-            Units::Portable => unreachable!("`new` has none of these ({a:?}, {b:?}, {c:?})"),
+            Units::Avx512 => unsafe { avx512::block((a, a_stride), b, steps, (c, stride), false) },
+            Units::Portable => unreachable!("`new` has none of these ({a:?}, {a_stride}, {num_blocks}, {b:?}, {c:?})"),
         }
+    }
+}
+
+impl Packed {
+    /// A matrix without numbers, to be filled.
+    pub(crate) fn empty() -> Self {
+        Self { lines: Vec::new(), k: 0, n: 0 }
+    }
+
+    /// Becomes `[k, n]` numbers whose column j is `column(j)`.
+    pub(crate) fn fill_columns<'a>(&mut self, (k, n): (usize, usize), column: impl Fn(usize) -> &'a [f32]) {
+        self.resize(k, n);
+        let lines_of_panel = self.lines_of_panel();
+        // Sixteen columns are half of a panel; of them, thirty-two rows at a time.
+        for (first, step) in
+            (0..n).step_by(HALF).flat_map(|first| (0..k.div_ceil(BLOCK)).map(move |step| (first, step)))
+        {
+            let pairs_of = |j: usize| round_part(&column(j)[step * BLOCK..]).pairs();
+            let columns: [[u32; HALF]; HALF] =
+                std::array::from_fn(|j| if first + j < n { pairs_of(first + j) } else { [0; HALF] });
+            let lines = &mut self.lines[first / BLOCK * lines_of_panel + step * BLOCK..][..BLOCK];
+            for (pair, lines) in lines.chunks_mut(2).enumerate() {
+                lines[first % BLOCK / HALF] = Line::of_pairs(columns.map(|column| column[pair]));
+            }
+        }
+    }
+
+    /// Becomes `[k, n]` numbers whose row i is `row(i)`.
+    pub(crate) fn fill_rows<'a>(&mut self, (k, n): (usize, usize), row: impl Fn(usize) -> &'a [f32]) {
+        self.resize(k, n);
+        let lines_of_panel = self.lines_of_panel();
+        for first in (0..k).step_by(2) {
+            let (upper, lower) = (row(first), if first + 1 < k { row(first + 1) } else { &[] });
+            for (at, upper) in upper.chunks(HALF).enumerate() {
+                let lower = lower.get(at * HALF..).unwrap_or_default();
+                let line = match (<&[f32; HALF]>::try_from(upper), lower.first_chunk()) {
+                    (Ok(upper), Some(lower)) => round_pairs(upper, lower),
+                    _ => {
+                        let number = |from: &[f32], j: usize| from.get(j).copied().unwrap_or_default();
+                        round_pairs(
+                            &std::array::from_fn(|j| number(upper, j)),
+                            &std::array::from_fn(|j| number(lower, j)),
+                        )
+                    }
+                };
+                self.lines[at / 2 * lines_of_panel + first + at % 2] = line;
+            }
+        }
+    }
+
+    fn resize(&mut self, k: usize, n: usize) {
+        (self.k, self.n) = (k, n);
+        self.lines.clear();
+        self.lines.resize(n.div_ceil(BLOCK) * self.lines_of_panel(), Line([0; BLOCK]));
+    }
+}
+
+/// Two rows of a matrix, the summands of each column side by side.
+#[inline(always)]
+fn round_pairs(upper: &[f32; HALF], lower: &[f32; HALF]) -> Line {
+    let mut pairs = [0u32; HALF];
+    for ((pair, upper), lower) in pairs.iter_mut().zip(upper).zip(lower) {
+        *pair = u32::from(round(*upper)) | u32::from(round(*lower)) << 16;
+    }
+    Line::of_pairs(pairs)
+}
+
+impl Line {
+    #[inline(always)]
+    fn pairs(self) -> [u32; HALF] {
+        std::array::from_fn(|i| u32::from(self.0[2 * i]) | u32::from(self.0[2 * i + 1]) << 16)
+    }
+
+    #[inline(always)]
+    fn of_pairs(pairs: [u32; HALF]) -> Self {
+        Self(std::array::from_fn(|i| (pairs[i / 2] >> (i % 2 * 16)) as u16))
     }
 }

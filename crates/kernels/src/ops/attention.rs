@@ -3,14 +3,18 @@
 //! Visibility is a list of key intervals per query: no `[T, S]` mask exists, hidden keys cost nothing, and the
 //! softmax is in f32. Keys are numbered over `[past | new]`.
 
+use crate::bf16::{BLOCK, Units};
 use crate::cpu::{axpy, dot, exp, output, slice, tensor, wanted, with_values};
 use crate::kv::KvLayer;
 use blocks::{Block, Scratch};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
+use std::ops::Range;
 use std::sync::Arc;
+use tiles::Group;
 
 mod blocks;
+mod tiles;
 
 /// Which keys each query may attend to, as sorted disjoint intervals.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +89,8 @@ pub struct AttentionSpec {
     pub scale: f32,
     /// Scores become `cap * tanh(score / cap)`.
     pub softcap: Option<f32>,
+    /// Outside any graph, products over many keys may be of bf16 numbers, where the machine has units for them.
+    pub bf16: bool,
 }
 
 /// Keys and values over `[past | new]`, each `[_, K, H]`.
@@ -115,6 +121,21 @@ impl Keys<'_> {
     }
 }
 
+/// Consecutive queries whose outputs are computed together.
+enum Part<'a> {
+    Block(&'a Block),
+    Group(Group),
+}
+
+impl Part<'_> {
+    fn queries(&self) -> &Range<usize> {
+        match self {
+            Self::Block(block) => &block.queries,
+            Self::Group(group) => &group.queries,
+        }
+    }
+}
+
 impl AttentionSpec {
     /// The probabilities of one query head, written to `p`, over its allowed keys in order.
     fn probabilities(&self, query: usize, q: &[f32], keys: &Keys<'_>, head: usize, p: &mut Vec<f32>) {
@@ -136,17 +157,44 @@ impl AttentionSpec {
         let width = heads * keys.head_dim;
         let mut out = vec![0f32; q.len()];
         let mut rest = out.as_mut_slice();
-        let parts = self.mask.blocks.iter().map(|block| {
-            let (of_block, others) = std::mem::take(&mut rest).split_at_mut(block.queries.len() * width);
-            rest = others;
-            (block, of_block)
-        });
-        let parts: Vec<(&Block, &mut [f32])> = parts.collect();
-        parts.into_par_iter().for_each_init(Scratch::default, |scratch, (block, out)| {
-            let q = &q[block.queries.start * width..block.queries.end * width];
-            self.forward_block(block, keys, (q, out), scratch);
-        });
+        let parts: Vec<(Part<'_>, &[f32], &mut [f32])> = (self.parts(heads / keys.kv_heads).into_iter())
+            .map(|part| {
+                let (of_part, others) = std::mem::take(&mut rest).split_at_mut(part.queries().len() * width);
+                rest = others;
+                let q = &q[part.queries().start * width..part.queries().end * width];
+                (part, q, of_part)
+            })
+            .collect();
+        parts.into_par_iter().for_each_init(
+            <(Scratch, tiles::Scratch)>::default,
+            |scratch, (part, q, out)| match part {
+                Part::Block(block) => self.forward_block(block, keys, (q, out), &mut scratch.0),
+                Part::Group(group) => self.forward_group(&group, keys, (q, out), &mut scratch.1),
+            },
+        );
         out
+    }
+
+    /// All queries in order: in groups where products may be of bf16 numbers and there are rows enough for a block of
+    /// them, `per_key` rows for each query.
+    fn parts(&self, per_key: usize) -> Vec<Part<'_>> {
+        let may_round = self.bf16 && self.softcap.is_none() && Units::best() != Units::Portable;
+        let mut parts = Vec::new();
+        let mut rest = self.mask.blocks.as_slice();
+        while let Some(first) = rest.first() {
+            let last = first.queries.start + tiles::QUERIES;
+            let together = |block: &&Block| block.many_from == first.many_from && block.queries.end <= last;
+            let (blocks, others) = rest.split_at(rest.iter().take_while(together).count());
+            rest = others;
+            let queries = first.queries.start..blocks.last().map_or(first, |block| block).queries.end;
+            match first.many_from {
+                Some(from) if may_round && queries.len() * per_key >= BLOCK => {
+                    parts.push(Part::Group(Group { queries, from: from as usize }));
+                }
+                _ => parts.extend(blocks.iter().map(Part::Block)),
+            }
+        }
+        parts
     }
 
     /// Gradients of queries (for the query heads of one key head, `[T, group, H]`), and of its new keys and
@@ -240,7 +288,8 @@ pub fn attention(
         bail!("attention: keys {:?}, values {:?}", k.shape(), v.shape());
     }
     check(spec, q, (kv_heads, h), new + past.map_or(0, |past| past.num_tokens()))?;
-    let op = Attention { spec: spec.clone(), past: past.cloned() };
+    let in_graph = q.track_op() || k.track_op() || v.track_op();
+    let op = Attention { spec: AttentionSpec { bf16: spec.bf16 && !in_graph, ..spec.clone() }, past: past.cloned() };
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
 }
 

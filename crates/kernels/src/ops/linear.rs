@@ -28,6 +28,11 @@ impl Weight {
             Self::Dense(w) => w.dims2(),
         }
     }
+
+    /// Whether its products are of bf16 numbers.
+    pub fn is_packed(&self) -> bool {
+        matches!(self, Self::Frozen(matrix) if matrix.packed().is_some())
+    }
 }
 
 /// `y[rows] += scale * (x[rows] A^T) B^T`: an update of rank r at the adapted tokens only.

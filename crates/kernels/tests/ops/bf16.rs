@@ -2,8 +2,8 @@
 
 use crate::support::*;
 use half::bf16;
-use kernels::Matrix;
-use kernels::ops::{self, Head, Weight, reference};
+use kernels::ops::{self, AttentionMask, AttentionSpec, Head, Weight, reference};
+use kernels::{Matrix, Tensor};
 use std::sync::Arc;
 
 /// Random numbers that bf16 holds exactly: products of them have no error but that of their sums.
@@ -49,5 +49,85 @@ fn cross_entropy_and_its_gradient() {
         let (want_nll, want_gradient, ..) = run(exact);
         assert_close(&nll, &want_nll, |i| 1e-5 * want_nll[i].abs());
         assert_close(&gradient, &want_gradient, |_| 1.0 / 512.0);
+    }
+}
+
+/// (T, past, N, K, H)
+const MANY_KEYS: [[usize; 5]; 4] = [[200, 0, 6, 2, 64], [150, 140, 4, 4, 48], [70, 100, 3, 1, 16], [9, 2100, 9, 3, 80]];
+
+#[test]
+fn attention_over_many_keys_is_its_definition() {
+    let mut rng = generator(61);
+    for [t, past, heads, kv_heads, h] in MANY_KEYS {
+        let (s, width) = (past + t, kv_heads * h);
+        let (q, k, v) = (
+            representable(&mut rng, t * heads * h),
+            representable(&mut rng, s * width),
+            representable(&mut rng, s * width),
+        );
+        // A power of two: scaled queries are numbers that bf16 has.
+        let plain = AttentionSpec { scale: 0.25, ..spec(causal_mask(&mut rng, past, t, false), h, None) };
+        let rounded = AttentionSpec { bf16: true, ..plain.clone() };
+        let definition = reference::AttentionSpec {
+            mask: &plain.mask,
+            heads,
+            kv_heads,
+            scale: f64::from(plain.scale),
+            softcap: None,
+        };
+        let expected = reference::attention(&wide(&q), &wide(&k), &wide(&v), &definition);
+        // Weights are rounded to eight bits, in a mean of numbers below one; scores are sums of H products in f32.
+        let tolerance = 0.5f64.powi(9) + (2.0 * (h as f64 + 2.0) * h as f64 * 0.25 + s as f64) * ROUNDING;
+        let q = tensor(&q, [t, heads, h]);
+        let (old, new) = (past * width, [t, kv_heads, h]);
+        let cache = Arc::new(layer(&k[..old], &v[..old], [kv_heads, h]));
+        let (new_k, new_v) = (tensor(&k[old..], new), tensor(&v[old..], new));
+        let y = ops::attention(&q, &new_k, &new_v, Some(&cache), &rounded).unwrap();
+        assert_close(&y, &expected, |_| tolerance);
+        let cached = ops::attention_cached(&q, &layer(&k, &v, [kv_heads, h]), kv_heads, &rounded).unwrap();
+        assert_eq!(values(&cached), values(&y));
+        // Within a graph nothing is rounded.
+        let q = var(&values(&q), [t, heads, h]);
+        let attend = |spec| values(&ops::attention(&q, &new_k, &new_v, Some(&cache), spec).unwrap());
+        assert_eq!(attend(&rounded), attend(&plain));
+    }
+}
+
+#[test]
+fn attention_over_many_keys_is_the_same_alone_packed_and_in_chunks() {
+    let mut rng = generator(62);
+    let (heads, kv_heads, h, lengths) = (6, 2, 64, [37usize, 150, 300, 128]);
+    let total: usize = lengths.iter().sum();
+    let q = tensor(&uniform(&mut rng, total * heads * h), [total, heads, h]);
+    let k = tensor(&uniform(&mut rng, total * kv_heads * h), [total, kv_heads, h]);
+    let v = tensor(&uniform(&mut rng, total * kv_heads * h), [total, kv_heads, h]);
+    let bits = |x: &Tensor| values(x).into_iter().map(f32::to_bits).collect::<Vec<_>>();
+    let mut packed = AttentionMask::new();
+    let mut first = 0;
+    for length in lengths {
+        (0..length).for_each(|i| packed.push([(first, first + i as u32 + 1)]).unwrap());
+        first += length as u32;
+    }
+    let rounded = |mask| AttentionSpec { bf16: true, ..spec(mask, h, None) };
+    let together = ops::attention(&q, &k, &v, None, &rounded(packed)).unwrap();
+    let mut first = 0;
+    for length in lengths {
+        let part = |x: &Tensor| x.narrow(0, first, length).unwrap();
+        let of_row = bits(&part(&together));
+        let mask = || causal_mask(&mut generator(0), 0, length, false);
+        let alone = ops::attention(&part(&q), &part(&k), &part(&v), None, &rounded(mask())).unwrap();
+        assert_eq!(bits(&alone), of_row, "{length} tokens");
+        let cache = layer(&values(&part(&k)), &values(&part(&v)), [kv_heads, h]);
+        for chunk in (0..length).collect::<Vec<_>>().chunks(64) {
+            let mask = causal_mask(&mut rng, chunk[0], chunk.len(), false);
+            let q = part(&q).narrow(0, chunk[0], chunk.len()).unwrap();
+            let found = bits(&ops::attention_cached(&q, &cache, kv_heads, &rounded(mask)).unwrap());
+            assert_eq!(found, of_row[chunk[0] * heads * h..][..found.len()], "{chunk:?}");
+        }
+        // Queries that see few keys are not rounded.
+        let plain = bits(&ops::attention(&part(&q), &part(&k), &part(&v), None, &spec(mask(), h, None)).unwrap());
+        let few = length.min(128) * heads * h;
+        assert_eq!(plain[..few], of_row[..few]);
+        first += length;
     }
 }

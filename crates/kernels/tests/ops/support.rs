@@ -94,7 +94,7 @@ pub(crate) fn causal_mask(rng: &mut ChaCha8Rng, past: usize, t: usize, holes: bo
 }
 
 pub(crate) fn spec(mask: AttentionMask, head_dim: usize, softcap: Option<f32>) -> AttentionSpec {
-    AttentionSpec { mask: Arc::new(mask), scale: 1.0 / (head_dim as f32).sqrt(), softcap }
+    AttentionSpec { mask: Arc::new(mask), scale: 1.0 / (head_dim as f32).sqrt(), softcap, bf16: false }
 }
 
 /// A layer of `[S, K, H]` keys and values.

@@ -24,7 +24,7 @@ pub struct HiddenDropout<'a> {
 }
 
 /// Is told (i, hidden states): 0 after the embedding, i after layer i.
-pub type Observe<'a> = &'a mut dyn FnMut(usize, &Tensor);
+pub type Observe<'a> = &'a mut (dyn FnMut(usize, &Tensor) + Send);
 
 /// What a forward pass runs with, beside the tokens.
 #[derive(Default)]
@@ -236,7 +236,11 @@ impl Decoder {
     /// # Errors
     /// When a token is outside the vocabulary, a special token outside the adapter's, or the row longer than
     /// the model allows.
-    pub fn forward(&self, segment: &Segment, mut kv: Kv<'_>, options: ForwardOptions<'_>) -> Result<Tensor, Error> {
+    pub fn forward(&self, segment: &Segment, kv: Kv<'_>, options: ForwardOptions<'_>) -> Result<Tensor, Error> {
+        kernels::on_pool(|| self.run(segment, kv, options))
+    }
+
+    fn run(&self, segment: &Segment, mut kv: Kv<'_>, options: ForwardOptions<'_>) -> Result<Tensor, Error> {
         let ForwardOptions { adapter, soft, dropout, mut observe } = options;
         if let Some(position) = segment.positions.iter().find(|p| **p as usize >= self.config.max_position_embeddings) {
             return Err(Error::TooLong { found: *position as usize + 1, limit: self.config.max_position_embeddings });
@@ -249,8 +253,9 @@ impl Decoder {
             Kv::Append(cache) => cache.append_masks(segment, &windows)?,
             Kv::Past(cache) => cache.masks(segment, &windows)?,
         };
-        let spec =
-            |mask| AttentionSpec { mask, scale: self.config.query_scale, softcap: self.config.attn_logit_softcapping };
+        let (scale, softcap) = (self.config.query_scale, self.config.attn_logit_softcapping);
+        let bf16 = self.layers.iter().all(|layer| layer.linears[Q].weight.is_packed());
+        let spec = |mask| AttentionSpec { mask, scale, softcap, bf16 };
         let table = |f: &Vec<f64>| Arc::new(RopeTable::new(&segment.positions, f));
         let mut run = Run {
             config: &self.config,

@@ -220,6 +220,15 @@ pub fn step(
     weights: &LossWeights<'_>,
     options: &StepOptions,
 ) -> Result<StepResult, Error> {
+    kernels::on_pool(|| losses_and_gradients(model, plans, weights, options))
+}
+
+fn losses_and_gradients(
+    model: &StepModel<'_>,
+    plans: &[Plan],
+    weights: &LossWeights<'_>,
+    options: &StepOptions,
+) -> Result<StepResult, Error> {
     let rows = || plans.iter().flat_map(|p| &p.rows);
     // Vectors that no loss asks for are not made, and rows that have nothing else do not run.
     let wants_vectors = weights.contrastive > 0.0 || weights.alignment > 0.0 || weights.similarity.is_some();

@@ -7,11 +7,14 @@
 
 use super::{AttentionSpec, Keys};
 use crate::cpu::exp;
-use crate::vector::{LANES, Vector};
+use crate::vector::{LANES, Vector, fetch};
 use std::ops::Range;
 
 /// Queries of a block at most.
 const QUERIES: usize = 16;
+/// Keys that make it worth while to turn them into bf16 first, where that is allowed; the first query of a causal row that
+/// sees them begins a group of queries.
+const MANY_KEYS: usize = 129;
 /// Rows that are computed together at most, in vectors.
 const VECTORS: usize = 3;
 /// Keys whose scores are in registers at a time, with [`VECTORS`] of rows each.
@@ -19,6 +22,9 @@ const KEYS: usize = 8;
 /// Rows whose sums over values are in registers at a time, with [`WIDTH`] vectors each.
 const ROWS: usize = 4;
 const WIDTH: usize = 4;
+
+/// Keys, and values, that are fetched before they are needed.
+const AHEAD: usize = 16;
 
 type Numbers = [f32; LANES];
 
@@ -30,10 +36,20 @@ pub(super) struct Block {
     keys: Vec<(u32, u32)>,
     /// Keys that the queries may attend to, counted for each query.
     num_seen: usize,
+    /// The first key, where each query sees it and [`MANY_KEYS`] or more that follow, and no others.
+    pub(super) many_from: Option<u32>,
 }
 
 fn count(intervals: &[(u32, u32)]) -> usize {
     intervals.iter().map(|(from, to)| (to - from) as usize).sum()
+}
+
+/// See [`Block::many_from`].
+fn many_from(intervals: &[(u32, u32)]) -> Option<u32> {
+    match intervals {
+        [(from, to)] if (to - from) as usize >= MANY_KEYS => Some(*from),
+        _ => None,
+    }
 }
 
 /// The keys of either list.
@@ -52,16 +68,20 @@ fn union(a: &[(u32, u32)], b: &[(u32, u32)]) -> Vec<(u32, u32)> {
 
 impl Block {
     pub(super) fn new(query: usize, intervals: &[(u32, u32)]) -> Self {
-        Self { queries: query..query + 1, keys: intervals.to_vec(), num_seen: count(intervals) }
+        let (keys, num_seen) = (intervals.to_vec(), count(intervals));
+        Self { queries: query..query + 1, keys, num_seen, many_from: many_from(intervals) }
     }
 
     /// Takes the next query in, unless it would see mostly other keys than those of the block, or most scores of the
-    /// block would be of hidden keys.
+    /// block would be of hidden keys, or only one of them sees many.
     pub(super) fn try_push(&mut self, intervals: &[(u32, u32)]) -> bool {
         let keys = union(&self.keys, intervals);
         let (before, after, seen) = (count(&self.keys), count(&keys), count(intervals));
         let queries = self.queries.len() + 1;
-        if queries > QUERIES || 2 * (after - before) > seen || after * queries > 2 * (self.num_seen + seen) {
+        if queries > QUERIES || self.many_from != many_from(intervals) {
+            return false;
+        }
+        if 2 * (after - before) > seen || after * queries > 2 * (self.num_seen + seen) {
             return false;
         }
         self.queries.end += 1;
@@ -167,6 +187,7 @@ impl Rows<'_> {
             let (whole, last) = run.as_chunks_mut::<KEYS>();
             let num_whole = whole.len() * KEYS;
             for (i, scores) in whole.iter_mut().enumerate() {
+                (0..KEYS).for_each(|n| fetch_head(k, (i * KEYS + n + AHEAD) * stride, queries.len()));
                 *scores = products(queries, &k[i * KEYS * stride..], stride);
             }
             for (i, score) in last.iter_mut().enumerate() {
@@ -228,6 +249,12 @@ impl Rows<'_> {
     }
 }
 
+/// Asks for a key's or a value's numbers of a head, which a long row has in memory alone.
+#[inline(always)]
+fn fetch_head(numbers: &[f32], at: usize, count: usize) {
+    (0..count).step_by(LANES).for_each(|i| fetch(numbers.as_ptr().wrapping_add(at + i)));
+}
+
 /// Products of the rows with `N` keys, `stride` numbers apart.
 #[inline(always)]
 fn products<const V: usize, const N: usize>(queries: &[[Numbers; V]], k: &[f32], stride: usize) -> [[Numbers; V]; N] {
@@ -281,6 +308,7 @@ fn add_weighted<const V: usize>(
 ) {
     let mut registers = sums.map(|sums| sums.each_ref().map(Vector::load));
     for (key, p) in p.iter().enumerate() {
+        fetch_head(v, (key + AHEAD) * stride, width);
         let p = &p.as_flattened()[lane..lane + ROWS];
         let v = &v[key * stride..key * stride + width];
         let v = match <&[Numbers; WIDTH]>::try_from(v.as_chunks::<LANES>().0) {
