@@ -19,13 +19,25 @@ def peak_mib():
 
 def repeat(times, prepare, work):
     """As `repeat` of the workload: the first repetition warms up."""
-    for number in range(times + 1):
+    work(prepare())
+    measure(times, prepare, work)
+
+
+def measure(times, prepare, work):
+    for _ in range(times):
         prepared = prepare()
         wall, cpu = time.perf_counter(), time.process_time()
         items = work(prepared)
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-        if number:
-            print(json.dumps({"items": items, "cpu_secs": cpu, "wall_secs": wall, "peak_mib": peak_mib()}), flush=True)
+        print(json.dumps({"items": items, "cpu_secs": cpu, "wall_secs": wall, "peak_mib": peak_mib()}), flush=True)
+
+
+def started(work):
+    """From the start of this process to the end of `work`, as `Start` of the workload."""
+    work()
+    ticks = int(open("/proc/self/stat").read().rsplit(")", 1)[1].split()[19])
+    wall = float(open("/proc/uptime").read().split()[0]) - ticks / 100
+    print(json.dumps({"items": 1, "cpu_secs": time.process_time(), "wall_secs": wall, "peak_mib": peak_mib()}), flush=True)
 
 
 def lines_of(job):
@@ -45,7 +57,7 @@ def torch_peer(job):
     if job["work"] == "embed":
         texts = lines_of(job)
 
-        def embed(_):
+        def embed(texts):
             # Sorted by length, so that little is padding.
             ids = sorted((encode(text) for text in texts), key=len)
             for first in range(0, len(ids), job["batch_rows"]):
@@ -58,7 +70,8 @@ def torch_peer(job):
                 torch.nn.functional.normalize(mean, dim=-1).numpy()
             return sum(map(len, ids))
 
-        return repeat(job["repeat"], lambda: None, embed)
+        embed(texts[:64])
+        return measure(job["repeat"], lambda: texts, embed)
     if job["work"] == "prefill":
         ids = torch.tensor([encode(" ".join(lines_of(job)))[: job["tokens"]]])
         return repeat(job["repeat"], lambda: None, lambda _: model(ids, logits_to_keep=1).logits.shape[0] * ids.shape[1])
@@ -73,30 +86,37 @@ def sentence_transformers_peer(job):
     words = models.Transformer(job["hf"])
     words.tokenizer.pad_token = words.tokenizer.eos_token
     model = SentenceTransformer(modules=[words, models.Pooling(words.get_word_embedding_dimension(), "mean")], device="cpu")
+    if job["work"] == "start":
+        return started(lambda: model.encode([job["text"]], normalize_embeddings=True))
     texts = lines_of(job)
     count = sum(len(ids) for ids in words.tokenizer(texts)["input_ids"])
 
-    def embed(_):
+    def embed(texts):
         model.encode(texts, normalize_embeddings=True)
         return count
 
-    repeat(job["repeat"], lambda: None, embed)
+    embed(texts[:64])
+    measure(job["repeat"], lambda: texts, embed)
 
 
 def llama_cpp_peer(job):
     from llama_cpp import LLAMA_POOLING_TYPE_MEAN, Llama
 
     common = {"model_path": job["model"], "n_threads": THREADS, "n_threads_batch": THREADS, "verbose": False}
+    if job["work"] == "start":
+        llm = Llama(**common, embedding=True, pooling_type=LLAMA_POOLING_TYPE_MEAN)
+        return started(lambda: llm.embed(job["text"], normalize=True))
     if job["work"] == "embed":
         llm = Llama(**common, embedding=True, pooling_type=LLAMA_POOLING_TYPE_MEAN, n_ctx=8192, n_batch=2048, n_ubatch=2048)
         texts = lines_of(job)
         count = sum(len(llm.tokenize(text.encode(), add_bos=False)) for text in texts)
 
-        def embed(_):
+        def embed(texts):
             llm.embed(texts, normalize=True)
             return count
 
-        return repeat(job["repeat"], lambda: None, embed)
+        embed(texts[:64])
+        return measure(job["repeat"], lambda: texts, embed)
     llm = Llama(**common, n_ctx=4096, n_batch=512, n_ubatch=512)
     ids = llm.tokenize(" ".join(lines_of(job)).encode(), add_bos=False)
     if job["work"] == "prefill":

@@ -89,6 +89,10 @@ fn units() -> Vec<(&'static str, f64)> {
         // SAFETY: as above.
         found.push(("bf16_avx512", everywhere(32.0, || unsafe { x86::bf16_avx512() })));
     }
+    if x86::has_tiles() {
+        // SAFETY: as above, and the system lets this process use them.
+        found.push(("bf16_amx", everywhere(x86::TILE_WIDTH, || unsafe { x86::bf16_amx() })));
+    }
     found
 }
 
@@ -103,6 +107,7 @@ fn everywhere(width: f64, chains: impl Fn() + Sync) -> f64 {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    use std::arch::asm;
     use std::arch::x86_64::{
         __m512bh, _mm256_fmadd_ps, _mm256_set1_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_set1_epi32, _mm512_set1_ps,
     };
@@ -141,5 +146,60 @@ mod x86 {
             sums.iter_mut().for_each(|sum| *sum = _mm512_dpbf16_ps(*sum, x, x));
         }
         black_box(sums);
+    }
+
+    /// Multiply-adds of all steps here, four products of tiles each, over the [`STEPS`] times [`CHAINS`] of the others.
+    pub(super) const TILE_WIDTH: f64 = (16 * 16 * 32 * 4 * TILE_STEPS) as f64 / (STEPS * CHAINS) as f64;
+    const TILE_STEPS: usize = 1_000_000;
+
+    /// Whether there are bf16 tiles that this process may use.
+    #[cfg(target_os = "linux")]
+    pub(super) fn has_tiles() -> bool {
+        const REQUEST_PERMISSION: libc::c_int = 0x1023;
+        const TILE_DATA: libc::c_ulong = 18;
+        let (bf16, tile) = (1 << 22, 1 << 24);
+        let flags = std::arch::x86_64::__cpuid_count(7, 0).edx;
+        // SAFETY: a system call that takes two numbers and touches no memory of ours.
+        flags & (bf16 | tile) == bf16 | tile
+            && unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0 }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn has_tiles() -> bool {
+        false
+    }
+
+    #[repr(C, align(64))]
+    struct Config([u8; 64]);
+
+    /// Products of tiles in registers.
+    pub(super) unsafe fn bf16_amx() {
+        let mut config = Config([0; 64]);
+        config.0[0] = 1;
+        for tile in 0..8 {
+            config.0[16 + 2 * tile] = 64;
+            config.0[48 + tile] = 16;
+        }
+        // SAFETY: there are tiles, says the caller; 64 bytes are read, and no tile outlives the block.
+        unsafe {
+            asm!(
+                "ldtilecfg [{config}]",
+                "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                "tilezero tmm4", "tilezero tmm5", "tilezero tmm6", "tilezero tmm7",
+                "2:",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "dec {steps}",
+                "jnz 2b",
+                "tilerelease",
+                config = in(reg) &raw const config,
+                steps = inout(reg) TILE_STEPS => _,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+        }
     }
 }

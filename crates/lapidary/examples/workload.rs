@@ -3,7 +3,7 @@
 //! The argument is a job as JSON, e.g.
 //! `{"model":"model.gguf","weights":"bf16","repeat":3,"work":"embed","texts":"texts.txt"}`. Each repetition prints a line
 //! of JSON: how many items, CPU and wall seconds, floating point operations of the weights' products, and the most memory
-//! that the process has held. A first repetition warms up and is not printed.
+//! that the process has held. Something of the work is done beforehand, to warm up, and not printed.
 
 use lapidary::Lapidary;
 use lapidary::embed::EmbedOptions;
@@ -42,6 +42,9 @@ enum Work {
     Decode { texts: PathBuf, prompt_tokens: usize, new_tokens: usize },
     /// A text's first tokens through the model, to the logits of the last; an item is a token.
     Prefill { texts: PathBuf, tokens: usize },
+    /// From the start of the program to the vector of a text by the mean over it; an item is a vector, and there is one
+    /// repetition, the first.
+    Start { text: String },
     /// From a question behind a document to the first token of the answer; an item is an answer. The document is read as
     /// `num_special_tokens` [E]s beforehand; with none, in full, with the question or, where it is to `keep`, beforehand.
     Answer {
@@ -78,10 +81,21 @@ fn main() -> Result<(), Failure> {
             let texts = std::fs::read_to_string(texts)?;
             let lines: Vec<&str> = texts.lines().collect();
             let config = model.base().decoder.config();
-            repeat(job.repeat, &mut || Ok(()), &mut |()| {
+            // The whole of it would be a long way to warm up.
+            model.embed(&lines[..lines.len().min(64)])?;
+            measure(job.repeat, &mut || Ok(()), &mut |()| {
                 let items = model.embed_with(&lines, &EmbedOptions::default(), &mut |_| {})?.num_tokens;
                 Ok(Done { items, flops: flops(config, items, 0) })
             })
+        }
+        Work::Start { text } => {
+            base.decoder.set_weight_format(job.weights)?;
+            let model = Lapidary::from_base(base, "mean", json!({}))?;
+            model.embed(&[text.as_str()])?;
+            let cpu_secs = kernels::process_cpu_secs().ok_or("no CPU time on this system")?;
+            let wall_secs = secs_since_start().ok_or("no time of the start on this system")?;
+            print(&Done { items: 1, flops: 0.0 }, cpu_secs, wall_secs);
+            Ok(())
         }
         Work::Decode { texts, prompt_tokens, new_tokens } => {
             base.decoder.set_weight_format(job.weights)?;
@@ -130,30 +144,46 @@ fn begun<'a>(decoder: &'a Decoder, tokens: &[TokenId]) -> Result<Sequence<'a>, F
     Ok(sequence)
 }
 
-/// Runs `work` on what `prepare` makes, which is not timed.
+/// As [`measure`], after one repetition that is not told of.
 fn repeat<T>(
     times: usize,
     prepare: &mut dyn FnMut() -> Result<T, Failure>,
     work: &mut dyn FnMut(T) -> Result<Done, Failure>,
 ) -> Result<(), Failure> {
+    work(prepare()?)?;
+    measure(times, prepare, work)
+}
+
+/// Runs `work` on what `prepare` makes, which is not timed.
+fn measure<T>(
+    times: usize,
+    prepare: &mut dyn FnMut() -> Result<T, Failure>,
+    work: &mut dyn FnMut(T) -> Result<Done, Failure>,
+) -> Result<(), Failure> {
     let cpu_secs = || kernels::process_cpu_secs().ok_or("no CPU time on this system");
-    for number in 0..=times {
+    for _ in 0..times {
         let prepared = prepare()?;
         let (clock, before) = (Instant::now(), cpu_secs()?);
         let done = work(prepared)?;
-        let (wall_secs, cpu_secs) = (clock.elapsed().as_secs_f64(), cpu_secs()? - before);
-        if number > 0 {
-            let (items, flops) = (done.items, done.flops);
-            println!(
-                "{}",
-                json!({
-                    "items": items, "cpu_secs": cpu_secs, "wall_secs": wall_secs, "flops": flops,
-                    "peak_mib": peak_mib().unwrap_or(0.0),
-                })
-            );
-        }
+        print(&done, cpu_secs()? - before, clock.elapsed().as_secs_f64());
     }
     Ok(())
+}
+
+fn print(Done { items, flops }: &Done, cpu_secs: f64, wall_secs: f64) {
+    let peak_mib = peak_mib().unwrap_or(0.0);
+    println!(
+        "{}",
+        json!({"items": items, "cpu_secs": cpu_secs, "wall_secs": wall_secs, "flops": flops, "peak_mib": peak_mib})
+    );
+}
+
+/// Since this process was started, to a hundredth (proc(5): `starttime` is in ticks of that length).
+fn secs_since_start() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let started: f64 = stat.rsplit(')').next()?.split_whitespace().nth(19)?.parse().ok()?;
+    let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
+    Some(uptime.split_whitespace().next()?.parse::<f64>().ok()? - started / 100.0)
 }
 
 fn peak_mib() -> Option<f64> {

@@ -100,6 +100,18 @@ pub(super) fn contests(work: &Path, root: &Path) -> Result<Vec<Contest>, String>
             ],
         });
     }
+    let job = json!({"work": "start", "text": "A bird sings in the apple tree.", "repeat": 1});
+    all.push(Contest {
+        name: "start",
+        what: "From the start of the program to the vector of a sentence",
+        items: "starts",
+        sides: vec![
+            ours("quantised as shipped", &job, json!({"weights": "stored"})),
+            ours("bf16", &job, json!({"weights": "bf16"})),
+            peer("sentence-transformers", ", f32", &job, json!({})),
+            peer("llama-cpp", ", quantised as shipped", &job, json!({})),
+        ],
+    });
     let job = json!({"work": "decode", "texts": paragraphs, "prompt_tokens": 512, "new_tokens": 256, "repeat": 1});
     all.push(Contest {
         name: "decode",

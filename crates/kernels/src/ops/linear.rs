@@ -1,11 +1,14 @@
 //! Linear maps: a frozen or trained weight, a bias, and a low-rank update (LoRA, arXiv 2106.09685) gated per token.
 
 use crate::bf16::BLOCK;
-use crate::cpu::{self, gemm, output, rows_of, slice, tensor, transposed, wanted, with_values};
+use crate::cpu::{
+    self, View, filled, gemm, gemm_into, output, rows_of, slice, tensor, transposed, wanted, with_values,
+};
 use crate::matrix::Matrix;
 use crate::vector::{LANES, Vector};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// The weight of a linear map, `[out, in]`.
@@ -157,18 +160,34 @@ struct Adapted {
 }
 
 /// The rows `rows` of `x [_, width]`, one after the other.
-fn gather(x: &[f32], width: usize, rows: &[u32]) -> Vec<f32> {
+fn gather<'a>(x: &'a [f32], width: usize, rows: &[u32]) -> Cow<'a, [f32]> {
+    if rows.len() * width == x.len() {
+        return Cow::Borrowed(x);
+    }
     let mut gathered = Vec::with_capacity(rows.len() * width);
     for row in rows {
         gathered.extend_from_slice(&x[*row as usize * width..(*row as usize + 1) * width]);
     }
-    gathered
+    Cow::Owned(gathered)
 }
 
-/// `x[rows] += scale * values`.
-fn scatter_add(x: &mut [f32], width: usize, rows: &[u32], scale: f32, values: &[f32]) {
+/// `a b`, `[m, k] x [k, n]`.
+fn product((m, n, k): (usize, usize, usize), a: View<'_>, b: View<'_>) -> Vec<f32> {
+    // SAFETY: a product writes all its outputs.
+    unsafe { filled(m * n, |y| gemm_into(y, n, (m, n, k), a, b)) }
+}
+
+/// Gradients of a map with an update.
+struct Gradients {
+    dx: Option<Vec<f32>>,
+    da: Vec<f32>,
+    db: Vec<f32>,
+}
+
+/// `x[rows] += values`.
+fn scatter_add(x: &mut [f32], width: usize, rows: &[u32], values: &[f32]) {
     for (row, values) in rows.iter().zip(values.chunks(width)) {
-        cpu::axpy(scale, values, &mut x[*row as usize * width..(*row as usize + 1) * width]);
+        cpu::axpy(1.0, values, &mut x[*row as usize * width..(*row as usize + 1) * width]);
     }
 }
 
@@ -194,6 +213,33 @@ impl Adapted {
                 }
             }
         });
+    }
+}
+
+impl Adapted {
+    fn gradients(&self, (x, wants_dx): (&[f32], bool), (a, b): (&[f32], &[f32]), dy: &[f32]) -> Gradients {
+        let (input, out, n) = (self.weight.cols(), self.weight.rows(), self.rows.len());
+        let (t, rank) = (x.len() / input, a.len() / input);
+        let (x_rows, dy_rows) = (gather(x, input, &self.rows), gather(dy, out, &self.rows));
+        let scaled = |mut values: Vec<f32>| {
+            values.iter_mut().for_each(|value| *value *= self.scale);
+            values
+        };
+        let down = scaled(product((n, rank, input), rows_of(&x_rows, input), transposed(a, input)));
+        let d_down = scaled(product((n, rank, out), rows_of(&dy_rows, out), rows_of(b, rank)));
+        let db = product((out, rank, n), transposed(&dy_rows, out), rows_of(&down, rank));
+        let da = product((rank, input, n), transposed(&d_down, rank), rows_of(&x_rows, input));
+        let dx = wants_dx.then(|| {
+            let mut dx = self.weight.backward(dy, t);
+            if n == t {
+                gemm(&mut dx, input, (n, input, rank), rows_of(&d_down, rank), rows_of(a, input), true);
+            } else {
+                let through = product((n, input, rank), rows_of(&d_down, rank), rows_of(a, input));
+                scatter_add(&mut dx, input, &self.rows, &through);
+            }
+            dx
+        });
+        Gradients { dx, da, db }
     }
 }
 
@@ -300,28 +346,12 @@ impl CustomOp3 for Adapted {
         _y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let ((t, input), (out, rank), n) = (x.dims2()?, b.dims2()?, self.rows.len());
-        let x_rows = with_values(x, |x| gather(x, input, &self.rows))?;
-        let mut dy_rows = with_values(dy, |dy| gather(dy, out, &self.rows))?;
-        dy_rows.iter_mut().for_each(|g| *g *= self.scale);
-        let (a_values, b_values) = (with_values(a, <[f32]>::to_vec)?, with_values(b, <[f32]>::to_vec)?);
-        let mut down = vec![0f32; n * rank]; // x A^T
-        gemm(&mut down, rank, (n, rank, input), rows_of(&x_rows, input), transposed(&a_values, input), false);
-        let mut d_down = vec![0f32; n * rank]; // dy B
-        gemm(&mut d_down, rank, (n, rank, out), rows_of(&dy_rows, out), rows_of(&b_values, rank), false);
-        let mut db = vec![0f32; out * rank];
-        gemm(&mut db, rank, (out, rank, n), transposed(&dy_rows, out), rows_of(&down, rank), false);
-        let mut da = vec![0f32; rank * input];
-        gemm(&mut da, input, (rank, input, n), transposed(&d_down, rank), rows_of(&x_rows, input), false);
-        let dx = if x.track_op() {
-            let mut dx = with_values(dy, |dy| self.weight.backward(dy, t))?;
-            let mut through = vec![0f32; n * input];
-            gemm(&mut through, input, (n, input, rank), rows_of(&d_down, rank), rows_of(&a_values, input), false);
-            scatter_add(&mut dx, input, &self.rows, 1.0, &through);
-            Some(tensor(dx, x.shape())?)
-        } else {
-            None
-        };
-        Ok((dx, wanted(a, || da)?, wanted(b, || db)?))
+        let gradients = with_values(x, |x_values| {
+            with_values(dy, |dy| {
+                with_values(a, |a| with_values(b, |b| self.gradients((x_values, x.track_op()), (a, b), dy)))
+            })
+        })????;
+        let dx = gradients.dx.map(|dx| tensor(dx, x.shape())).transpose()?;
+        Ok((dx, wanted(a, || gradients.da)?, wanted(b, || gradients.db)?))
     }
 }
