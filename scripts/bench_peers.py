@@ -5,6 +5,10 @@ usage: bench_peers.py PEER JOB, with JOB as `crates/lapidary/examples/workload.r
 PEER is `torch` (transformers, in the job's `dtype`), `sentence-transformers`, `llama-cpp` or `reference` (the PyTorch GEM
 in the job's `reference`). `convert` writes the weights dequantised, as transformers reads them. Threads are those of
 OMP_NUM_THREADS.
+
+llama-cpp-python is compiled when it is installed. On a CPU with AMX, GCC 12 sets its tiles up wrongly and it ends by a
+protection fault; clang 14 does not see that its tile code applies. At its best there it is built with CC=clang CXX=clang++ and
+CFLAGS and CXXFLAGS "-mamx-tile -mamx-int8 -mamx-bf16 -D__AMX_INT8__ -D__AMX_TILE__ -D__AMX_BF16__".
 """
 import json, os, sys, time
 from pathlib import Path

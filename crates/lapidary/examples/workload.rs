@@ -36,8 +36,15 @@ struct Job {
 enum Work {
     /// Contrastive steps on rows of random tokens, k = 6; an item is a row.
     Train { scope: String, full: bool, rows: usize, tokens: usize, dropout: String },
-    /// Unit vectors of the lines of a file by the mean over the text; an item is a token.
-    Embed { texts: PathBuf },
+    /// Unit vectors of the first lines of a file, or of all, by the mean over the text or, untrained, by `[E]`s; an item
+    /// is a token.
+    Embed {
+        texts: PathBuf,
+        #[serde(default)]
+        num_texts: Option<usize>,
+        #[serde(default)]
+        num_special_tokens: Option<usize>,
+    },
     /// Greedy continuations of a text's first tokens; an item is a generated token.
     Decode { texts: PathBuf, prompt_tokens: usize, new_tokens: usize },
     /// A text's first tokens through the model, to the logits of the last; an item is a token.
@@ -75,11 +82,14 @@ fn main() -> Result<(), Failure> {
             });
             train(base, &job, (&settings, *full), (*rows, *tokens))
         }
-        Work::Embed { texts } => {
+        Work::Embed { texts, num_texts, num_special_tokens } => {
             base.decoder.set_weight_format(job.weights)?;
-            let model = Lapidary::from_base(base, "mean", json!({}))?;
+            let model = match num_special_tokens {
+                Some(k) => Lapidary::from_base(base, "gem", json!({"num_special_tokens": k, "scope": "special"}))?,
+                None => Lapidary::from_base(base, "mean", json!({}))?,
+            };
             let texts = std::fs::read_to_string(texts)?;
-            let lines: Vec<&str> = texts.lines().collect();
+            let lines: Vec<&str> = texts.lines().take(num_texts.unwrap_or(usize::MAX)).collect();
             let config = model.base().decoder.config();
             // The whole of it would be a long way to warm up.
             model.embed(&lines[..lines.len().min(64)])?;

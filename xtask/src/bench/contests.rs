@@ -52,6 +52,13 @@ fn peer(peer: &'static str, name: &str, job: &Value, more: Value) -> Side {
 /// When the sample data cannot be read, or `work` not written.
 pub(super) fn contests(work: &Path, root: &Path) -> Result<Vec<Contest>, String> {
     let (sentences, paragraphs) = texts(work, root)?;
+    let mut all = training();
+    all.extend(embedding(&sentences, &paragraphs));
+    all.extend(generation(&paragraphs));
+    Ok(all)
+}
+
+fn training() -> Vec<Contest> {
     let mut all = Vec::new();
     for (name, what, scope, full, tokens) in [
         (
@@ -80,9 +87,14 @@ pub(super) fn contests(work: &Path, root: &Path) -> Result<Vec<Contest>, String>
             ],
         });
     }
+    all
+}
+
+fn embedding(sentences: &str, paragraphs: &str) -> Vec<Contest> {
+    let mut all = Vec::new();
     for (name, what, file) in [
-        ("embed-sentences", "Embedding 2,000 Wikipedia sentences by the mean over the text", &sentences),
-        ("embed-paragraphs", "Embedding 500 texts of about 150 to 450 tokens by the mean over the text", &paragraphs),
+        ("embed-sentences", "Embedding 2,000 Wikipedia sentences by the mean over the text", sentences),
+        ("embed-paragraphs", "Embedding 500 texts of about 150 to 450 tokens by the mean over the text", paragraphs),
     ] {
         let job = json!({"work": "embed", "texts": file, "repeat": 1, "batch_rows": 32});
         all.push(Contest {
@@ -112,8 +124,12 @@ pub(super) fn contests(work: &Path, root: &Path) -> Result<Vec<Contest>, String>
             peer("llama-cpp", ", quantised as shipped", &job, json!({})),
         ],
     });
+    all
+}
+
+fn generation(paragraphs: &str) -> Vec<Contest> {
     let job = json!({"work": "decode", "texts": paragraphs, "prompt_tokens": 512, "new_tokens": 256, "repeat": 1});
-    all.push(Contest {
+    let decode = Contest {
         name: "decode",
         what: "256 tokens, greedily, after a prompt of 512",
         items: "tokens",
@@ -122,9 +138,9 @@ pub(super) fn contests(work: &Path, root: &Path) -> Result<Vec<Contest>, String>
             ours("bf16", &job, json!({"weights": "bf16"})),
             peer("llama-cpp", ", quantised as shipped", &job, json!({})),
         ],
-    });
+    };
     let job = json!({"work": "prefill", "texts": paragraphs, "tokens": 2048, "repeat": 2});
-    all.push(Contest {
+    let prefill = Contest {
         name: "prefill",
         what: "A prompt of 2,048 tokens",
         items: "tokens",
@@ -134,9 +150,9 @@ pub(super) fn contests(work: &Path, root: &Path) -> Result<Vec<Contest>, String>
             peer("llama-cpp", ", quantised as shipped", &job, json!({})),
             peer("torch", ", bf16", &job, json!({"dtype": "bfloat16"})),
         ],
-    });
+    };
     let job = json!({"work": "answer", "texts": paragraphs, "tokens": 512, "question_tokens": 16, "repeat": 5, "weights": "bf16"});
-    all.push(Contest {
+    let answer = Contest {
         name: "answer",
         what: "From a question of 16 tokens behind a document of 512 to the first token of the answer; the document is \
                compressed beforehand, read in full with the question, or read in full beforehand",
@@ -146,8 +162,8 @@ pub(super) fn contests(work: &Path, root: &Path) -> Result<Vec<Contest>, String>
             ours("the document in full", &job, json!({"num_special_tokens": 0})),
             ours("its keys and values kept", &job, json!({"num_special_tokens": 0, "keep": true})),
         ],
-    });
-    Ok(all)
+    };
+    vec![decode, prefill, answer]
 }
 
 /// Files of 2,000 sentences and of 500 longer texts, one a line, cut from the sample sentences.

@@ -136,6 +136,29 @@ struct Measures<'a> {
     results: PathBuf,
 }
 
+impl Sweep {
+    /// The runs of a variant, checked: one for each seed, or the model as it is.
+    fn plan(&self, variant: &Variant, more: &[String]) -> Result<Vec<Run>> {
+        if variant.model.is_some() || variant.method.is_some() {
+            let method = variant.method.as_deref().filter(|method| !layout::names().contains(method));
+            if let Some(method) = method {
+                bail!("unknown method {method:?}; expected one of {}", layout::names().join(", "));
+            }
+            if variant.recipe.is_some() {
+                bail!("expected a recipe, or a model or method as it is, found both");
+            }
+            return Ok(vec![Run::as_it_is(variant)]);
+        }
+        let recipe = variant.recipe.as_ref().or(self.recipe.as_ref()).context("no recipe, and no model or method")?;
+        let text = std::fs::read_to_string(recipe).with_context(|| recipe.display().to_string())?;
+        let changes = || self.set.iter().chain(more).chain(&variant.set).cloned();
+        let run = |seed: &u64| Run::Recipe(text.clone(), changes().chain([format!("seed={seed}")]).collect());
+        let runs: Vec<Run> = self.seeds.iter().map(run).collect();
+        runs.iter().try_for_each(Run::check)?;
+        Ok(runs)
+    }
+}
+
 /// Runs the command.
 ///
 /// # Errors
@@ -171,27 +194,8 @@ pub(crate) fn run(args: &SweepArgs, context: &Context) -> Result<()> {
     if let Some(missing) = sweep.standardise_on.iter().find(|file| !Path::new(file).is_file()) {
         bail!("{path}: standardise_on: no file {missing}");
     }
-    let plan = |variant: &Variant| -> Result<Vec<Run>> {
-        if variant.model.is_some() || variant.method.is_some() {
-            let method = variant.method.as_deref().filter(|method| !layout::names().contains(method));
-            if let Some(method) = method {
-                bail!("unknown method {method:?}; expected one of {}", layout::names().join(", "));
-            }
-            if variant.recipe.is_some() {
-                bail!("expected a recipe, or a model or method as it is, found both");
-            }
-            return Ok(vec![Run::as_it_is(variant)]);
-        }
-        let recipe = variant.recipe.as_ref().or(sweep.recipe.as_ref()).context("no recipe, and no model or method")?;
-        let text = std::fs::read_to_string(recipe).with_context(|| recipe.display().to_string())?;
-        let changes = || sweep.set.iter().chain(&args.set).chain(&variant.set).cloned();
-        let run = |seed: &u64| Run::Recipe(text.clone(), changes().chain([format!("seed={seed}")]).collect());
-        let runs: Vec<Run> = sweep.seeds.iter().map(run).collect();
-        runs.iter().try_for_each(Run::check)?;
-        Ok(runs)
-    };
     let plans: Vec<Vec<Run>> = (sweep.variants.iter())
-        .map(|variant| plan(variant).with_context(|| format!("{path}: {}", variant.name)))
+        .map(|variant| sweep.plan(variant, &args.set).with_context(|| format!("{path}: {}", variant.name)))
         .collect::<Result<_>>()?;
     let stop = interrupt::stop_flag("stopping after this step or task; what is done is kept")?;
     let (mut all, mut failed) = (Vec::new(), Vec::new());

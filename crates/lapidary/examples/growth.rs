@@ -1,0 +1,191 @@
+//! How time and memory grow with the size of the work: runs the example `workload` for each size, in a process of its own,
+//! and writes `growth.md` with its plots.
+//!
+//! `growth TEXTS.txt OUT_DIR MODEL.gguf [MODEL.gguf...]`, built beside `workload` in release; texts one a line, 500 and
+//! more, 8,200 tokens and more; the first model is the one whose sizes vary. Threads are those of `RAYON_NUM_THREADS`.
+
+use lapidary::report::bars::Series;
+use lapidary::report::html::{Block, Cell, Figure, Page, Section, Table};
+use lapidary::report::{lines, markdown};
+use serde_json::{Value, json};
+use std::error::Error;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// Work of which one size varies.
+struct Growth {
+    heading: &'static str,
+    /// What the size counts.
+    size: &'static str,
+    /// What grows with it, by the algorithm.
+    expected: &'static str,
+    sizes: Vec<usize>,
+    job: Box<dyn Fn(usize) -> Value>,
+}
+
+/// One run of a size.
+struct Measured {
+    cpu_secs: f64,
+    peak_mib: f64,
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [texts, out, first, ..] = arguments.as_slice() else {
+        return Err("expected TEXTS.txt OUT_DIR MODEL.gguf [MODEL.gguf...]".into());
+    };
+    let mut sections = Vec::new();
+    for growth in all(texts) {
+        let mut measured = Vec::new();
+        for size in &growth.sizes {
+            eprintln!("{}: {size}", growth.heading);
+            measured.push(run(first, (growth.job)(*size))?);
+        }
+        sections.push(section(&growth, &measured)?);
+    }
+    sections.push(models(texts, &arguments[2..])?);
+    let page = Page {
+        title: "How time and memory grow".into(),
+        summary: format!(
+            "Written by the example `growth`: {} with bf16 weights, {} thread(s), each size in a process of its own, whose memory \
+             is its highest, the loaded model included. An exponent of 1 is linear growth; the plots show the time for one of \
+             what is counted, which is then a level line.",
+            name(first),
+            std::env::var("RAYON_NUM_THREADS").unwrap_or_else(|_| "all".into())
+        ),
+        sections,
+        ..Page::default()
+    };
+    let page = markdown::render(&page, "growth")?;
+    std::fs::write(Path::new(out).join("growth.md"), page.text)?;
+    for (name, png) in page.pictures {
+        std::fs::write(Path::new(out).join(name), png)?;
+    }
+    Ok(())
+}
+
+fn all(texts: &str) -> Vec<Growth> {
+    let powers = |from: u32, to: u32, step: usize| (from..=to).step_by(step).map(|power| 1 << power).collect();
+    let texts = texts.to_owned();
+    let (of_texts, of_k, of_length) = (texts.clone(), texts.clone(), texts);
+    vec![
+        Growth {
+            heading: "Embedding: texts",
+            size: "texts",
+            expected: "linear",
+            sizes: powers(4, 8, 1),
+            job: Box::new(move |n| json!({"work": "embed", "texts": of_texts, "num_texts": n})),
+        },
+        Growth {
+            heading: "Embedding: special tokens behind each text",
+            size: "special tokens",
+            expected: "linear, from the cost of the text on",
+            sizes: powers(0, 6, 1),
+            job: Box::new(move |k| json!({"work": "embed", "texts": of_k, "num_texts": 32, "num_special_tokens": k})),
+        },
+        Growth {
+            heading: "A prompt: length",
+            size: "tokens",
+            expected: "linear, and quadratic in attention",
+            sizes: powers(5, 13, 2),
+            job: Box::new(move |n| json!({"work": "prefill", "texts": of_length, "tokens": n})),
+        },
+        Growth {
+            heading: "A contrastive step: rows of 32 tokens",
+            size: "rows",
+            expected: "linear; memory levels out at a micro-batch, but for what the frozen parts keep",
+            sizes: powers(0, 8, 2),
+            job: Box::new(
+                |n| json!({"work": "train", "scope": "special", "full": false, "rows": n, "tokens": 32, "dropout": "delete"}),
+            ),
+        },
+        Growth {
+            heading: "A contrastive step of 8 rows: length",
+            size: "tokens",
+            expected: "linear, and quadratic in attention",
+            sizes: powers(5, 9, 1),
+            job: Box::new(
+                |n| json!({"work": "train", "scope": "special", "full": false, "rows": 8, "tokens": n, "dropout": "delete"}),
+            ),
+        },
+    ]
+}
+
+/// Runs a job of the example beside this one.
+fn run(model: &str, mut job: Value) -> Result<Measured, Box<dyn Error>> {
+    job["model"] = json!(model);
+    job["weights"] = json!("bf16");
+    job["repeat"] = json!(1);
+    let workload = std::env::current_exe()?.with_file_name("workload");
+    let output = Command::new(&workload).arg(job.to_string()).stderr(Stdio::inherit()).output()?;
+    let text = String::from_utf8(output.stdout)?;
+    let line: Value = match text.lines().last() {
+        Some(line) if output.status.success() => serde_json::from_str(line)?,
+        _ => return Err(format!("{} {job}: {}", workload.display(), output.status).into()),
+    };
+    let number = |key: &str| line[key].as_f64().ok_or_else(|| format!("{line}: no {key}"));
+    Ok(Measured { cpu_secs: number("cpu_secs")?, peak_mib: number("peak_mib")? })
+}
+
+/// The slope of the line through the logarithms, by least squares.
+fn exponent(sizes: &[usize], values: &[f64]) -> f64 {
+    let points: Vec<(f64, f64)> =
+        sizes.iter().zip(values).map(|(size, value)| ((*size as f64).ln(), value.ln())).collect();
+    let mean = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).sum::<f64>() / points.len() as f64;
+    let (x, y) = (mean(|point| point.0), mean(|point| point.1));
+    let covariance: f64 = points.iter().map(|point| (point.0 - x) * (point.1 - y)).sum();
+    covariance / points.iter().map(|point| (point.0 - x).powi(2)).sum::<f64>()
+}
+
+fn section(growth: &Growth, measured: &[Measured]) -> Result<Section, Box<dyn Error>> {
+    let secs: Vec<f64> = measured.iter().map(|one| one.cpu_secs).collect();
+    let each: Vec<f64> = growth.sizes.iter().zip(&secs).map(|(size, secs)| 1e3 * secs / *size as f64).collect();
+    let row = |i: usize| {
+        let since =
+            if i == 0 { "–".into() } else { format!("{:.2}", exponent(&growth.sizes[i - 1..=i], &secs[i - 1..=i])) };
+        let memory = format!("{:.0}", measured[i].peak_mib);
+        [growth.sizes[i].to_string(), format!("{:.3}", secs[i]), format!("{:.3}", each[i]), since, memory]
+            .map(Cell::new)
+            .to_vec()
+    };
+    let columns = [growth.size, "CPU s", "ms each", "exponent from the size before", "peak MiB"];
+    let table = Table {
+        columns: columns.map(str::to_owned).to_vec(),
+        rows: (0..secs.len()).map(row).collect(),
+        ..Table::default()
+    };
+    let places: Vec<String> = growth.sizes.iter().map(ToString::to_string).collect();
+    let series = Series { name: "ms each".into(), values: each.iter().copied().map(Some).collect() };
+    let figure = Figure {
+        png: lines::line_comparison(growth.heading, &places, &[series], &[])?,
+        caption: String::new(),
+        alternative: format!("CPU milliseconds for one of the {} by their number.", growth.size),
+    };
+    let fitted = exponent(&growth.sizes, &secs);
+    let text = format!("By the algorithm: {}. Fitted exponent of all sizes: {fitted:.2}.", growth.expected);
+    let blocks = vec![Block::Paragraph(text), Block::Table(table), Block::Figure(figure)];
+    Ok(Section { heading: growth.heading.into(), blocks })
+}
+
+fn models(texts: &str, models: &[String]) -> Result<Section, Box<dyn Error>> {
+    let mut rows = Vec::new();
+    for model in models {
+        eprintln!("models: {model}");
+        let prefill = run(model, json!({"work": "prefill", "texts": texts, "tokens": 512}))?;
+        let decode = run(model, json!({"work": "decode", "texts": texts, "prompt_tokens": 64, "new_tokens": 64}))?;
+        let cells = [
+            name(model),
+            format!("{:.0}", 512.0 / prefill.cpu_secs),
+            format!("{:.1}", 64.0 / decode.cpu_secs),
+            format!("{:.0}", prefill.peak_mib.max(decode.peak_mib)),
+        ];
+        rows.push(cells.map(Cell::new).to_vec());
+    }
+    let columns = ["model", "prompt tokens per CPU s", "new tokens per CPU s", "peak MiB"];
+    let table = Table { columns: columns.map(str::to_owned).to_vec(), rows, ..Table::default() };
+    Ok(Section { heading: "Models".into(), blocks: vec![Block::Table(table)] })
+}
+
+fn name(model: &str) -> String {
+    Path::new(model).file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
