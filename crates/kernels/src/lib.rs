@@ -57,10 +57,13 @@ pub fn on_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
 ///
 /// The C allocator keeps freed memory for the next step (the same large buffers are taken again and again, and pages
 /// that go back to the system must be cleared anew each time), and candle's own thread pool is switched off: its
-/// workers spin at a barrier against the threads of the products.
+/// workers spin at a barrier against the threads of the products. Those get stacks on which the walk over the graph of a
+/// deep model, or of many passes, has room.
 pub fn prepare_process() {
     // SAFETY: no other thread runs yet, which is asked of the caller above, so that none reads the environment.
     unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    // A pool that is there already stays as it is.
+    let _ = rayon::ThreadPoolBuilder::new().stack_size(64 << 20).build_global();
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: `mallopt` takes plain numbers and changes settings of the allocator, none of them about memory in use;
     // a refused setting leaves things as they were.
