@@ -47,9 +47,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let page = Page {
         title: "How time and memory grow".into(),
         summary: format!(
-            "Written by the example `growth`: {} with bf16 weights, {} thread(s), each size in a process of its own, whose memory \
-             is its highest, the loaded model included. An exponent of 1 is linear growth; the plots show the time for one of \
-             what is counted, which is then a level line.",
+            "Written by the example growth of the library: {} with bf16 weights, threads: {}. Each size runs in a process of its \
+             own, whose memory is its highest, the loaded model included. An exponent of 1 is linear growth; the plots show the \
+             time for one of what is counted, which is then a level line.",
             name(first),
             std::env::var("RAYON_NUM_THREADS").unwrap_or_else(|_| "all".into())
         ),
