@@ -69,7 +69,7 @@ enum Command {
 fn main() -> ExitCode {
     lapidary::prepare_process();
     let cli = Cli::parse();
-    lapidary::on_worker(|| failure::exit_code_of(|| run(cli)))
+    lapidary::on_pool(|| failure::exit_code_of(|| run(cli)))
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {

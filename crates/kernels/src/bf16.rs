@@ -253,8 +253,7 @@ impl Job<'_> {
     }
 
     /// Runs `block((a, a_stride, first), b, steps, c, c_stride, keep)` on blocks of 32 x 32 outputs, those of the rows from
-    /// `first` on: bytes of `a` between rows,
-    /// `steps` of 32 summands, numbers of `c` between rows.
+    /// `first` on: bytes of `a` between rows, `steps` of 32 summands, numbers of `c` between rows.
     ///
     /// # Safety
     /// As of [`Self::run`], and `block` reads 32 rows of `steps` lines at `a`, 32 times `steps` lines at `b`, and

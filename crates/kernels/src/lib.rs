@@ -48,33 +48,36 @@ pub fn process_cpu_secs() -> Option<f64> {
 }
 
 /// Runs `work` on one of the threads that products are shared out to: what it runs in parallel begins there at once,
-/// where another thread would wait to be woken again each time.
+/// where another thread would wait to be woken again each time. Work of several callers may nest on one thread's stack, for
+/// a thread that waits takes what comes next; [`prepare_process`] makes room for it.
 pub fn on_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    // A scope runs on a thread of the pool, and nothing is spawned in it.
     rayon::scope(|_| work())
 }
 
 /// Prepares the process for training and embedding: call it first in `main`, before any thread is started.
 ///
 /// The C allocator keeps freed memory for the next step (the same large buffers are taken again and again, and pages
-/// that go back to the system must be cleared anew each time) and takes it in huge pages where the system has them (weights
-/// are read from end to end: with small pages a quarter of the time goes into finding them), and candle's own thread pool is switched off: its
-/// workers spin at a barrier against the threads of the products. Those get stacks on which the walk over the graph of a
-/// deep model, or of many passes, has room.
+/// that go back to the system must be cleared anew each time) and takes it in huge pages where the system has them
+/// (weights are read from end to end: with small pages a quarter of the time goes into finding them). Candle's own thread
+/// pool is switched off: its workers spin at a barrier against the threads of the products. Those get stacks on which the
+/// walk over the graph of a deep model, or of many passes, has room.
 pub fn prepare_process() {
     // SAFETY: no other thread runs yet, which is asked of the caller above, so that none reads the environment.
     unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
-    // A pool that is there already stays as it is.
-    let _ = rayon::ThreadPoolBuilder::new().stack_size(64 << 20).build_global();
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: `mallopt` takes plain numbers and changes settings of the allocator, none of them about memory in use;
-    // a refused setting leaves things as they were.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_MAX, 0);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, -1); // never
-        libc::mallopt(libc::M_ARENA_MAX, 1);
+    {
+        // SAFETY: `mallopt` takes plain numbers and changes settings of the allocator, none of them about memory in use;
+        // a refused setting leaves things as they were.
+        unsafe {
+            libc::mallopt(libc::M_MMAP_MAX, 0);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, -1); // never
+            libc::mallopt(libc::M_ARENA_MAX, 1);
+        }
+        ask_for_huge_pages();
     }
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    ask_for_huge_pages();
+    // Last: a thread that is there before would have an arena of its own. A pool that is there already stays as it is.
+    let _ = rayon::ThreadPoolBuilder::new().stack_size(64 << 20).build_global();
 }
 
 /// Lets the heap grow by half of the machine's memory, none of which is touched, asks for huge pages there, and frees it:

@@ -202,6 +202,7 @@ impl Matrix {
 
     /// `y = x W^T`: `[t, cols] -> [t, rows]`.
     pub(crate) fn forward(&self, x: &[f32], t: usize) -> Vec<f32> {
+        assert_eq!(x.len(), t * self.cols, "{self:?}: rows of input");
         if t == 0 {
             return Vec::new();
         }
@@ -210,7 +211,6 @@ impl Matrix {
             self.forward_few(x, t, &mut y);
             return y;
         }
-        assert_eq!(x.len(), t * self.cols, "{self:?}: rows of input");
         let mut y = Vec::with_capacity(t * self.rows);
         let whole = |numbers| Block { first: 0, rows: self.rows, cols: self.cols, numbers };
         match &self.storage {
@@ -293,8 +293,13 @@ impl Matrix {
 
     fn packed_backward(&self) -> &Packed {
         let Storage::Packed { backward, .. } = &self.storage else { unreachable!("asked of packed matrices alone") };
+        if let Some(packed) = backward.get() {
+            return packed;
+        }
+        // Made outside of the lock: the threads that share the work may be taken by a step that waits for the same packing.
         let cols = self.cols;
-        backward.get_or_init(|| Packed::new(&self.to_f32(), (self.rows, cols), |i, j| i * cols + j))
+        let packed = Packed::new(&self.to_f32(), (self.rows, cols), |i, j| i * cols + j);
+        backward.get_or_init(|| packed)
     }
 }
 

@@ -1,7 +1,7 @@
 //! How time and memory grow with the size of the work: runs the example `workload` for each size, in a process of its own,
 //! and writes `growth.md` with its plots.
 //!
-//! `growth TEXTS.txt OUT_DIR MODEL.gguf [MODEL.gguf...]`, built beside `workload` in release; texts one a line, 500 and
+//! `growth TEXTS.txt OUT_DIR MODEL.gguf [MODEL.gguf...]`, built beside `workload` in release; texts one a line, 256 and
 //! more, 8,200 tokens and more; the first model is the one whose sizes vary. Threads are those of `RAYON_NUM_THREADS`.
 
 use lapidary::report::bars::Series;

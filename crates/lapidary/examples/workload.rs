@@ -139,7 +139,7 @@ fn main() -> Result<(), Failure> {
             };
             repeat(job.repeat, &mut prepare, &mut |mut sequence| {
                 let unread = if *k == 0 && !keep { &all } else { question };
-                unread.chunks(512).try_for_each(|chunk| sequence.push(chunk))?;
+                sequence.push(unread)?;
                 greedy(sequence.logits()).ok_or("no logits")?;
                 Ok(Done { items: 1, flops: flops(decoder.config(), unread.len(), 1) })
             })

@@ -187,7 +187,7 @@ impl Embedder<'_> {
     /// The raw pooled vectors of rows that each pool one vector.
     fn run(&self, rows: &[&Layout]) -> Result<Vec<Vec<f32>>, Error> {
         let segment = Segment::whole(rows.iter().copied());
-        let options = ForwardOptions { adapter: self.adapter, ..ForwardOptions::default() };
+        let options = ForwardOptions { adapter: self.adapter, bf16_attention: true, ..ForwardOptions::default() };
         let hidden = self.decoder.forward(&segment, Kv::None, options)?;
         let mut first = 0;
         let mut pooled = Vec::with_capacity(rows.len());

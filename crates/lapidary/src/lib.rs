@@ -15,12 +15,6 @@ pub mod generate;
 pub mod model;
 pub mod output;
 pub mod report;
-/// Runs `f` on one of the worker threads that share the products' work: a command that does all it does inside has
-/// its parallel parts start without waiting for a worker to wake.
-pub fn on_worker<R: Send>(f: impl FnOnce() -> R + Send) -> R {
-    rayon::scope(|_| f())
-}
-
 #[cfg(test)]
 #[path = "../tests/it/models.rs"]
 mod test_models;
@@ -29,6 +23,6 @@ pub mod train;
 
 pub use error::Error;
 pub use gem::{Lapidary, fingerprint_of};
-pub use kernels::prepare_process;
+pub use kernels::{on_pool, prepare_process};
 pub use layout;
 pub use model::ModelFiles;

@@ -74,14 +74,16 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
-    /// The share of block `block` of `num_blocks` in fetching the panel at `panel`, which the same rows meet next. The
-    /// panel need not be one of ours: what is asked for is not read.
+    /// The share of block `block` in fetching the panel at `panel`, which the same rows meet next: an eighth, or all of it
+    /// where `num_blocks` is one, which waits for memory anyway. The panel need not be one of ours: what is asked for is not
+    /// read.
     pub(super) fn new(panel: *const u16, (block, num_blocks): (usize, usize), steps: usize) -> Self {
         Self { next: panel.wrapping_add(block * steps * 4 * BLOCK), whole: num_blocks == 1 }
     }
 }
 
-/// The sums of a block, with so many instructions that fetch among those of a step.
+/// The sums of a block, with instructions that fetch among those of a step. A macro, because a loop over a number of lines
+/// takes a twentieth of a product that does not wait for memory.
 macro_rules! sums {
     ([$($fetch:literal),*], [$($more:literal),*], $a:expr, $a_stride:expr, $b:expr, $next:expr, $steps:expr, $c:expr, $c_stride:expr, $keep:expr) => {
         asm!(

@@ -30,11 +30,6 @@ impl Rounded {
         Self { lines, steps }
     }
 
-    /// Lines of a row.
-    pub(crate) fn steps(&self) -> usize {
-        self.steps
-    }
-
     pub(crate) fn set_row(&mut self, row: usize, x: &[f32]) {
         for (to, line) in self.lines[row * self.steps..(row + 1) * self.steps].iter_mut().zip(round_row(x)) {
             *to = line;
@@ -108,41 +103,47 @@ impl Blocks {
     #[inline]
     pub(crate) fn product(&self, x: &Rounded, first: usize, b: &Packed, panel: usize, out: &mut Outputs) {
         assert_eq!(x.steps, b.k.div_ceil(BLOCK), "product: rows of another width");
-        self.leading_product((x, x.steps), first, (b, panel), (out.0.as_flattened_mut(), BLOCK));
+        let num_blocks = x.lines.len() / (BLOCK * x.steps);
+        // SAFETY: 32 rows of 32 outputs are there.
+        unsafe { self.run(x, (first, num_blocks), (b, panel), (out.0.as_mut_ptr().cast(), BLOCK)) };
     }
 
-    /// As [`Self::product`] with the first `32 * steps` summands alone; rows of the outputs are `stride` numbers apart.
+    /// The first 32 rows of `x` by the first numbers of a panel, which was packed for them; rows of the outputs are `stride`
+    /// numbers apart.
     #[inline]
-    pub(crate) fn leading_product(
-        &self,
-        (x, steps): (&Rounded, usize),
-        first: usize,
-        (b, panel): (&Packed, usize),
-        (out, stride): (&mut [f32], usize),
-    ) {
-        let lines_of_panel = b.lines_of_panel();
-        assert!(
-            0 < steps && steps <= x.steps && steps * BLOCK <= lines_of_panel,
-            "product: {steps} steps are too many"
-        );
+    pub(crate) fn product_of_few(&self, x: &Rounded, (b, panel): (&Packed, usize), (out, stride): (&mut [f32], usize)) {
         assert!(stride >= BLOCK && out.len() >= (BLOCK - 1) * stride + BLOCK, "product: no room for the outputs");
-        let (a, a_stride) = (x.lines[first * x.steps..(first + BLOCK) * x.steps].as_ptr().cast::<u16>(), x.steps * 64);
-        let num_blocks = x.lines.len() / (BLOCK * x.steps);
+        // As if many more rows were to come: what was just packed need not be fetched at once.
+        // SAFETY: the assertion above.
+        unsafe { self.run(x, (0, usize::MAX), (b, panel), (out.as_mut_ptr(), stride)) };
+    }
+
+    /// # Safety
+    /// There are 32 rows of 32 outputs, so many numbers apart.
+    unsafe fn run(
+        &self,
+        x: &Rounded,
+        (first, num_blocks): (usize, usize),
+        (b, panel): (&Packed, usize),
+        (out, stride): (*mut f32, usize),
+    ) {
+        let (steps, lines_of_panel) = (x.steps, b.lines_of_panel());
+        assert!(0 < steps && steps * BLOCK <= lines_of_panel, "product: rows are too wide");
+        let a = (x.lines[first * steps..(first + BLOCK) * steps].as_ptr().cast::<u16>(), steps * 64);
         let b = b.lines[panel * lines_of_panel..(panel + 1) * lines_of_panel].as_ptr().cast::<u16>();
-        let c = out.as_mut_ptr();
         match self.units {
             #[cfg(target_arch = "x86_64")]
             Units::Amx => {
                 let next = b.wrapping_add(lines_of_panel * BLOCK);
                 let ahead = amx::Ahead::new(next, (first / BLOCK, num_blocks), steps);
                 // SAFETY: the units were found to be there and the tiles are set up on this thread; the slices above
-                // have the rows and lines that are read, `out` the numbers that are written.
-                unsafe { amx::block((a, a_stride), (b, ahead), steps, (c, stride), false) };
+                // have the rows and lines that are read, and for the outputs the caller answers.
+                unsafe { amx::block(a, (b, ahead), steps, (out, stride), false) };
             }
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Units::Avx512 => unsafe { avx512::block((a, a_stride), b, steps, (c, stride), false) },
-            Units::Portable => unreachable!("`new` has none of these ({a:?}, {a_stride}, {num_blocks}, {b:?}, {c:?})"),
+            Units::Avx512 => unsafe { avx512::block(a, b, steps, (out, stride), false) },
+            Units::Portable => unreachable!("`new` has none of these ({a:?}, {b:?}, {out:?}, {stride}, {num_blocks})"),
         }
     }
 }

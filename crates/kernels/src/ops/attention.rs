@@ -181,14 +181,20 @@ impl AttentionSpec {
         let may_round = self.bf16 && self.softcap.is_none() && Units::best() != Units::Portable;
         let mut parts = Vec::new();
         let mut rest = self.mask.blocks.as_slice();
+        // The first key of a block whose queries all begin there and see many.
+        let from = |block: &Block| {
+            let mut firsts = block.queries.clone().map(|query| self.mask.intervals(query)[0].0);
+            let first = firsts.next().filter(|_| may_round && block.sees_many)?;
+            firsts.all(|key| key == first).then_some(first)
+        };
         while let Some(first) = rest.first() {
-            let last = first.queries.start + tiles::QUERIES;
-            let together = |block: &&Block| block.many_from == first.many_from && block.queries.end <= last;
+            let (from_first, last) = (from(first), first.queries.start + tiles::QUERIES);
+            let together = |block: &&Block| from(block) == from_first && block.queries.end <= last;
             let (blocks, others) = rest.split_at(rest.iter().take_while(together).count());
             rest = others;
             let queries = first.queries.start..blocks.last().map_or(first, |block| block).queries.end;
-            match first.many_from {
-                Some(from) if may_round && queries.len() * per_key >= BLOCK => {
+            match from_first {
+                Some(from) if queries.len() * per_key >= BLOCK => {
                     parts.push(Part::Group(Group { queries, from: from as usize }));
                 }
                 _ => parts.extend(blocks.iter().map(Part::Block)),

@@ -147,11 +147,9 @@ impl<'a> Sequence<'a> {
         segment = segment.in_view(self.anchors, &[&row]);
         // A pass that fails leaves a cache that is half grown: it is kept only when the pass succeeds.
         let mut before = std::mem::replace(self, Self::new(self.decoder, self.adapter).in_view(self.anchors));
-        let options = ForwardOptions { adapter: self.adapter, ..ForwardOptions::default() };
-        before.logits = kernels::on_pool(|| {
-            let hidden = self.decoder.forward(&segment, Kv::Append(&mut before.cache), options)?;
-            Ok::<_, Error>(self.decoder.logits(&hidden.narrow(0, last, 1)?)?.flatten_all()?.to_vec1()?)
-        })?;
+        let options = ForwardOptions { adapter: self.adapter, bf16_attention: true, ..ForwardOptions::default() };
+        let hidden = self.decoder.forward(&segment, Kv::Append(&mut before.cache), options)?;
+        before.logits = self.decoder.logits(&hidden.narrow(0, last, 1)?)?.flatten_all()?.to_vec1()?;
         before.ids = row;
         before.forget()?;
         *self = before;

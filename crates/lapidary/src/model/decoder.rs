@@ -35,6 +35,9 @@ pub struct ForwardOptions<'a> {
     pub soft: Option<&'a Tensor>,
     /// Noise on hidden states.
     pub dropout: Option<HiddenDropout<'a>>,
+    /// Attention over many keys in bf16 too, where the weights are. Not in training, whose passes with and without a graph
+    /// have to agree, nor where rows behind one past are compared, of which it takes some and not others.
+    pub bf16_attention: bool,
     /// Watches the hidden states.
     pub observe: Option<Observe<'a>>,
 }
@@ -241,7 +244,7 @@ impl Decoder {
     }
 
     fn run(&self, segment: &Segment, mut kv: Kv<'_>, options: ForwardOptions<'_>) -> Result<Tensor, Error> {
-        let ForwardOptions { adapter, soft, dropout, mut observe } = options;
+        let ForwardOptions { adapter, soft, dropout, bf16_attention, mut observe } = options;
         if let Some(position) = segment.positions.iter().find(|p| **p as usize >= self.config.max_position_embeddings) {
             return Err(Error::TooLong { found: *position as usize + 1, limit: self.config.max_position_embeddings });
         }
@@ -254,7 +257,7 @@ impl Decoder {
             Kv::Past(cache) => cache.masks(segment, &windows)?,
         };
         let (scale, softcap) = (self.config.query_scale, self.config.attn_logit_softcapping);
-        let bf16 = self.layers.iter().all(|layer| layer.linears[Q].weight.is_packed());
+        let bf16 = bf16_attention && self.layers.iter().all(|layer| layer.linears[Q].weight.is_packed());
         let spec = |mask| AttentionSpec { mask, scale, softcap, bf16 };
         let table = |f: &Vec<f64>| Arc::new(RopeTable::new(&segment.positions, f));
         let mut run = Run {

@@ -116,7 +116,7 @@ impl<'a> Passes<'a> {
             }
             let soft = self.soft(pass, states.as_ref())?;
             let dropout = dropout.as_mut().map(|(ratio, rng)| HiddenDropout { ratio: *ratio, rng });
-            let options = ForwardOptions { adapter, soft: soft.as_ref(), dropout, observe: None };
+            let options = ForwardOptions { adapter, soft: soft.as_ref(), dropout, ..ForwardOptions::default() };
             let found = decoder.forward(&segment, kv.reborrow(), options)?;
             states = Some(match states {
                 Some(before) => Tensor::cat(&[before, found], 0)?,

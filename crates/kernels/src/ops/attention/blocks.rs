@@ -5,6 +5,7 @@
 //! keys in their order, and keys that it may not see add nothing (their values, finite ones, times zero), so that a row's
 //! result is the same bits in any block.
 
+use super::tiles::MANY_KEYS;
 use super::{AttentionSpec, Keys};
 use crate::cpu::exp;
 use crate::vector::{LANES, Vector, fetch};
@@ -12,9 +13,6 @@ use std::ops::Range;
 
 /// Queries of a block at most.
 const QUERIES: usize = 16;
-/// Keys that make it worth while to turn them into bf16 first, where that is allowed; the first query of a causal row that
-/// sees them begins a group of queries.
-const MANY_KEYS: usize = 129;
 /// Rows that are computed together at most, in vectors.
 const VECTORS: usize = 3;
 /// Keys whose scores are in registers at a time, with [`VECTORS`] of rows each.
@@ -36,20 +34,17 @@ pub(super) struct Block {
     keys: Vec<(u32, u32)>,
     /// Keys that the queries may attend to, counted for each query.
     num_seen: usize,
-    /// The first key, where each query sees it and [`MANY_KEYS`] or more that follow, and no others.
-    pub(super) many_from: Option<u32>,
+    /// Whether each query sees a run of [`MANY_KEYS`] keys or more, and no others; else none does.
+    pub(super) sees_many: bool,
 }
 
 fn count(intervals: &[(u32, u32)]) -> usize {
     intervals.iter().map(|(from, to)| (to - from) as usize).sum()
 }
 
-/// See [`Block::many_from`].
-fn many_from(intervals: &[(u32, u32)]) -> Option<u32> {
-    match intervals {
-        [(from, to)] if (to - from) as usize >= MANY_KEYS => Some(*from),
-        _ => None,
-    }
+/// See [`Block::sees_many`].
+fn sees_many(intervals: &[(u32, u32)]) -> bool {
+    matches!(intervals, [(from, to)] if (to - from) as usize >= MANY_KEYS)
 }
 
 /// The keys of either list.
@@ -69,18 +64,18 @@ fn union(a: &[(u32, u32)], b: &[(u32, u32)]) -> Vec<(u32, u32)> {
 impl Block {
     pub(super) fn new(query: usize, intervals: &[(u32, u32)]) -> Self {
         let (keys, num_seen) = (intervals.to_vec(), count(intervals));
-        Self { queries: query..query + 1, keys, num_seen, many_from: many_from(intervals) }
+        Self { queries: query..query + 1, keys, num_seen, sees_many: sees_many(intervals) }
     }
 
     /// Takes the next query in, unless it would see mostly other keys than those of the block, or most scores of the
     /// block would be of hidden keys, or only one of them sees many.
     pub(super) fn try_push(&mut self, intervals: &[(u32, u32)]) -> bool {
-        let keys = union(&self.keys, intervals);
-        let (before, after, seen) = (count(&self.keys), count(&keys), count(intervals));
         let queries = self.queries.len() + 1;
-        if queries > QUERIES || self.many_from != many_from(intervals) {
+        if queries > QUERIES || self.sees_many != sees_many(intervals) {
             return false;
         }
+        let keys = union(&self.keys, intervals);
+        let (before, after, seen) = (count(&self.keys), count(&keys), count(intervals));
         if 2 * (after - before) > seen || after * queries > 2 * (self.num_seen + seen) {
             return false;
         }
@@ -327,4 +322,17 @@ fn add_weighted<const V: usize>(
         }
     }
     *sums = registers.map(numbers);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::AttentionMask;
+
+    #[test]
+    fn queries_of_a_window_stay_together_beyond_it() {
+        let mut mask = AttentionMask::new();
+        (0..600u32).for_each(|query| mask.push([(query.saturating_sub(199), query + 1)]).unwrap());
+        assert!(mask.blocks.len() < 45, "{} blocks", mask.blocks.len());
+        assert!(mask.blocks.iter().all(|block| block.sees_many == (block.queries.start >= 128)));
+    }
 }

@@ -1,8 +1,9 @@
 //! The forward pass of attention with products of bf16 numbers, for consecutive queries that see many keys.
 //!
 //! Scores, softmax and the sums over values are f32; queries, keys, values and the weights `e^(score - max)` are rounded to
-//! bf16 for the products, as PyTorch's attention in bf16 has them. Keys are numbered from the first that the queries see, so
-//! that a query's result is the same bits with any others.
+//! bf16 for the products, as PyTorch's attention in bf16 has them. Keys are numbered from the first that the queries see, and
+//! those behind a query's last add nothing (their values, finite ones, times zero), so that its result is the same bits
+//! with any others.
 
 use super::{AttentionSpec, Keys};
 use crate::bf16::{BLOCK, Blocks, Outputs, Packed, Rounded};
@@ -12,6 +13,8 @@ use std::ops::Range;
 
 /// Queries that share one packing of their keys.
 pub(super) const QUERIES: usize = 64;
+/// Keys that make it worth while: those of a causal row's query at which a group begins.
+pub(super) const MANY_KEYS: usize = 2 * QUERIES + 1;
 
 /// Consecutive queries, each of which sees the keys from `from` on to an end of its own.
 pub(super) struct Group {
@@ -69,12 +72,7 @@ impl AttentionSpec {
                 let inverses = scratch.weigh(&units, &scaled, &ends);
                 for panel in 0..h.div_ceil(BLOCK) {
                     let sums = (scratch.sums.0.as_flattened_mut(), BLOCK);
-                    units.leading_product(
-                        (&scratch.weights, scratch.weights.steps()),
-                        0,
-                        (&scratch.values, panel),
-                        sums,
-                    );
+                    units.product_of_few(&scratch.weights, (&scratch.values, panel), sums);
                     let columns = panel * BLOCK..h.min((panel + 1) * BLOCK);
                     for ((row, sums), inverse) in rows.clone().zip(&scratch.sums.0).zip(&inverses) {
                         let out = &mut out[at(row)..][columns.clone()];
@@ -94,7 +92,7 @@ impl Scratch {
         self.scores.resize(self.scores.len().max(BLOCK * width), 0.0);
         for panel in 0..width / BLOCK {
             let scores = (&mut self.scores[panel * BLOCK..], width);
-            units.leading_product((scaled, scaled.steps()), 0, (&self.keys, panel), scores);
+            units.product_of_few(scaled, (&self.keys, panel), scores);
         }
         self.weights.reshape(BLOCK, width);
         let rows = ends.iter().zip(self.scores.chunks_exact_mut(width)).enumerate();
