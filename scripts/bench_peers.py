@@ -33,7 +33,14 @@ def measure(times, prepare, work):
         wall, cpu = time.perf_counter(), time.process_time()
         items = work(prepared)
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-        print(json.dumps({"items": items, "cpu_secs": cpu, "wall_secs": wall, "peak_mib": peak_mib()}), flush=True)
+        tell(items, cpu, wall)
+
+
+BUILD = {}
+
+
+def tell(items, cpu, wall):
+    print(json.dumps({"items": items, "cpu_secs": cpu, "wall_secs": wall, "peak_mib": peak_mib(), **BUILD}), flush=True)
 
 
 def started(work):
@@ -41,7 +48,7 @@ def started(work):
     work()
     ticks = int(open("/proc/self/stat").read().rsplit(")", 1)[1].split()[19])
     wall = float(open("/proc/uptime").read().split()[0]) - ticks / 100
-    print(json.dumps({"items": 1, "cpu_secs": time.process_time(), "wall_secs": wall, "peak_mib": peak_mib()}), flush=True)
+    tell(1, time.process_time(), wall)
 
 
 def lines_of(job):
@@ -104,7 +111,10 @@ def sentence_transformers_peer(job):
 
 
 def llama_cpp_peer(job):
-    from llama_cpp import LLAMA_POOLING_TYPE_MEAN, Llama
+    from llama_cpp import LLAMA_POOLING_TYPE_MEAN, Llama, llama_print_system_info
+
+    units = [unit.split(" =")[0].strip() for unit in llama_print_system_info().decode().split("|") if "= 1" in unit]
+    BUILD["build"] = "built with " + ", ".join(units)
 
     common = {"model_path": job["model"], "n_threads": THREADS, "n_threads_batch": THREADS, "verbose": False}
     if job["work"] == "start":

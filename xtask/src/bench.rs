@@ -67,13 +67,15 @@ impl Options {
 }
 
 /// One repetition of a piece of work.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Measured {
     items: f64,
     cpu_secs: f64,
     wall_secs: f64,
     flops: f64,
     peak_mib: f64,
+    /// How a peer was built, where that matters and it says so.
+    build: Option<String>,
 }
 
 /// A side, and the mean repetition of each of its rounds.
@@ -166,7 +168,7 @@ fn measure(side: &Side, root: &Path, options: &Options, hf: &Path) -> Result<Mea
         Program::Peer(peer) => output(&options.python, &[&peers(root), peer, &job], options)?,
     };
     let repetitions: Vec<Measured> = parse(&text)?.iter().map(measured).collect();
-    let Some(last) = repetitions.last().copied() else { return Err(format!("{}: nothing was measured", side.name)) };
+    let Some(last) = repetitions.last().cloned() else { return Err(format!("{}: nothing was measured", side.name)) };
     let mean = |of: fn(&Measured) -> f64| repetitions.iter().map(of).sum::<f64>() / repetitions.len() as f64;
     Ok(Measured { cpu_secs: mean(|one| one.cpu_secs), wall_secs: mean(|one| one.wall_secs), ..last })
 }
@@ -179,6 +181,7 @@ fn measured(line: &Value) -> Measured {
         wall_secs: number("wall_secs"),
         flops: number("flops"),
         peak_mib: number("peak_mib"),
+        build: line["build"].as_str().map(str::to_owned),
     }
 }
 

@@ -74,6 +74,11 @@ pub(super) fn page(peak: &Value, results: &[(Contest, Vec<Entry>)], options: &Op
                 if flops > 0.0 { format!("{:.0} %", 100.0 * flops / best) } else { "–".into() }
             );
         }
+        for entry in entries {
+            if let Some(build) = entry.rounds.first().and_then(|measured| measured.build.as_ref()) {
+                let _ = writeln!(page, "\n{}: {build}", entry.side.name);
+            }
+        }
     }
     page
 }
