@@ -94,6 +94,29 @@ fn parts_in_one_piece_have_the_bits_of_short_segments() {
     }
 }
 
+/// Rows long enough for attention in bf16, which does not depend on their company either.
+#[test]
+fn long_rows_are_the_same_alone_and_packed() {
+    let mut decoder = BaseModel::load(&ModelFiles::Gguf(real_model())).unwrap().decoder;
+    decoder.set_weight_format(WeightFormat::Bf16).unwrap();
+    let texts: Vec<Vec<TokenId>> = [140, 9, 200].iter().map(|length| random_ids(*length, *length as u64)).collect();
+    let run = |rows: &[Vec<TokenId>], bf16_attention| {
+        let options = ForwardOptions { bf16_attention, ..ForwardOptions::default() };
+        let segment = Segment::plain_rows(rows.iter().map(Vec::as_slice));
+        values(&decoder.forward(&segment, Kv::None, options).unwrap())
+    };
+    let packed = run(&texts, true);
+    let alone: Vec<f32> = texts.iter().flat_map(|text| run(std::slice::from_ref(text), true)).collect();
+    #[cfg(target_arch = "x86_64")]
+    let units = std::arch::is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    let units = false;
+    assert!(!units || bits(&packed) == bits(&alone), "other bits");
+    let in_f32 = run(&texts, false);
+    assert!(!units || bits(&packed) != bits(&in_f32), "nothing was rounded");
+    close_to_each_other(&packed, &in_f32, 3e-2, "attention in f32");
+}
+
 /// The row with another token at `at`.
 fn with_token(row: &Layout, at: usize, input: Input) -> Layout {
     let mut inputs = row.inputs().to_vec();
