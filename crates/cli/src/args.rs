@@ -4,8 +4,10 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 use lapidary::model::source::BUILT_IN_MODELS;
 use lapidary::model::{GemConfig, WeightFormat};
+use lapidary::{Device, cuda_device};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 /// The GEM that comes with the program, looked for below the current directory and below those above the program.
 const SHIPPED_GEM: &str = "models/smollm2-135m-gem";
@@ -41,6 +43,41 @@ impl From<Weights> for WeightFormat {
             Weights::Stored => Self::Stored,
             Weights::Bf16 => Self::Bf16,
             Weights::F32 => Self::F32,
+        }
+    }
+}
+
+/// What models run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DeviceName {
+    Cpu,
+    /// The GPU of this number.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |number: &str| number.parse().map(Self::Cuda);
+        match (text, text.strip_prefix("cuda:").map(number)) {
+            ("cpu", _) => Ok(Self::Cpu),
+            ("cuda", _) => Ok(Self::Cuda(0)),
+            (_, Some(Ok(device))) => Ok(device),
+            _ => Err("expected cpu, cuda or cuda:N with N from 0".to_owned()),
+        }
+    }
+}
+
+impl DeviceName {
+    /// The device; nothing for the CPU.
+    ///
+    /// # Errors
+    /// When there is no such GPU, or the program was built without GPUs.
+    pub(crate) fn open(self) -> Result<Option<Device>> {
+        match self {
+            Self::Cpu => Ok(None),
+            Self::Cuda(number) => Ok(Some(cuda_device(number).map_err(lapidary::Error::from)?)),
         }
     }
 }
@@ -100,6 +137,16 @@ pub(crate) fn method_settings(items: &[String]) -> Result<Value> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_device_is_the_cpu_or_a_numbered_gpu() {
+        assert_eq!("cpu".parse(), Ok(DeviceName::Cpu));
+        assert_eq!("cuda".parse(), Ok(DeviceName::Cuda(0)));
+        assert_eq!("cuda:3".parse(), Ok(DeviceName::Cuda(3)));
+        for wrong in ["", "gpu", "cuda:", "cuda:-1", "cuda3", "CPU"] {
+            wrong.parse::<DeviceName>().unwrap_err();
+        }
+    }
 
     #[test]
     fn settings_are_json_or_text_at_a_path() {

@@ -5,9 +5,9 @@ use crate::fetch::data_sets::TaskData;
 use crate::fetch::{FetchOptions, Fetcher};
 use anyhow::{Context as _, Result, bail};
 use lapidary::model::source::{BUILT_IN_MODELS, ModelSource};
-use lapidary::model::{GemConfig, ModelFiles};
+use lapidary::model::{BaseModel, GemConfig, ModelFiles};
 use lapidary::text::chat_template::Date;
-use lapidary::{Error, Lapidary};
+use lapidary::{Device, Error, Lapidary};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -24,6 +24,8 @@ pub(crate) struct Context {
     pub(crate) offline: bool,
     /// No progress and no notes.
     pub(crate) quiet: bool,
+    /// What models run on; none: the CPU.
+    pub(crate) device: Option<Device>,
 }
 
 impl Context {
@@ -82,6 +84,29 @@ impl Context {
     pub(crate) fn load_to_embed(&self, args: &EmbedModelArgs) -> Result<Lapidary> {
         let mut model = self.load_stored(args)?;
         model.set_weight_format(args.model.weights.into())?;
+        self.place(model)
+    }
+
+    /// A base model, on the device.
+    ///
+    /// # Errors
+    /// When a file is missing, damaged or of an unsupported kind, or the device has no room.
+    pub(crate) fn load_base(&self, files: &ModelFiles) -> Result<BaseModel> {
+        let mut base = BaseModel::load(files)?;
+        if let Some(device) = &self.device {
+            base.decoder.to_device(device)?;
+        }
+        Ok(base)
+    }
+
+    /// The model, on the device.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub(crate) fn place(&self, mut model: Lapidary) -> Result<Lapidary> {
+        if let Some(device) = &self.device {
+            model.to_device(device)?;
+        }
         Ok(model)
     }
 

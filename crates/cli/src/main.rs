@@ -9,6 +9,7 @@ mod interrupt;
 mod progress;
 mod table;
 
+use args::DeviceName;
 use clap::{Parser, Subcommand};
 use commands::{
     certify, chat, embed, eval, fetch_model, generate, inspect, quickstart, reconstruct, report, similarity, sweep,
@@ -28,6 +29,9 @@ struct Cli {
     /// Use only what is on this machine
     #[arg(long, global = true, help_heading = "Everywhere")]
     offline: bool,
+    /// What models run on: cpu, or cuda or cuda:N for an NVIDIA GPU, in a program built with the feature cuda
+    #[arg(long, global = true, value_name = "DEVICE", default_value = "cpu", help_heading = "Everywhere")]
+    device: DeviceName,
     /// Print results and errors only
     #[arg(long, short, global = true, help_heading = "Everywhere")]
     quiet: bool,
@@ -73,7 +77,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
-    let context = Context { cache: cli.cache, offline: cli.offline, quiet: cli.quiet };
+    let context = Context { cache: cli.cache, offline: cli.offline, quiet: cli.quiet, device: cli.device.open()? };
     match &cli.command {
         Command::Quickstart(args) => quickstart::run(args, &context),
         Command::Train(args) => train::run(args, &context),

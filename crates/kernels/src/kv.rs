@@ -1,21 +1,21 @@
 //! Keys and values of one layer, appended to in the order in which tokens are run.
 
-use crate::cpu;
+use crate::buffer::Buffer;
 use candle_core::{Result, Tensor, bail};
 use std::ops::Range;
 
 /// Keys and values of one layer, `[S, K, H]` each, f32, keys with their rotation applied.
 #[derive(Debug, Clone, Default)]
 pub struct KvLayer {
-    keys: Vec<f32>,
-    values: Vec<f32>,
+    keys: Buffer,
+    values: Buffer,
     width: usize,
 }
 
 impl KvLayer {
     /// An empty layer whose tokens have `width = num_key_value_heads * head_dim` numbers each.
     pub fn new(width: usize) -> Self {
-        Self { keys: Vec::new(), values: Vec::new(), width }
+        Self { keys: Buffer::default(), values: Buffer::default(), width }
     }
 
     /// Number of tokens held, S.
@@ -31,13 +31,13 @@ impl KvLayer {
     /// Appends `[T, K, H]` keys and values.
     ///
     /// # Errors
-    /// When the two differ in shape or their width is not that of the layer.
+    /// When the two differ in shape, their width is not that of the layer, or they lie on another device than it.
     pub fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<()> {
         if k.dims() != v.dims() || k.elem_count() != k.dim(0)? * self.width {
             bail!("kv_cache: expected [T, {}], found keys {:?}, values {:?}", self.width, k.shape(), v.shape());
         }
-        cpu::with_values(k, |k| self.keys.extend_from_slice(k))?;
-        cpu::with_values(v, |v| self.values.extend_from_slice(v))
+        self.keys.extend(k)?;
+        self.values.extend(v)
     }
 
     /// Forgets all tokens from `num_tokens` on.
@@ -59,22 +59,20 @@ impl KvLayer {
     /// # Panics
     /// When a range reaches beyond [`KvLayer::num_tokens`].
     pub fn select(&self, ranges: &[Range<usize>]) -> Self {
-        let of = |numbers: &[f32]| {
-            let part = |range: &Range<usize>| &numbers[range.start * self.width..range.end * self.width];
-            ranges.iter().flat_map(part).copied().collect()
-        };
-        Self { keys: of(&self.keys), values: of(&self.values), width: self.width }
+        let numbers = |range: &Range<usize>| range.start * self.width..range.end * self.width;
+        let ranges: Vec<Range<usize>> = ranges.iter().map(numbers).collect();
+        Self { keys: self.keys.select(&ranges), values: self.values.select(&ranges), width: self.width }
     }
 
     pub(crate) fn width(&self) -> usize {
         self.width
     }
 
-    pub(crate) fn keys(&self) -> &[f32] {
+    pub(crate) fn keys(&self) -> &Buffer {
         &self.keys
     }
 
-    pub(crate) fn values(&self) -> &[f32] {
+    pub(crate) fn values(&self) -> &Buffer {
         &self.values
     }
 }

@@ -8,7 +8,10 @@
 
 mod adamw;
 mod bf16;
+mod buffer;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod kv;
 mod matrix;
 pub mod ops;
@@ -16,12 +19,39 @@ mod quantised;
 mod storage_type;
 mod vector;
 
-pub use adamw::{AdamW, Moments};
+pub use adamw::{AdamW, Moments, sums_of_squares};
 pub use candle_core::{Device, Error, Result, Tensor, Var, backprop::GradStore};
 pub use kv::KvLayer;
 pub use matrix::Matrix;
 pub use memmap2::Mmap;
 pub use storage_type::StorageType;
+
+/// The GPU of this number, from 0.
+///
+/// # Errors
+/// When the program was built without the feature `cuda`, there is no driver or no such GPU.
+pub fn cuda_device(ordinal: usize) -> Result<Device> {
+    #[cfg(feature = "cuda")]
+    return cuda::open(ordinal);
+    #[cfg(not(feature = "cuda"))]
+    candle_core::bail!("GPU {ordinal} was asked for, of a program that was built without GPUs (feature `cuda`)");
+}
+
+/// Waits until a device has done all that it was asked for.
+///
+/// # Errors
+/// When something of it failed.
+pub fn synchronize(device: &Device) -> Result<()> {
+    device.synchronize()
+}
+
+/// The most memory that tensors have held on the first GPU so far, bytes; `None` where no GPU has been opened.
+pub fn gpu_peak_bytes() -> Option<u64> {
+    #[cfg(feature = "cuda")]
+    return cuda::peak_bytes();
+    #[cfg(not(feature = "cuda"))]
+    None
+}
 
 /// Maps a file into memory, read-only. It must not be changed in place while it is mapped; model files are replaced
 /// by renaming.

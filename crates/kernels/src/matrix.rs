@@ -3,6 +3,8 @@
 use crate::StorageType;
 use crate::bf16::{Packed, Units};
 use crate::cpu::{self, View, rows_of};
+#[cfg(feature = "cuda")]
+use crate::cuda::{DeviceMatrix, Gpu};
 use crate::quantised;
 use candle_core::quantized::{GgmlType, k_quants};
 use candle_core::{Result, bail};
@@ -44,6 +46,8 @@ pub struct Matrix {
     storage_type: StorageType,
     rows: usize,
     cols: usize,
+    #[cfg(feature = "cuda")]
+    on_gpu: OnceLock<DeviceMatrix>,
 }
 
 impl std::fmt::Debug for Matrix {
@@ -98,7 +102,28 @@ impl Matrix {
             StorageType::Q5_K => Storage::Q5K(copy_as(bytes)),
             StorageType::Q6_K => Storage::Q6K(copy_as(bytes)),
         };
-        Ok(Self { storage, storage_type, rows, cols })
+        Ok(Self::of(storage, storage_type, rows, cols))
+    }
+
+    fn of(storage: Storage, storage_type: StorageType, rows: usize, cols: usize) -> Self {
+        Self {
+            storage,
+            storage_type,
+            rows,
+            cols,
+            #[cfg(feature = "cuda")]
+            on_gpu: OnceLock::new(),
+        }
+    }
+
+    /// Its copy on the GPU, made when it is first asked for.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on(&self, gpu: &Gpu) -> Result<&DeviceMatrix> {
+        if let Some(matrix) = self.on_gpu.get() {
+            return Ok(matrix);
+        }
+        let matrix = DeviceMatrix::new(gpu, &self.to_f32(), self.packed().is_some())?;
+        Ok(self.on_gpu.get_or_init(|| matrix))
     }
 
     /// A matrix of f32 values.
@@ -109,7 +134,7 @@ impl Matrix {
         if rows.checked_mul(cols) != Some(values.len()) || values.is_empty() {
             bail!("f32 matrix [{rows}, {cols}]: found {} numbers", values.len());
         }
-        Ok(Self { storage: Storage::F32(values), storage_type: StorageType::F32, rows, cols })
+        Ok(Self::of(Storage::F32(values), StorageType::F32, rows, cols))
     }
 
     /// The same numbers rounded to bf16, packed for products of bf16 numbers with f32 sums: the other operand is
@@ -118,7 +143,7 @@ impl Matrix {
         let (rows, cols) = (self.rows, self.cols);
         let forward = Packed::new(&self.to_f32(), (cols, rows), |i, j| j * cols + i);
         let storage = Storage::Packed { forward, backward: OnceLock::new() };
-        Self { storage, storage_type: StorageType::BF16, rows, cols }
+        Self::of(storage, StorageType::BF16, rows, cols)
     }
 
     /// W^T as it is packed for products in bf16, where it is.

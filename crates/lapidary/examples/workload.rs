@@ -5,7 +5,6 @@
 //! of JSON: how many items, CPU and wall seconds, floating point operations of the weights' products, and the most memory
 //! that the process has held. Something of the work is done beforehand, to warm up, and not printed.
 
-use lapidary::Lapidary;
 use lapidary::embed::EmbedOptions;
 use lapidary::generate::{Limits, Sampler, Sampling, Sequence, greedy, read};
 use lapidary::layout::{Continuation, Example, Rng, TokenId};
@@ -13,6 +12,7 @@ use lapidary::model::{Adapter, BaseModel, Decoder, DecoderConfig, LoraConfig, Mo
 use lapidary::train::optimizer::{self, Group, Param, global_norm};
 use lapidary::train::step::{LossWeights, StepModel, StepOptions, step};
 use lapidary::train::{build_method, special_rows};
+use lapidary::{Lapidary, cuda_device};
 use rand::{Rng as _, SeedableRng as _};
 use serde::Deserialize;
 use serde_json::json;
@@ -26,6 +26,9 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 struct Job {
     model: PathBuf,
     weights: WeightFormat,
+    /// The first GPU in place of the CPU.
+    #[serde(default)]
+    cuda: bool,
     repeat: usize,
     #[serde(flatten)]
     work: Work,
@@ -35,7 +38,15 @@ struct Job {
 #[serde(tag = "work", rename_all = "kebab-case")]
 enum Work {
     /// Contrastive steps on rows of random tokens, k = 6; an item is a row.
-    Train { scope: String, full: bool, rows: usize, tokens: usize, dropout: String },
+    Train {
+        scope: String,
+        full: bool,
+        rows: usize,
+        tokens: usize,
+        dropout: String,
+        #[serde(default = "default_batch_tokens")]
+        micro_batch_tokens: usize,
+    },
     /// Unit vectors of the first lines of a file, or of all, by the mean over the text or, untrained, by `[E]`s; an item
     /// is a token.
     Embed {
@@ -44,6 +55,8 @@ enum Work {
         num_texts: Option<usize>,
         #[serde(default)]
         num_special_tokens: Option<usize>,
+        #[serde(default)]
+        batch_tokens: Option<usize>,
     },
     /// Greedy continuations of a text's first tokens; an item is a generated token.
     Decode { texts: PathBuf, prompt_tokens: usize, new_tokens: usize },
@@ -70,19 +83,27 @@ struct Done {
     flops: f64,
 }
 
+/// Positions that run together.
+fn default_batch_tokens() -> usize {
+    4096
+}
+
 fn main() -> Result<(), Failure> {
     kernels::prepare_process();
     let job = std::env::args().nth(1).ok_or("expected a job as JSON")?;
     let job: Job = serde_json::from_str(&job)?;
     let mut base = BaseModel::load(&ModelFiles::Gguf(job.model.clone()))?;
+    if job.cuda {
+        base.decoder.to_device(&cuda_device(0)?)?;
+    }
     match &job.work {
-        Work::Train { scope, full, rows, tokens, dropout } => {
+        Work::Train { scope, full, rows, tokens, dropout, micro_batch_tokens } => {
             let settings = json!({
                 "scope": scope, "bottleneck_ratio": 0.0, "token_dropout": {"form": dropout, "ratio": 0.2}
             });
-            train(base, &job, (&settings, *full), (*rows, *tokens))
+            train(base, &job, (&settings, *full), (*rows, *tokens, *micro_batch_tokens))
         }
-        Work::Embed { texts, num_texts, num_special_tokens } => {
+        Work::Embed { texts, num_texts, num_special_tokens, batch_tokens } => {
             base.decoder.set_weight_format(job.weights)?;
             let model = match num_special_tokens {
                 Some(k) => Lapidary::from_base(base, "gem", json!({"num_special_tokens": k, "scope": "special"}))?,
@@ -93,8 +114,10 @@ fn main() -> Result<(), Failure> {
             let config = model.base().decoder.config();
             // The whole of it would be a long way to warm up.
             model.embed(&lines[..lines.len().min(64)])?;
+            let plain = EmbedOptions::default();
+            let options = EmbedOptions { batch_tokens: batch_tokens.unwrap_or(plain.batch_tokens), ..plain };
             measure(job.repeat, &mut || Ok(()), &mut |()| {
-                let items = model.embed_with(&lines, &EmbedOptions::default(), &mut |_| {})?.num_tokens;
+                let items = model.embed_with(&lines, &options, &mut |_| {})?.num_tokens;
                 Ok(Done { items, flops: flops(config, items, 0) })
             })
         }
@@ -182,10 +205,12 @@ fn measure<T>(
 
 fn print(Done { items, flops }: &Done, cpu_secs: f64, wall_secs: f64) {
     let peak_mib = peak_mib().unwrap_or(0.0);
-    println!(
-        "{}",
-        json!({"items": items, "cpu_secs": cpu_secs, "wall_secs": wall_secs, "flops": flops, "peak_mib": peak_mib})
-    );
+    let mut line =
+        json!({"items": items, "cpu_secs": cpu_secs, "wall_secs": wall_secs, "flops": flops, "peak_mib": peak_mib});
+    if let Some(bytes) = kernels::gpu_peak_bytes() {
+        line["gpu_peak_mib"] = json!(bytes as f64 / f64::from(1 << 20));
+    }
+    println!("{line}");
 }
 
 /// Since this process was started, to a hundredth (proc(5): `starttime` is in ticks of that length).
@@ -223,7 +248,7 @@ fn train(
     mut base: BaseModel,
     job: &Job,
     (settings, full): (&serde_json::Value, bool),
-    (rows, tokens): (usize, usize),
+    (rows, tokens, micro_batch_tokens): (usize, usize, usize),
 ) -> Result<(), Failure> {
     let method = build_method(&base, "gem", settings.clone())?;
     let mut rng = Rng::seed_from_u64(0);
@@ -247,13 +272,13 @@ fn train(
             })
             .collect::<Result<Vec<_>, _>>()?;
         let weights = LossWeights { next_token: 0.0, contrastive: 1.0, alignment: 0.0, scale: 20.0, similarity: None };
-        let options =
-            StepOptions { micro_batch_tokens: 4096, split_frozen: true, hidden_dropout: 0.0, dropout_seed: 0 };
+        let options = StepOptions { micro_batch_tokens, split_frozen: true, hidden_dropout: 0.0, dropout_seed: 0 };
         let model = StepModel { decoder: &base.decoder, adapter: &adapter, vars: &vars };
         let result = step(&model, &plans, &weights, &options)?;
         let norm = global_norm(&result.gradients)?;
         let adamw = kernels::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
         optimizer::step(&mut params, &result.gradients, (number, norm, 1.0), |_| (adamw, 1e-4))?;
+        kernels::synchronize(base.decoder.device())?;
         let num_tokens = plans.iter().flat_map(|plan| &plan.rows).map(|row| row.num_tokens()).sum();
         // Of a forward pass alone: what a backward pass takes depends on what is trained.
         Ok(Done { items: rows, flops: flops(base.decoder.config(), num_tokens, 0) })

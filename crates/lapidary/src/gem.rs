@@ -7,6 +7,7 @@ use crate::model::gem_dir::{PARTS, load_parts};
 use crate::model::{Adapter, AdapterView, BaseModel, GemConfig, ModelFiles, WeightFormat};
 use crate::text::chat_template::Date;
 use crate::train::{build_method, special_rows};
+use kernels::Device;
 use layout::{Method, TokenId};
 use rand::SeedableRng as _;
 use std::path::Path;
@@ -104,6 +105,19 @@ impl Lapidary {
         self.base.decoder.set_weight_format(format)?;
         if format == WeightFormat::Bf16 {
             self.fingerprint = fingerprint_of(&[self.fingerprint.as_bytes(), b"bf16"]);
+        }
+        Ok(())
+    }
+
+    /// Runs on another device from now on; vectors and logits differ by its rounding.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn to_device(&mut self, device: &Device) -> Result<(), Error> {
+        self.base.decoder.to_device(device)?;
+        self.adapter = self.adapter.take().map(|adapter| adapter.on(device)).transpose()?;
+        if !device.is_cpu() {
+            self.fingerprint = fingerprint_of(&[self.fingerprint.as_bytes(), b"gpu"]);
         }
         Ok(())
     }

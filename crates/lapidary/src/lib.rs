@@ -23,6 +23,6 @@ pub mod train;
 
 pub use error::Error;
 pub use gem::{Lapidary, fingerprint_of};
-pub use kernels::{on_pool, prepare_process};
+pub use kernels::{Device, cuda_device, on_pool, prepare_process};
 pub use layout;
 pub use model::ModelFiles;

@@ -17,7 +17,7 @@ use lapidary::data::tasks::load_text;
 use lapidary::embed::EmbedOptions;
 use lapidary::eval::language::LanguageModel;
 use lapidary::eval::sts::{score_sts, unique_texts};
-use lapidary::model::{BaseModel, GemConfig};
+use lapidary::model::GemConfig;
 use lapidary::train::first_rows;
 use lapidary::train::recipe::BudgetRecipe;
 use std::io::{Write as _, stdout};
@@ -192,7 +192,7 @@ fn perplexities(args: &PerplexityArgs, context: &Context) -> Result<Vec<Vec<Stri
     if GemConfig::is_gem(dir) {
         let base_name = args.model.base.clone().map_or_else(|| Ok(GemConfig::load(dir)?.base_model), anyhow::Ok)?;
         drop(model);
-        let mut base = BaseModel::load(&context.files(&base_name)?)?;
+        let mut base = context.load_base(&context.files(&base_name)?)?;
         base.decoder.set_weight_format(args.model.weights.into())?;
         rows.push(measure(LanguageModel::of_base(&base), "its base model")?);
     }

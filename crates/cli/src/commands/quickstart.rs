@@ -10,7 +10,6 @@ use crate::context::{Context, dated, today};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use lapidary::data::sts::StsPairs;
-use lapidary::model::BaseModel;
 use lapidary::report::curves::LossPoint;
 use lapidary::train::{Recipe, RunOptions, State, Trainer, first_rows};
 use lapidary::{Lapidary, ModelFiles};
@@ -99,7 +98,7 @@ pub(crate) fn run(args: &QuickstartArgs, context: &Context) -> Result<()> {
     ));
 
     let rows = recipe.steps() * recipe.budget.batch_rows as u64;
-    let mut base = BaseModel::load(&files)?;
+    let mut base = context.load_base(&files)?;
     let fit = first_rows(&recipe.data, &base.tokenizer, &recipe.budget, measure::STANDARDISATION_ROWS)?;
     let options =
         RunOptions { out: args.out.clone(), checkpoint_every_steps: 8, keep_checkpoints: 2, stop_after_steps: 0 };
@@ -112,10 +111,11 @@ pub(crate) fn run(args: &QuickstartArgs, context: &Context) -> Result<()> {
     drop(trainer);
     // One day for both models: the checks compare what their templates write.
     let today = today();
-    let gem = dated(Lapidary::load(&model, &files)?, today);
+    let gem = context.place(dated(Lapidary::load(&model, &files)?, today))?;
     let (gem, score) = measure::method(gem, "GEM, trained", &samples, &fit, context)?;
     let banking = measure::banking(&gem, &samples, "GEM", context)?;
-    let base = dated(Lapidary::untrained(&files, gem.method().name(), gem.method().settings())?, today);
+    let base = Lapidary::untrained(&files, gem.method().name(), gem.method().settings())?;
+    let base = context.place(dated(base, today))?;
     let mut findings = examine(&gem, &base, &samples, &fit, context)?;
     findings.methods = methods.into_iter().chain([score]).collect();
     findings.banking = Some((base_banking, banking));
@@ -160,7 +160,7 @@ fn untrained(
     context: &Context,
 ) -> Result<(Vec<MethodScore>, f64)> {
     let mut scores: Vec<MethodScore> = Vec::new();
-    let mut base = Some(BaseModel::load(files)?);
+    let mut base = Some(context.load_base(files)?);
     for method in UNTRAINED {
         // The rows that will be trained, as they start.
         let (name, settings) =

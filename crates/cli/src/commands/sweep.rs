@@ -334,7 +334,7 @@ fn scores(
             };
             let mut args = EmbedModelArgs::default();
             args.model.model = Some(gem.display().to_string());
-            (Lapidary::load(&gem, &files)?, args)
+            (context.place(Lapidary::load(&gem, &files)?)?, args)
         }
         Run::Model(args) => (context.load_to_embed(args)?, args.as_ref().clone()),
     };

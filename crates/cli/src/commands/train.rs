@@ -6,7 +6,6 @@ use crate::failure::Interrupted;
 use crate::{interrupt, progress};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
-use lapidary::model::BaseModel;
 use lapidary::train::{Recipe, RunOptions, Trainer};
 use std::io::{Write as _, stdout};
 use std::path::{Path, PathBuf};
@@ -96,7 +95,7 @@ pub(crate) fn to_the_end(
     std::fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
     let files = context.files(&recipe.model)?;
     let loading = progress::spinner(context, &format!("loading {}", recipe.model))?;
-    let mut base = BaseModel::load(&files).with_context(|| recipe.model.clone())?;
+    let mut base = context.load_base(&files).with_context(|| recipe.model.clone())?;
     loading.finish_and_clear();
     let title = format!("{} {}", recipe.method.name, recipe.model);
     let (steps, batch_rows) = (recipe.steps(), recipe.budget.batch_rows);

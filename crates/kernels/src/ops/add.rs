@@ -1,6 +1,8 @@
 //! Sums of hidden states: the residual stream.
 
 use crate::cpu::{filled, output, slice};
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -41,6 +43,20 @@ impl CustomOp2 for Add {
             })
         };
         Ok(output(sums, l1.shape()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        s1: &candle_core::CudaStorage,
+        l1: &Layout,
+        s2: &candle_core::CudaStorage,
+        l2: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        let ((gpu, x), (_, y)) = (cuda::operand(s1, l1, "add")?, cuda::operand(s2, l2, "add")?);
+        // SAFETY: both operands are of the shape of `l1`.
+        let sums = unsafe { cuda::add(gpu, (x, y), l1.shape().elem_count())? };
+        Ok(gpu.output(sums, l1.shape()))
     }
 
     fn bwd(&self, x: &Tensor, y: &Tensor, _sum: &Tensor, d: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {

@@ -5,12 +5,18 @@
 
 use crate::bf16::{BLOCK, Units};
 use crate::cpu::{axpy, dot, exp, output, slice, tensor, wanted, with_values};
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::kv::KvLayer;
 use blocks::{Block, Scratch};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
+#[cfg(feature = "cuda")]
+use std::sync::Mutex;
 use tiles::Group;
 
 mod blocks;
@@ -22,6 +28,8 @@ pub struct AttentionMask {
     offsets: Vec<u32>,
     intervals: Vec<(u32, u32)>,
     blocks: Vec<Block>,
+    #[cfg(feature = "cuda")]
+    on_gpu: cuda::Beside<cuda::DeviceMask>,
 }
 
 impl Default for AttentionMask {
@@ -33,7 +41,13 @@ impl Default for AttentionMask {
 impl AttentionMask {
     /// A mask without queries.
     pub fn new() -> Self {
-        Self { offsets: vec![0], intervals: Vec::new(), blocks: Vec::new() }
+        Self {
+            offsets: vec![0],
+            intervals: Vec::new(),
+            blocks: Vec::new(),
+            #[cfg(feature = "cuda")]
+            on_gpu: cuda::Beside::default(),
+        }
     }
 
     /// Adds the next query: it may attend to the keys of these intervals `from..to`.
@@ -44,6 +58,10 @@ impl AttentionMask {
     pub fn push(&mut self, intervals: impl IntoIterator<Item = (u32, u32)>) -> Result<()> {
         let query = self.num_queries();
         let first = self.intervals.len();
+        #[cfg(feature = "cuda")]
+        {
+            self.on_gpu = cuda::Beside::default();
+        }
         for (from, to) in intervals.into_iter().filter(|(from, to)| from < to) {
             match self.intervals[first..].last_mut() {
                 Some(last) if from < last.1 => {
@@ -75,6 +93,17 @@ impl AttentionMask {
         &self.intervals[self.offsets[query] as usize..self.offsets[query + 1] as usize]
     }
 
+    /// Where the intervals of each query begin, and where the last one's end.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn offsets(&self) -> &[u32] {
+        &self.offsets
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_gpu(&self) -> &cuda::DeviceMask {
+        &self.on_gpu.0
+    }
+
     fn end(&self) -> usize {
         self.intervals.iter().map(|(_, to)| *to as usize).max().unwrap_or(0)
     }
@@ -95,7 +124,7 @@ pub struct AttentionSpec {
 
 /// Keys and values over `[past | new]`, each `[_, K, H]`.
 struct Keys<'a> {
-    past: Option<&'a KvLayer>,
+    past: Option<(&'a [f32], &'a [f32])>,
     new_keys: &'a [f32],
     new_values: &'a [f32],
     num_past: usize,
@@ -113,7 +142,7 @@ impl Keys<'_> {
     /// `kv_heads * head_dim` numbers apart.
     fn from(&self, key: usize, head: usize) -> (&[f32], &[f32]) {
         let (keys, values, token) = match self.past {
-            Some(past) if key < self.num_past => (past.keys(), past.values(), key),
+            Some((keys, values)) if key < self.num_past => (keys, values, key),
             _ => (self.new_keys, self.new_values, key - self.num_past),
         };
         let from = (token * self.kv_heads + head) * self.head_dim;
@@ -272,6 +301,9 @@ fn check_width(cache: Option<&KvLayer>, width: usize) -> Result<()> {
 struct Attention {
     spec: AttentionSpec,
     past: Option<Arc<KvLayer>>,
+    /// What a backward pass on the GPU needs of the forward pass; `None` where there will be none.
+    #[cfg(feature = "cuda")]
+    sums: Option<Mutex<Option<cuda::AttentionSums>>>,
 }
 
 /// `softmax(scale q k^T) v` over the allowed keys of each query; past keys and values get no gradient.
@@ -295,7 +327,15 @@ pub fn attention(
     }
     check(spec, q, (kv_heads, h), new + past.map_or(0, |past| past.num_tokens()))?;
     let in_graph = q.track_op() || k.track_op() || v.track_op();
-    let op = Attention { spec: AttentionSpec { bf16: spec.bf16 && !in_graph, ..spec.clone() }, past: past.cloned() };
+    if past.is_some_and(|past| !past.keys().is_beside(q)) {
+        bail!("attention: past keys on another device than the queries");
+    }
+    let op = Attention {
+        spec: AttentionSpec { bf16: spec.bf16 && !in_graph, ..spec.clone() },
+        past: past.cloned(),
+        #[cfg(feature = "cuda")]
+        sums: in_graph.then(Mutex::default),
+    };
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
 }
 
@@ -310,16 +350,87 @@ pub fn attention_cached(q: &Tensor, cache: &KvLayer, kv_heads: usize, spec: &Att
     let (_, heads, h) = q.dims3()?;
     check_width(Some(cache), kv_heads * h)?;
     check(spec, q, (kv_heads, h), cache.num_tokens())?;
-    let keys =
-        Keys { past: None, new_keys: cache.keys(), new_values: cache.values(), num_past: 0, kv_heads, head_dim: h };
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = cuda::Gpu::with(q)? {
+        let read = cuda::Read::of(q)?;
+        let on_gpu = cuda::Attention {
+            q: read.pointer,
+            new_keys: cache.keys().pointer()?,
+            new_values: cache.values().pointer()?,
+            num_new: cache.num_tokens() as i32,
+            heads: heads as i32,
+            kv_heads: kv_heads as i32,
+            head_dim: h as i32,
+            ..cuda::Attention::new(gpu, spec)?
+        };
+        // SAFETY: `check` has compared the shapes, and the mask with the keys.
+        let (y, _) = unsafe { cuda::attention(gpu, on_gpu, false)? };
+        return Ok(gpu.tensor(y, q.shape()));
+    }
+    let (new_keys, new_values) = (cache.keys().host()?, cache.values().host()?);
+    let keys = Keys { past: None, new_keys, new_values, num_past: 0, kv_heads, head_dim: h };
     tensor(with_values(q, |q| spec.forward(q, heads, &keys))?, q.shape())
 }
 
 impl Attention {
-    fn keys<'a>(&'a self, k: &'a [f32], v: &'a [f32], kv_heads: usize, head_dim: usize) -> Keys<'a> {
+    fn keys<'a>(&'a self, k: &'a [f32], v: &'a [f32], kv_heads: usize, head_dim: usize) -> Result<Keys<'a>> {
         let past = self.past.as_deref();
         let num_past = past.map_or(0, KvLayer::num_tokens);
-        Keys { past, new_keys: k, new_values: v, num_past, kv_heads, head_dim }
+        let past = past.map(|past| Ok::<_, candle_core::Error>((past.keys().host()?, past.values().host()?)));
+        Ok(Keys { past: past.transpose()?, new_keys: k, new_values: v, num_past, kv_heads, head_dim })
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Attention {
+    /// The operation on the GPU: addresses and shapes of queries and of new keys and values.
+    fn on(
+        &self,
+        gpu: &cuda::Gpu,
+        [q, new_keys, new_values]: [cuda::Pointer; 3],
+        (queries, keys): (&[usize], &[usize]),
+    ) -> Result<cuda::Attention> {
+        let (past_keys, past_values) = match &self.past {
+            Some(past) => (past.keys().pointer()?, past.values().pointer()?),
+            None => (0, 0),
+        };
+        Ok(cuda::Attention {
+            q,
+            past_keys,
+            past_values,
+            new_keys,
+            new_values,
+            num_past: self.past.as_ref().map_or(0, |past| past.num_tokens()) as i32,
+            num_new: keys[0] as i32,
+            heads: queries[1] as i32,
+            kv_heads: keys[1] as i32,
+            head_dim: queries[2] as i32,
+            ..cuda::Attention::new(gpu, &self.spec)?
+        })
+    }
+
+    fn backward_on(
+        &self,
+        gpu: &cuda::Gpu,
+        [q, k, v]: [&Tensor; 3],
+        (y, dy): (&Tensor, &Tensor),
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let kept = self.sums.as_ref().and_then(|sums| sums.lock().ok()?.take());
+        let Some(sums) = kept else { bail!("attention: backward needs one forward pass before it") };
+        let (q_at, k_at, v_at) = (cuda::Read::of(q)?, cuda::Read::of(k)?, cuda::Read::of(v)?);
+        let (y, dy) = (cuda::Read::of(y)?, cuda::Read::of(dy)?);
+        let on_gpu = self.on(gpu, [q_at.pointer, k_at.pointer, v_at.pointer], (q.dims(), k.dims()))?;
+        let wants_keys = k.track_op() || v.track_op();
+        let (mask, gradients) = (self.spec.mask.as_ref(), (y.pointer, dy.pointer));
+        // SAFETY: `check` has compared the shapes, and the mask with the keys; a gradient has the shape of what it is of.
+        let found = unsafe { cuda::attention_backward(gpu, (on_gpu, mask), gradients, &sums, wants_keys)? };
+        let [dk, dv] = match found.keys_values {
+            Some([dk, dv]) => {
+                [(dk, k), (dv, v)].map(|(d, of)| Some(gpu.tensor(d, of.shape())).filter(|_| of.track_op()))
+            }
+            None => [None, None],
+        };
+        Ok((Some(gpu.tensor(found.q, q.shape())).filter(|_| q.track_op()), dk, dv))
     }
 }
 
@@ -338,8 +449,31 @@ impl CustomOp3 for Attention {
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (q, k, v) = (slice(s1, l1, "attention")?, slice(s2, l2, "attention")?, slice(s3, l3, "attention")?);
-        let keys = self.keys(k, v, l2.dims()[1], l2.dims()[2]);
+        let keys = self.keys(k, v, l2.dims()[1], l2.dims()[2])?;
         Ok(output(self.spec.forward(q, l1.dims()[1], &keys), l1.shape()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        s1: &CudaStorage,
+        l1: &Layout,
+        s2: &CudaStorage,
+        l2: &Layout,
+        s3: &CudaStorage,
+        l3: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (gpu, q) = cuda::operand(s1, l1, "attention")?;
+        let (k, v) = (cuda::operand(s2, l2, "attention")?.1, cuda::operand(s3, l3, "attention")?.1);
+        let on_gpu = self.on(gpu, [q, k, v], (l1.dims(), l2.dims()))?;
+        // SAFETY: `check` has compared the shapes, and the mask with the keys.
+        let (y, found) = unsafe { cuda::attention(gpu, on_gpu, self.sums.is_some())? };
+        if let Some(sums) = &self.sums
+            && let Ok(mut sums) = sums.lock()
+        {
+            *sums = found;
+        }
+        Ok(gpu.output(y, l1.shape()))
     }
 
     fn bwd(
@@ -347,21 +481,25 @@ impl CustomOp3 for Attention {
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        _y: &Tensor,
+        y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = cuda::Gpu::with(dy)? {
+            return self.backward_on(gpu, [q, k, v], (y, dy));
+        }
+        #[cfg(not(feature = "cuda"))]
+        let _ = y;
         let ((t, heads, h), (new, kv_heads, _)) = (q.dims3()?, k.dims3()?);
         let group = heads / kv_heads;
         let (q_values, dy) = (with_values(q, <[f32]>::to_vec)?, with_values(dy, <[f32]>::to_vec)?);
         let by_head: Vec<[Vec<f32>; 3]> = with_values(k, |k_values| {
             with_values(v, |v_values| {
-                let keys = self.keys(k_values, v_values, kv_heads, h);
-                (0..kv_heads)
-                    .into_par_iter()
-                    .map(|head| self.spec.backward_head(&q_values, &dy, heads, &keys, head))
-                    .collect()
+                let keys = self.keys(k_values, v_values, kv_heads, h)?;
+                let of_head = |head| self.spec.backward_head(&q_values, &dy, heads, &keys, head);
+                Ok::<_, candle_core::Error>((0..kv_heads).into_par_iter().map(of_head).collect())
             })
-        })??;
+        })???;
         let interleave = |which: usize, tokens: usize, width: usize| {
             let mut all = Vec::with_capacity(tokens * kv_heads * width);
             for token in 0..tokens {

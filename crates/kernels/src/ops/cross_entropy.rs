@@ -6,7 +6,11 @@
 
 use super::Weight;
 use crate::cpu::{View, as_uninit, exp, gemm, output, rows_of, slice, tensor, transposed, wanted, with_values};
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::matrix::Matrix;
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 use std::sync::{Arc, Mutex};
@@ -123,13 +127,19 @@ impl Softmax {
     }
 }
 
+/// The rows of a loss, for the GPU.
+#[cfg(feature = "cuda")]
+fn rows_on<'a>(head: &Head, labels: &'a [u32]) -> Result<cuda::Rows<'a>> {
+    Ok(cuda::Rows { labels, head: head.weight.dims()?, cap: head.softcap.unwrap_or(0.0) })
+}
+
 struct FrozenHead {
     weight: Arc<Matrix>,
     head: Head,
     labels: Vec<u32>,
     wants_gradient: bool,
     /// d nll / d x, `[M, D]`, kept from the forward pass.
-    gradient: Mutex<Option<Vec<f32>>>,
+    gradient: Mutex<Option<Tensor>>,
 }
 
 impl FrozenHead {
@@ -173,15 +183,35 @@ impl CustomOp1 for FrozenHead {
         if self.wants_gradient
             && let Ok(mut kept) = self.gradient.lock()
         {
-            *kept = Some(gradient);
+            *kept = Some(tensor(gradient, layout.shape())?);
         }
         Ok(output(nll, self.labels.len()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, s: &CudaStorage, l: &Layout) -> Result<(CudaStorage, Shape)> {
+        let (gpu, x) = cuda::operand(s, l, "cross_entropy")?;
+        let (rows, weight) = (rows_on(&self.head, &self.labels)?, self.weight.on(gpu)?);
+        // SAFETY: `cross_entropy` has compared the shapes, and the labels with V.
+        let (nll, gradient) = unsafe { cuda::cross_entropy(gpu, x, weight, rows, self.wants_gradient)? };
+        if let (Some(gradient), Ok(mut kept)) = (gradient, self.gradient.lock()) {
+            *kept = Some(gpu.tensor(gradient, l.shape()));
+        }
+        Ok(gpu.output(nll, self.labels.len()))
+    }
+
     fn bwd(&self, x: &Tensor, _nll: &Tensor, d_nll: &Tensor) -> Result<Option<Tensor>> {
         let kept = self.gradient.lock().ok().and_then(|mut kept| kept.take());
-        let Some(mut gradient) = kept else { bail!("cross_entropy: backward needs one forward pass before it") };
+        let Some(gradient) = kept else { bail!("cross_entropy: backward needs one forward pass before it") };
         let d = x.dims()[1];
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = cuda::Gpu::with(x)? {
+            let (gradient, factors) = (cuda::Read::of(&gradient)?, cuda::Read::of(d_nll)?);
+            // SAFETY: there is a factor for each row.
+            let dx = unsafe { cuda::scale_rows(gpu, (gradient.pointer, factors.pointer), (self.labels.len(), d))? };
+            return Ok(Some(gpu.tensor(dx, x.shape())));
+        }
+        let mut gradient = with_values(&gradient, <[f32]>::to_vec)?;
         with_values(d_nll, |d_nll| {
             for (row, scale) in gradient.chunks_mut(d).zip(d_nll) {
                 row.iter_mut().for_each(|g| *g *= scale);
@@ -229,7 +259,25 @@ impl CustomOp2 for DenseHead {
         Ok(output(self.softmax(x, w, l1.dims()[1]).nll(), self.labels.len()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, s1: &CudaStorage, l1: &Layout, s2: &CudaStorage, l2: &Layout) -> Result<(CudaStorage, Shape)> {
+        let (gpu, x) = cuda::operand(s1, l1, "cross_entropy")?;
+        let w = cuda::operand(s2, l2, "cross_entropy")?.1;
+        // SAFETY: `cross_entropy` has compared the shapes, and the labels with V.
+        let nll = unsafe { cuda::dense_cross_entropy(gpu, (x, w), rows_on(&self.head, &self.labels)?)? };
+        Ok(gpu.output(nll, self.labels.len()))
+    }
+
     fn bwd(&self, x: &Tensor, w: &Tensor, _nll: &Tensor, d_nll: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = cuda::Gpu::with(x)? {
+            let (x_at, w_at, d_nll) = (cuda::Read::of(x)?, cuda::Read::of(w)?, cuda::Read::of(d_nll)?);
+            let pointers = (x_at.pointer, w_at.pointer, d_nll.pointer);
+            let (rows, wanted) = (rows_on(&self.head, &self.labels)?, (x.track_op(), w.track_op()));
+            // SAFETY: as in the forward pass; there is a gradient for each loss.
+            let (dx, dw) = unsafe { cuda::dense_cross_entropy_backward(gpu, pointers, rows, wanted)? };
+            return Ok((dx.map(|dx| gpu.tensor(dx, x.shape())), dw.map(|dw| gpu.tensor(dw, w.shape()))));
+        }
         let (m, d) = x.dims2()?;
         let (x_values, w_values) = (with_values(x, <[f32]>::to_vec)?, with_values(w, <[f32]>::to_vec)?);
         let d_nll = with_values(d_nll, <[f32]>::to_vec)?;

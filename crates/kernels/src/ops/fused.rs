@@ -7,6 +7,8 @@ use super::rms_norm::RmsNorm;
 use super::swiglu::Activation;
 use crate::bf16::{BLOCK, Blocks, Outputs, Packed, Rounded, Units};
 use crate::cpu::{filled, tensor, with_values};
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
@@ -69,7 +71,47 @@ pub fn can_fuse(x: &Tensor, maps: &[Map<'_>]) -> bool {
         map.packed().is_some() && no_gradient
     };
     let enough = x.dim(0).is_ok_and(|t| t >= BLOCK * rayon::current_num_threads());
-    Units::best() != Units::Portable && !x.track_op() && enough && maps.iter().all(is_plain)
+    let has_units = x.device().is_cuda() || (enough && Units::best() != Units::Portable);
+    has_units && !x.track_op() && maps.iter().all(is_plain)
+}
+
+/// Maps on the GPU, with what is to be kept while they are used.
+#[cfg(feature = "cuda")]
+struct OnGpu<'a, const N: usize> {
+    maps: [cuda::Map<'a>; N],
+    _updates: Vec<cuda::Read>,
+}
+
+#[cfg(feature = "cuda")]
+impl<'a, const N: usize> OnGpu<'a, N> {
+    fn new(gpu: &cuda::Gpu, maps: &[Map<'a>; N]) -> Result<Self> {
+        let (mut ready, mut updates) = (Vec::with_capacity(N), Vec::new());
+        for map in maps {
+            let Weight::Frozen(weight) = map.weight else { bail!("fused: expected a frozen weight packed as bf16") };
+            let update = match map.update.filter(|update| !update.rows.is_empty()) {
+                None => None,
+                Some(update) => {
+                    let (a, b) = (cuda::Read::of(&update.a)?, cuda::Read::of(&update.b)?);
+                    let (rank, rows) = (update.a.dim(0)?, update.rows.on(gpu)?);
+                    let ready = cuda::Update { a: a.pointer, b: b.pointer, rank, scale: update.scale, rows };
+                    updates.extend([a, b]);
+                    Some(ready)
+                }
+            };
+            ready.push(cuda::Map { weight: weight.on(gpu)?, dims: (weight.rows(), weight.cols()), update });
+        }
+        let maps = <[cuda::Map<'a>; N]>::try_from(ready).map_err(|_| candle_core::Error::Msg("fused: maps".into()))?;
+        Ok(Self { maps, _updates: updates })
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Norm<'_> {
+    /// The norm on the GPU; the tensor outlives what is asked of it.
+    fn on_gpu(&self) -> Result<(cuda::Norm, cuda::Read)> {
+        let weight = cuda::Read::of(self.weight)?;
+        Ok((cuda::Norm { weight: weight.pointer, eps: self.eps, offset: self.offset }, weight))
+    }
 }
 
 /// A map on slices.
@@ -168,7 +210,7 @@ fn check(what: &str, x: &Tensor, maps: &[Map<'_>], shapes: &[(usize, usize)]) ->
         bail!("{what}: an update at rows beyond {}", x.dims()[0]);
     }
     for (map, expected) in maps.iter().zip(shapes) {
-        if map.weight.dims()? != *expected || map.update.is_some_and(|update| update.rows.as_slice() != rows) {
+        if map.weight.dims()? != *expected || map.update.is_some_and(|update| update.rows[..] != *rows) {
             bail!("{what}: expected a map {expected:?}, found {:?}, or updates of other rows", map.weight.dims()?);
         }
     }
@@ -186,6 +228,14 @@ pub fn norm_linears<const N: usize>(x: &Tensor, norm: Norm<'_>, maps: [Map<'_>; 
     let (t, d) = x.dims2()?;
     let outs: Vec<usize> = maps.iter().map(|map| Ok(map.weight.dims()?.0)).collect::<Result<_>>()?;
     check("norm_linears", x, &maps, &outs.iter().map(|out| (*out, d)).collect::<Vec<_>>())?;
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = cuda::Gpu::with(x)? {
+        let (read, (norm, _norm), on_gpu) = (cuda::Read::of(x)?, norm.on_gpu()?, OnGpu::new(gpu, &maps)?);
+        // SAFETY: `check` has compared the shapes.
+        let found = unsafe { cuda::norm_linears(gpu, read.pointer, norm, (t, d), &on_gpu.maps)? };
+        let outputs: Vec<Tensor> = found.into_iter().zip(&outs).map(|(y, out)| gpu.tensor(y, (t, *out))).collect();
+        return outputs.try_into().map_err(|_| candle_core::Error::Msg("norm_linears: another number of maps".into()));
+    }
     let rms = RmsNorm { eps: norm.eps, offset: norm.offset };
     let rows = rows_of(&maps);
     let outputs = with_values(x, |x| {
@@ -269,6 +319,13 @@ pub fn add_linear(residual: &Tensor, x: &Tensor, map: Map<'_>) -> Result<Tensor>
     if rows != t || residual.track_op() {
         bail!("add_linear: {t} rows onto {:?}", residual.shape());
     }
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = cuda::Gpu::with(x)? {
+        let (onto, read, on_gpu) = (cuda::Read::of(residual)?, cuda::Read::of(x)?, OnGpu::new(gpu, &[map])?);
+        // SAFETY: `check` has compared the shapes.
+        let y = unsafe { cuda::add_linear(gpu, (onto.pointer, read.pointer), on_gpu.maps[0], t)? };
+        return Ok(gpu.tensor(y, (t, out)));
+    }
     let run = |residual: &[f32], x: &[f32], map: Ready<'_>, rows: &[u32]| {
         let per_task = task_rows(t);
         let fill = |y: &mut [MaybeUninit<f32>]| {
@@ -298,6 +355,13 @@ pub fn add_linear(residual: &Tensor, x: &Tensor, map: Map<'_>) -> Result<Tensor>
 pub fn feed_forward(x: &Tensor, norm: Norm<'_>, maps: [Map<'_>; 3], activation: Activation) -> Result<Tensor> {
     let ((t, d), f) = (x.dims2()?, maps[0].weight.dims()?.0);
     check("feed_forward", x, &maps, &[(f, d), (f, d), (d, f)])?;
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = cuda::Gpu::with(x)? {
+        let (read, (norm, _norm), on_gpu) = (cuda::Read::of(x)?, norm.on_gpu()?, OnGpu::new(gpu, &maps)?);
+        // SAFETY: `check` has compared the shapes.
+        let y = unsafe { cuda::feed_forward(gpu, read.pointer, norm, on_gpu.maps, (t, activation.number()))? };
+        return Ok(gpu.tensor(y, (t, d)));
+    }
     let rms = RmsNorm { eps: norm.eps, offset: norm.offset };
     let rows = rows_of(&maps);
     let run = |x: &[f32], w: &[f32], maps: [Ready<'_>; 3]| {

@@ -4,8 +4,12 @@ use crate::bf16::BLOCK;
 use crate::cpu::{
     self, View, filled, gemm, gemm_into, output, rows_of, slice, tensor, transposed, wanted, with_values,
 };
+#[cfg(feature = "cuda")]
+use crate::cuda::{self, Mat, Precision, Product};
 use crate::matrix::Matrix;
 use crate::vector::{LANES, Vector};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 use std::borrow::Cow;
@@ -48,7 +52,41 @@ pub struct LowRank {
     /// `lora_alpha / r`.
     pub scale: f32,
     /// Adapted tokens, ascending. Without any, the result is that of the plain map, bit for bit.
-    pub rows: Arc<Vec<u32>>,
+    pub rows: Arc<Rows>,
+}
+
+/// Numbers of rows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rows {
+    numbers: Vec<u32>,
+    #[cfg(feature = "cuda")]
+    on_gpu: cuda::Beside<cuda::Uploaded<u32>>,
+}
+
+impl From<Vec<u32>> for Rows {
+    fn from(numbers: Vec<u32>) -> Self {
+        Self {
+            numbers,
+            #[cfg(feature = "cuda")]
+            on_gpu: cuda::Beside::default(),
+        }
+    }
+}
+
+impl std::ops::Deref for Rows {
+    type Target = [u32];
+
+    fn deref(&self) -> &[u32] {
+        &self.numbers
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Rows {
+    /// Where a copy lies on the GPU, and how many there are.
+    pub(super) fn on(&self, gpu: &cuda::Gpu) -> Result<(cuda::Pointer, usize)> {
+        Ok((self.on_gpu.0.get(gpu, || self.numbers.clone())?, self.numbers.len()))
+    }
 }
 
 /// `y = x W^T + bias`, plus the low-rank update at its tokens.
@@ -108,8 +146,23 @@ impl CustomOp1 for Frozen {
         Ok(output(self.0.forward(slice(storage, layout, "linear")?, t), (t, self.0.rows())))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, s: &CudaStorage, l: &Layout) -> Result<(CudaStorage, Shape)> {
+        let ((gpu, x), t) = (cuda::operand(s, l, "linear")?, l.dims()[0]);
+        // SAFETY: `linear` has compared the shapes.
+        let y = unsafe { self.0.on(gpu)?.forward(gpu, x, (t, self.0.rows(), self.0.cols()))? };
+        Ok(gpu.output(y, (t, self.0.rows())))
+    }
+
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let t = x.dims()[0];
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = cuda::Gpu::with(dy)? {
+            let d = cuda::Read::of(dy)?;
+            // SAFETY: a gradient has the shape of what it is of.
+            let dx = unsafe { self.0.on(gpu)?.backward(gpu, d.pointer, (t, self.0.rows(), self.0.cols()))? };
+            return Ok(Some(gpu.tensor(dx, x.shape())));
+        }
         Ok(Some(tensor(with_values(dy, |dy| self.0.backward(dy, t))?, x.shape())?))
     }
 }
@@ -129,8 +182,36 @@ impl CustomOp2 for Dense {
         Ok(output(y, (t, out)))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, s1: &CudaStorage, l1: &Layout, s2: &CudaStorage, l2: &Layout) -> Result<(CudaStorage, Shape)> {
+        let ((gpu, x), (_, w)) = (cuda::operand(s1, l1, "linear")?, cuda::operand(s2, l2, "linear")?);
+        let (t, input, out) = (l1.dims()[0], l1.dims()[1], l2.dims()[0]);
+        let y = gpu.alloc(t * out)?;
+        let (a, b) = (Mat::rows(x, input), Mat::transposed(w, input));
+        // SAFETY: `linear` has compared the shapes; `y` was made of its size.
+        unsafe { Product::new(Precision::F32, (t, out, input), a, b, gpu.pointer(&y)).run(gpu)? };
+        Ok(gpu.output(y, (t, out)))
+    }
+
     fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let ((t, input), out) = (x.dims2()?, w.dim(0)?);
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = cuda::Gpu::with(dy)? {
+            let (x_at, w_at, dy_at) = (cuda::Read::of(x)?, cuda::Read::of(w)?, cuda::Read::of(dy)?);
+            let product = |like: &Tensor, mnk, a, b| -> Result<Option<Tensor>> {
+                let c = gpu.alloc(like.elem_count())?;
+                // SAFETY: a gradient has the shape of what it is of; this one was made of its size.
+                unsafe { Product::new(Precision::F32, mnk, a, b, gpu.pointer(&c)).run(gpu)? };
+                Ok(Some(gpu.tensor(c, like.shape())))
+            };
+            let dx =
+                |(): ()| product(x, (t, input, out), Mat::rows(dy_at.pointer, out), Mat::rows(w_at.pointer, input));
+            let dw = |(): ()| {
+                product(w, (out, input, t), Mat::transposed(dy_at.pointer, out), Mat::rows(x_at.pointer, input))
+            };
+            let wanted = |operand: &Tensor| operand.track_op().then_some(());
+            return Ok((wanted(x).map_or(Ok(None), dx)?, wanted(w).map_or(Ok(None), dw)?));
+        }
         let dx = if x.track_op() {
             let mut dx = vec![0f32; t * input];
             with_values(dy, |dy| {
@@ -156,7 +237,7 @@ impl CustomOp2 for Dense {
 struct Adapted {
     weight: Arc<Matrix>,
     scale: f32,
-    rows: Arc<Vec<u32>>,
+    rows: Arc<Rows>,
 }
 
 /// The rows `rows` of `x [_, width]`, one after the other.
@@ -317,6 +398,32 @@ fn add_panel(down: &[f32], b: &[[[f32; LANES]; 2]], y: &mut [f32; BLOCK]) {
     sums[1].store(high);
 }
 
+#[cfg(feature = "cuda")]
+impl Adapted {
+    /// The map and its update on the GPU, A and B at these addresses.
+    fn on(&self, gpu: &cuda::Gpu, (a, b): (cuda::Pointer, cuda::Pointer), rank: usize) -> Result<cuda::Map<'_>> {
+        let update = cuda::Update { a, b, rank, scale: self.scale, rows: self.rows.on(gpu)? };
+        let dims = (self.weight.rows(), self.weight.cols());
+        Ok(cuda::Map { weight: self.weight.on(gpu)?, dims, update: Some(update) })
+    }
+
+    fn backward_on(
+        &self,
+        gpu: &cuda::Gpu,
+        [x, a, b]: [&Tensor; 3],
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (x_at, dy_at) = (cuda::Read::of(x)?, cuda::Read::of(dy)?);
+        let (a_at, b_at) = (cuda::Read::of(a)?, cuda::Read::of(b)?);
+        let map = self.on(gpu, (a_at.pointer, b_at.pointer), a.dims()[0])?;
+        // SAFETY: `linear` has compared the shapes; a gradient has that of what it is of.
+        let found = unsafe { map.backward(gpu, (x_at.pointer, dy_at.pointer), x.dims()[0], x.track_op())? };
+        let dx = found.dx.map(|dx| gpu.tensor(dx, x.shape()));
+        let (da, db) = (gpu.tensor(found.da, a.shape()), gpu.tensor(found.db, b.shape()));
+        Ok((dx, Some(da).filter(|_| a.track_op()), Some(db).filter(|_| b.track_op())))
+    }
+}
+
 impl CustomOp3 for Adapted {
     fn name(&self) -> &'static str {
         "linear"
@@ -338,6 +445,24 @@ impl CustomOp3 for Adapted {
         Ok(output(y, (t, out)))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        s1: &CudaStorage,
+        l1: &Layout,
+        s2: &CudaStorage,
+        l2: &Layout,
+        s3: &CudaStorage,
+        l3: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (gpu, x) = cuda::operand(s1, l1, "linear")?;
+        let (a, b) = (cuda::operand(s2, l2, "linear")?.1, cuda::operand(s3, l3, "linear")?.1);
+        let t = l1.dims()[0];
+        // SAFETY: `linear` has compared the shapes.
+        let y = unsafe { self.on(gpu, (a, b), l2.dims()[0])?.forward(gpu, x, t)? };
+        Ok(gpu.output(y, (t, self.weight.rows())))
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -346,6 +471,10 @@ impl CustomOp3 for Adapted {
         _y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = cuda::Gpu::with(dy)? {
+            return self.backward_on(gpu, [x, a, b], dy);
+        }
         let gradients = with_values(x, |x_values| {
             with_values(dy, |dy| {
                 with_values(a, |a| with_values(b, |b| self.gradients((x_values, x.track_op()), (a, b), dy)))

@@ -18,7 +18,7 @@ pub use attention::{AttentionMask, AttentionSpec, attention, attention_cached};
 pub use cross_entropy::{Head, cross_entropy, logits};
 pub use dropout::dropout;
 pub use embed_inputs::{embed_inputs, embed_tokens};
-pub use linear::{LowRank, Weight, linear};
+pub use linear::{LowRank, Rows, Weight, linear};
 pub use pool::pool;
 pub use rms_norm::rms_norm;
 pub use rope::{RopeTable, rope};

@@ -1,6 +1,8 @@
 //! Pooling: sparse weighted sums of token states.
 
 use crate::cpu::{axpy, output, slice, tensor, with_values};
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 struct Pool(Vec<Vec<(u32, f32)>>);
@@ -36,8 +38,30 @@ impl CustomOp1 for Pool {
         Ok(output(z, (self.0.len(), width)))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, s: &candle_core::CudaStorage, l: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
+        let ((gpu, x), width) = (cuda::operand(s, l, "pool")?, l.dims()[1]);
+        let z = gpu.alloc(self.0.len() * width)?;
+        // SAFETY: `pool` has compared the tokens with T; there is a row for each list.
+        unsafe { cuda::weighted_rows(gpu, (x, gpu.pointer(&z)), &self.0, None, width)? };
+        Ok(gpu.output(z, (self.0.len(), width)))
+    }
+
     fn bwd(&self, x: &Tensor, _z: &Tensor, dz: &Tensor) -> Result<Option<Tensor>> {
         let width = x.dims()[1];
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = cuda::Gpu::with(x)? {
+            // By token, so that each row of the gradient is written once.
+            let mut of_token = std::collections::BTreeMap::<u32, Vec<(u32, f32)>>::new();
+            for (b, row) in self.0.iter().enumerate() {
+                row.iter().for_each(|(token, weight)| of_token.entry(*token).or_default().push((b as u32, *weight)));
+            }
+            let (tokens, lists): (Vec<u32>, Vec<_>) = of_token.into_iter().unzip();
+            let (dz, dx) = (cuda::Read::of(dz)?, gpu.zeros(x.elem_count())?);
+            // SAFETY: the lists name rows of `dz`, and the tokens rows of `x`, each once.
+            unsafe { cuda::weighted_rows(gpu, (dz.pointer, gpu.pointer(&dx)), &lists, Some(&tokens), width)? };
+            return Ok(Some(gpu.tensor(dx, x.shape())));
+        }
         let mut dx = vec![0f32; x.elem_count()];
         with_values(dz, |dz| {
             for (dz, row) in dz.chunks(width).zip(&self.0) {

@@ -1,6 +1,8 @@
 //! Root-mean-square layer norm (arXiv 1910.07467), in f32.
 
 use crate::cpu::{dot, filled, output, slice, tensor, with_values};
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
@@ -56,7 +58,34 @@ impl CustomOp2 for RmsNorm {
         Ok(output(y, l1.shape()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        s1: &candle_core::CudaStorage,
+        l1: &Layout,
+        s2: &candle_core::CudaStorage,
+        l2: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        let ((gpu, x), (_, w)) = (cuda::operand(s1, l1, "rms_norm")?, cuda::operand(s2, l2, "rms_norm")?);
+        let width = l2.shape().elem_count();
+        let rows = l1.shape().elem_count() / width;
+        // SAFETY: `rms_norm` has compared the last axis with the weight.
+        let y = unsafe { cuda::rms_norm(gpu, (x, w), (rows, width), (self.eps, self.offset))? };
+        Ok(gpu.output(y, l1.shape()))
+    }
+
     fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = cuda::Gpu::with(x)? {
+            let [x_at, w_at, dy_at] = [x, w, dy].map(cuda::Read::of);
+            let (x_at, w_at, dy_at) = (x_at?, w_at?, dy_at?);
+            let pointers = (x_at.pointer, w_at.pointer, dy_at.pointer);
+            let size = (x.elem_count() / w.elem_count(), w.elem_count());
+            let wanted = (x.track_op(), w.track_op());
+            // SAFETY: a gradient has the shape of what it is of.
+            let (dx, dw) = unsafe { cuda::rms_norm_backward(gpu, pointers, size, (self.eps, self.offset), wanted)? };
+            return Ok((dx.map(|dx| gpu.tensor(dx, x.shape())), dw.map(|dw| gpu.tensor(dw, w.shape()))));
+        }
         let (x_values, w_values) = (with_values(x, <[f32]>::to_vec)?, with_values(w, <[f32]>::to_vec)?);
         let dy = with_values(dy, <[f32]>::to_vec)?;
         let width = w_values.len();

@@ -1,6 +1,8 @@
 //! The gated unit of the feed-forward network (arXiv 2002.05202): `act(gate) * up`.
 
 use crate::cpu::{exp, exp_of, filled, output, slice, wanted, with_values};
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::vector::{LANES, Vector};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -34,6 +36,15 @@ fn silu_times(gate: &[f32; LANES], up: &[f32; LANES], y: &mut [f32; LANES]) {
 }
 
 impl Activation {
+    /// As cuda/elementwise.cuh numbers them.
+    #[cfg(feature = "cuda")]
+    pub(super) fn number(self) -> i32 {
+        match self {
+            Self::Silu => 0,
+            Self::GeluTanh => 1,
+        }
+    }
+
     /// `act(gate) * up` of a line of numbers.
     #[inline(always)]
     pub(super) fn line<const N: usize>(self, gate: &[f32; N], up: &[f32; N], y: &mut [f32; N]) {
@@ -121,7 +132,31 @@ impl CustomOp2 for Gated {
         Ok(output(y, l1.shape()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        s1: &candle_core::CudaStorage,
+        l1: &Layout,
+        s2: &candle_core::CudaStorage,
+        l2: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        let ((gpu, gate), (_, up)) = (cuda::operand(s1, l1, "gated")?, cuda::operand(s2, l2, "gated")?);
+        // SAFETY: both operands are of the shape of `l1`.
+        let y = unsafe { cuda::gated(gpu, (gate, up), l1.shape().elem_count(), self.0.number())? };
+        Ok(gpu.output(y, l1.shape()))
+    }
+
     fn bwd(&self, gate: &Tensor, up: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = cuda::Gpu::with(gate)? {
+            let [gate_at, up_at, dy_at] = [gate, up, dy].map(cuda::Read::of);
+            let (gate_at, up_at, dy_at) = (gate_at?, up_at?, dy_at?);
+            let pointers = (gate_at.pointer, up_at.pointer, dy_at.pointer);
+            // SAFETY: all three are of one shape.
+            let gradients = unsafe { cuda::gated_backward(gpu, pointers, gate.elem_count(), self.0.number())? };
+            let [d_gate, d_up] = gradients.map(|gradient| Some(gpu.tensor(gradient, gate.shape())));
+            return Ok((d_gate.filter(|_| gate.track_op()), d_up.filter(|_| up.track_op())));
+        }
         let (mut d_gate, mut d_up) = (Vec::new(), Vec::new());
         let mut run = |gate: &[f32], up: &[f32], dy: &[f32]| {
             let len = gate.len();

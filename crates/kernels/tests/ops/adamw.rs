@@ -47,7 +47,7 @@ fn wrong_sizes_and_step_zero_are_refused() {
     let mut moments = Moments::zeros(4);
     assert!(RULE.step(&variable, &tensor(&[0.0; 3], [3]), &mut moments, (1, 0.01, 1.0)).is_err());
     assert!(RULE.step(&variable, &tensor(&[0.0; 4], [4]), &mut Moments::zeros(3), (1, 0.01, 1.0)).is_err());
-    let uneven = &mut Moments { first: vec![0.0; 4], second: vec![0.0; 3] };
+    let uneven = &mut Moments::new(vec![0.0; 4], vec![0.0; 3]);
     assert!(RULE.step(&variable, &tensor(&[0.0; 4], [4]), uneven, (1, 0.01, 1.0)).is_err());
     assert!(RULE.step(&variable, &tensor(&[0.0; 4], [4]), &mut moments, (0, 0.01, 1.0)).is_err());
     assert_eq!(values(&variable), START);

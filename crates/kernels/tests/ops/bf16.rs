@@ -101,7 +101,6 @@ fn attention_over_many_keys_is_the_same_alone_packed_and_in_chunks() {
     let q = tensor(&uniform(&mut rng, total * heads * h), [total, heads, h]);
     let k = tensor(&uniform(&mut rng, total * kv_heads * h), [total, kv_heads, h]);
     let v = tensor(&uniform(&mut rng, total * kv_heads * h), [total, kv_heads, h]);
-    let bits = |x: &Tensor| values(x).into_iter().map(f32::to_bits).collect::<Vec<_>>();
     let mut packed = AttentionMask::new();
     let mut first = 0;
     for length in lengths {
@@ -113,21 +112,21 @@ fn attention_over_many_keys_is_the_same_alone_packed_and_in_chunks() {
     let mut first = 0;
     for length in lengths {
         let part = |x: &Tensor| x.narrow(0, first, length).unwrap();
-        let of_row = bits(&part(&together));
+        let of_row = values(&part(&together));
         let mask = || causal_mask(&mut generator(0), 0, length, false);
         let alone = ops::attention(&part(&q), &part(&k), &part(&v), None, &rounded(mask())).unwrap();
-        assert_eq!(bits(&alone), of_row, "{length} tokens");
+        assert_same(&values(&alone), &of_row, &format!("{length} tokens"));
         let cache = layer(&values(&part(&k)), &values(&part(&v)), [kv_heads, h]);
         for chunk in (0..length).collect::<Vec<_>>().chunks(64) {
             let mask = causal_mask(&mut rng, chunk[0], chunk.len(), false);
             let q = part(&q).narrow(0, chunk[0], chunk.len()).unwrap();
-            let found = bits(&ops::attention_cached(&q, &cache, kv_heads, &rounded(mask)).unwrap());
-            assert_eq!(found, of_row[chunk[0] * heads * h..][..found.len()], "{chunk:?}");
+            let found = values(&ops::attention_cached(&q, &cache, kv_heads, &rounded(mask)).unwrap());
+            assert_same(&found, &of_row[chunk[0] * heads * h..][..found.len()], &format!("{chunk:?}"));
         }
         // Queries that see few keys are not rounded.
-        let plain = bits(&ops::attention(&part(&q), &part(&k), &part(&v), None, &spec(mask(), h, None)).unwrap());
+        let plain = values(&ops::attention(&part(&q), &part(&k), &part(&v), None, &spec(mask(), h, None)).unwrap());
         let few = length.min(128) * heads * h;
-        assert_eq!(plain[..few], of_row[..few]);
+        assert_same(&plain[..few], &of_row[..few], "few keys");
         first += length;
     }
 }

@@ -45,7 +45,7 @@ fn linear_refuses_other_shapes() {
         assert_eq!(ops::linear(&zeros([0, 4]), &weight, None, None).unwrap().dims(), [0, 3]);
     }
     assert!(ops::linear(&zeros([2, 4]), &Weight::Dense(zeros([4])), None, None).is_err());
-    let update = |a, b, row| LowRank { a, b, scale: 1.0, rows: Arc::new(vec![row]) };
+    let update = |a, b, row| LowRank { a, b, scale: 1.0, rows: Arc::new(vec![row].into()) };
     for wrong in [
         update(zeros([2, 5]), zeros([3, 2]), 0),
         update(zeros([2, 4]), zeros([3, 1]), 0),
@@ -54,7 +54,7 @@ fn linear_refuses_other_shapes() {
     ] {
         refused(ops::linear(&zeros([2, 4]), &frozen(3, 4), None, Some(&wrong)), &["linear", "update"]);
     }
-    let unsorted = LowRank { rows: Arc::new(vec![1, 0]), ..update(zeros([2, 4]), zeros([3, 2]), 0) };
+    let unsorted = LowRank { rows: Arc::new(vec![1, 0].into()), ..update(zeros([2, 4]), zeros([3, 2]), 0) };
     refused(ops::linear(&zeros([2, 4]), &frozen(3, 4), None, Some(&unsorted)), &["linear", "update"]);
     let fine = update(zeros([2, 4]), zeros([3, 2]), 1);
     assert!(ops::linear(&zeros([2, 4]), &frozen(3, 4), None, Some(&fine)).is_ok());
@@ -105,8 +105,8 @@ fn a_cache_takes_tokens_of_its_width_and_forgets_the_last() {
 #[test]
 fn ids_labels_and_places_outside_are_refused() {
     for weight in [frozen(3, 4), Weight::Dense(zeros([3, 4]))] {
-        refused(ops::embed_tokens(&weight, &[0, 3]), &["3", "vocabulary of 3"]);
-        refused(ops::embed_tokens(&weight, &[u32::MAX]), &["4294967295"]);
+        refused(ops::embed_tokens(&weight, &[0, 3], &device()), &["3", "vocabulary of 3"]);
+        refused(ops::embed_tokens(&weight, &[u32::MAX], &device()), &["4294967295"]);
         let head = Head { weight, softcap: None };
         refused(ops::cross_entropy(&zeros([2, 4]), &head, &[0, 3]), &["label 3", "3"]);
         refused(ops::cross_entropy(&zeros([2, 4]), &head, &[0]), &["cross_entropy"]);

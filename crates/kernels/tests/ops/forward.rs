@@ -54,7 +54,7 @@ fn linear_is_its_definition_for_every_storage_type() {
                 a: tensor(&a, [rank, input]),
                 b: tensor(&b, [out, rank]),
                 scale: 0.5,
-                rows: Arc::new(rows.clone()),
+                rows: Arc::new(rows.clone().into()),
             };
             let weight = Weight::Frozen(Arc::clone(&matrix));
             let y = ops::linear(&tensor(&x, [t, input]), &weight, Some(&tensor(&bias, [out])), Some(&update)).unwrap();
@@ -204,7 +204,7 @@ fn embed_tokens_takes_rows() {
         let rows = matrix.to_f32();
         let expected: Vec<f32> = ids.iter().flat_map(|id| rows[*id as usize * 256..][..256].to_vec()).collect();
         for weight in [Weight::Dense(tensor(&rows, [5, 256])), Weight::Frozen(matrix)] {
-            assert_eq!(values(&ops::embed_tokens(&weight, &ids).unwrap()), expected);
+            assert_eq!(values(&ops::embed_tokens(&weight, &ids, &device()).unwrap()), expected);
         }
     }
 }

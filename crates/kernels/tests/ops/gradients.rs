@@ -44,7 +44,7 @@ fn linear_gradients_of_input_bias_and_update() {
             a: a_var.as_tensor().clone(),
             b: b_var.as_tensor().clone(),
             scale: scale as f32,
-            rows: Arc::new(rows.clone()),
+            rows: Arc::new(rows.clone().into()),
         };
         let grads =
             backward(&ops::linear(&x_var, &Weight::Frozen(matrix), Some(&bias_var), Some(&update)).unwrap(), &r);
@@ -189,8 +189,10 @@ fn pool_dropout_sum_and_embedding_gradients() {
     check_gradient(&grads, &special_var, |s| weighted(&reference::embed_inputs(&wide(&x), s, d, &places), &r));
 
     // Row 2 is taken twice: its gradient is the sum of both.
-    let grads =
-        backward(&ops::embed_tokens(&Weight::Dense(x_var.as_tensor().clone()), &[2, 0, 2]).unwrap(), &r[..3 * d]);
+    let grads = backward(
+        &ops::embed_tokens(&Weight::Dense(x_var.as_tensor().clone()), &[2, 0, 2], &device()).unwrap(),
+        &r[..3 * d],
+    );
     let found = values(grads.get(&x_var).unwrap());
     assert_eq!(found[2 * d..3 * d], std::array::from_fn::<f32, 6, _>(|i| r[i] + r[2 * d + i]));
     assert_eq!(found[..d], r[d..2 * d]);
@@ -202,7 +204,7 @@ fn only_variables_get_gradients<const N: usize>(shapes: [&[usize]; N], build: im
         let arguments: [Tensor; N] = std::array::from_fn(|i| {
             let mut rng = generator(i as u64);
             let values = uniform(&mut rng, shapes[i].iter().product());
-            let constant = Tensor::from_vec(values, shapes[i], &kernels::Device::Cpu).unwrap();
+            let constant = Tensor::from_vec(values, shapes[i], &device()).unwrap();
             if i == trained { kernels::Var::from_tensor(&constant).unwrap().into_inner() } else { constant }
         });
         let grads = build(&arguments).sum_all().unwrap().backward().unwrap();
@@ -220,7 +222,7 @@ fn frozen_arguments_get_no_gradient() {
         ops::linear(x, &Weight::Dense(w.clone()), None, None).unwrap()
     });
     only_variables_get_gradients([&[2, 4], &[1, 4], &[3, 1]], |[x, a, b]| {
-        let update = LowRank { a: a.clone(), b: b.clone(), scale: 1.0, rows: Arc::new(vec![1]) };
+        let update = LowRank { a: a.clone(), b: b.clone(), scale: 1.0, rows: Arc::new(vec![1].into()) };
         ops::linear(x, &matrix(), None, Some(&update)).unwrap()
     });
     only_variables_get_gradients([&[2, 4], &[2, 4]], |[gate, up]| ops::gated(gate, up, Activation::Silu).unwrap());

@@ -32,8 +32,9 @@ fn attention_to_one_key_is_its_value() {
     let y = ops::attention(&q, &k, &v_var, None, &spec(mask, 2, None)).unwrap();
     assert_eq!(values(&y), [&v[4..], &v[..4]].concat());
     let grads = backward(&y, &uniform(&mut rng, 8));
-    assert_eq!(values(grads.get(&q).unwrap()), [0.0; 8]);
-    assert_eq!(values(grads.get(&k).unwrap()), [0.0; 8]);
+    // Nothing at all on the CPU; on a GPU the two sums that cancel are taken in different orders.
+    let tolerance = if device().is_cuda() { 1e-6 } else { 0.0 };
+    [&q, &k].iter().for_each(|x| assert_close(grads.get(x).unwrap(), &[0.0; 8], |_| tolerance));
 }
 
 /// Scores of 1e4 and -1e4 leave one key.

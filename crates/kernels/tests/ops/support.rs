@@ -39,8 +39,31 @@ pub(crate) fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().copied().map(f64::from).collect()
 }
 
+/// What the operations are tested on: the CPU, or with `LAPIDARY_TEST_DEVICE=cuda` the first GPU.
+pub(crate) fn device() -> Device {
+    match std::env::var("LAPIDARY_TEST_DEVICE").as_deref() {
+        Err(_) | Ok("cpu") => Device::Cpu,
+        Ok("cuda") => kernels::cuda_device(0).unwrap(),
+        Ok(other) => panic!("LAPIDARY_TEST_DEVICE: expected cpu or cuda, found {other}"),
+    }
+}
+
 pub(crate) fn tensor<const R: usize>(values: &[f32], shape: [usize; R]) -> Tensor {
-    Tensor::from_slice(values, shape.as_slice(), &Device::Cpu).unwrap()
+    Tensor::from_slice(values, shape.as_slice(), &device()).unwrap()
+}
+
+/// The same bits on the CPU. On a GPU, where the order of sums depends on company, the rounding of some hundred terms.
+#[track_caller]
+pub(crate) fn assert_same(found: &[f32], expected: &[f32], what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let largest = expected.iter().fold(0f32, |m, x| m.max(x.abs()));
+    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let is_same = match device() {
+            Device::Cpu => found.to_bits() == expected.to_bits(),
+            _ => (found - expected).abs() <= 1e-5 * largest,
+        };
+        assert!(is_same, "{what}: number {i}: {found}, expected {expected}");
+    }
 }
 
 pub(crate) fn var<const R: usize>(values: &[f32], shape: [usize; R]) -> Var {
@@ -118,7 +141,7 @@ pub(crate) fn assert_close(found: &Tensor, expected: &[f64], tolerance: impl Fn(
 
 /// Gradients of `sum(y * weights)`.
 pub(crate) fn backward(y: &Tensor, weights: &[f32]) -> GradStore {
-    let weights = Tensor::from_slice(weights, y.shape(), &Device::Cpu).unwrap();
+    let weights = Tensor::from_slice(weights, y.shape(), y.device()).unwrap();
     (y * weights).unwrap().sum_all().unwrap().backward().unwrap()
 }
 

@@ -62,6 +62,23 @@ pub struct AdapterView {
 }
 
 impl AdapterView {
+    /// A copy on this device.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub(crate) fn on(&self, device: &Device) -> Result<Self, Error> {
+        let pair = |pair: &Option<(Tensor, Tensor)>| -> Result<Option<(Tensor, Tensor)>, Error> {
+            let Some((a, b)) = pair else { return Ok(None) };
+            Ok(Some((a.to_device(device)?, b.to_device(device)?)))
+        };
+        let mut modules = self.modules.clone();
+        for slot in modules.iter_mut().flatten() {
+            *slot = pair(slot)?;
+        }
+        let special = self.special.as_ref().map(|rows| rows.to_device(device)).transpose()?;
+        Ok(Self { scale: self.scale, modules, special })
+    }
+
     pub(crate) fn update(&self, layer: usize, module: usize) -> Option<(&Tensor, &Tensor, f32)> {
         let (a, b) = self.modules.get(layer)?[module].as_ref()?;
         Some((a, b, self.scale))
@@ -102,8 +119,8 @@ impl Adapter {
                     let (out, input) = decoder.linear_dims(*module)?;
                     let bound = 1.0 / (input as f32).sqrt();
                     let a = (0..config.r * input).map(|_| rng.random_range(-bound..bound)).collect();
-                    let a = Var::from_vec::<_, f32>(a, (config.r, input), &Device::Cpu)?;
-                    let b = Var::from_vec(vec![0f32; out * config.r], (out, config.r), &Device::Cpu)?;
+                    let a = Var::from_vec::<_, f32>(a, (config.r, input), decoder.device())?;
+                    let b = Var::from_vec(vec![0f32; out * config.r], (out, config.r), decoder.device())?;
                     layer[*module] = Some((a, b));
                 }
                 modules.push(layer);
@@ -113,7 +130,7 @@ impl Adapter {
             None
         } else {
             let shape = (special.len(), decoder.config().hidden_size);
-            Some(Var::from_vec(special.concat(), shape, &Device::Cpu)?)
+            Some(Var::from_vec(special.concat(), shape, decoder.device())?)
         };
         Ok(Self { config, modules, special })
     }

@@ -9,7 +9,7 @@ use super::segment::Segment;
 use super::weights::{WeightFormat, WeightSource};
 use crate::Error;
 use kernels::ops::fused::{Map, Norm, add_linear, can_fuse, feed_forward, norm_linears};
-use kernels::ops::{self, AttentionSpec, Head, LowRank, RopeTable, Weight};
+use kernels::ops::{self, AttentionSpec, Head, LowRank, RopeTable, Rows, Weight};
 use kernels::{Device, Matrix, Tensor, Var};
 use layout::{Input, Rng};
 use rand::Rng as _;
@@ -51,6 +51,7 @@ pub struct Decoder {
     norm: Tensor,
     head: Head,
     frequencies: Vec<Vec<f64>>,
+    device: Device,
 }
 
 /// Named trainable variables.
@@ -63,7 +64,7 @@ struct Run<'a> {
     windows: Vec<Option<usize>>,
     specs: Vec<AttentionSpec>,
     adapter: Option<&'a AdapterView>,
-    adapted: Arc<Vec<u32>>,
+    adapted: Arc<Rows>,
     dropout: Option<HiddenDropout<'a>>,
 }
 
@@ -218,7 +219,32 @@ impl Decoder {
         let frequencies =
             config.ropes.iter().map(|rope| frequencies(config.head_dim, rope.theta, &rope.scaling)).collect();
         let head = Head { weight: head, softcap: config.final_logit_softcapping };
-        Ok(Self { config, embedding, layers, norm, head, frequencies })
+        Ok(Self { config, embedding, layers, norm, head, frequencies, device: Device::Cpu })
+    }
+
+    /// What it runs on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Runs on another device from now on. Frozen matrices are copied there when they are first used.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn to_device(&mut self, device: &Device) -> Result<(), Error> {
+        let moved = |tensor: &mut Tensor| -> Result<(), Error> {
+            *tensor = tensor.to_device(device)?;
+            Ok(())
+        };
+        for weight in [&mut self.embedding, &mut self.head.weight] {
+            if let Weight::Dense(tensor) = weight {
+                moved(tensor)?;
+            }
+        }
+        moved(&mut self.norm)?;
+        self.layers.iter_mut().flat_map(Layer::tensors).try_for_each(|(_, tensor)| moved(tensor))?;
+        self.device = device.clone();
+        Ok(())
     }
 
     /// The shape of the model.
@@ -298,7 +324,7 @@ impl Decoder {
                 }
             })
             .collect();
-        let mut x = ops::embed_tokens(&self.embedding, &ids)?;
+        let mut x = ops::embed_tokens(&self.embedding, &ids, &self.device)?;
         if !places.is_empty() {
             let special = adapter.and_then(AdapterView::special);
             let special = special.ok_or_else(|| Error::Internal("a special token without an adapter".into()))?;
@@ -338,7 +364,7 @@ impl Decoder {
     /// # Errors
     /// When the id is outside the vocabulary.
     pub fn token_embedding(&self, id: u32) -> Result<Vec<f32>, Error> {
-        Ok(ops::embed_tokens(&self.embedding, &[id])?.flatten_all()?.to_vec1()?)
+        Ok(ops::embed_tokens(&self.embedding, &[id], &self.device)?.flatten_all()?.to_vec1()?)
     }
 
     /// The mean of all token-embedding rows, `[D]`.
@@ -347,7 +373,7 @@ impl Decoder {
         let mut sum = vec![0f64; d];
         for first in (0..v as u32).step_by(4096) {
             let ids: Vec<u32> = (first..(first + 4096).min(v as u32)).collect();
-            for row in ops::embed_tokens(&self.embedding, &ids)?.to_vec2::<f32>()? {
+            for row in ops::embed_tokens(&self.embedding, &ids, &self.device)?.to_vec2::<f32>()? {
                 sum.iter_mut().zip(row).for_each(|(s, x)| *s += f64::from(x));
             }
         }
@@ -362,7 +388,7 @@ impl Decoder {
         let mut vars: NamedVars = Vec::new();
         let dense = |weight: &mut Weight| -> Result<(), Error> {
             if let Weight::Frozen(matrix) = weight {
-                *weight = Weight::Dense(Tensor::from_vec(matrix.to_f32(), weight.dims()?, &Device::Cpu)?);
+                *weight = Weight::Dense(Tensor::from_vec(matrix.to_f32(), weight.dims()?, &self.device)?);
             }
             Ok(())
         };

@@ -6,7 +6,7 @@ use super::layer::LINEAR_MODULES;
 use crate::Error;
 use crate::eval::standardise::Standardisation;
 use crate::output::atomic::AtomicDir;
-use kernels::{Device, StorageType, Tensor, Var};
+use kernels::{StorageType, Tensor, Var};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -251,7 +251,7 @@ pub(crate) fn load_parts(dir: &Path, decoder: &Decoder) -> Result<(Adapter, Opti
         for (name, var) in adapter.lora_vars() {
             match tensors.remove(&name) {
                 Some((values, shape)) if shape == var.dims() => {
-                    var.set(&Tensor::from_vec(values, shape, &Device::Cpu)?)?
+                    var.set(&Tensor::from_vec(values, shape, var.device())?)?
                 }
                 other => {
                     let found = other.map_or("none".into(), |o| format!("{:?}", o.1));

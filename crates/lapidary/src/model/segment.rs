@@ -1,5 +1,6 @@
 //! The positions that run in one forward pass: stretches of one or more rows, packed end to end.
 
+use kernels::ops::Rows;
 use layout::{Anchors, Input, Layout, TokenId};
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ pub(crate) struct Stretch {
 pub struct Segment {
     pub(crate) inputs: Vec<Input>,
     pub(crate) positions: Vec<u32>,
-    pub(crate) adapted: Arc<Vec<u32>>,
+    pub(crate) adapted: Arc<Rows>,
     pub(crate) stretches: Vec<Stretch>,
     pub(crate) allowed: Vec<Vec<Range<u32>>>,
 }
@@ -41,7 +42,7 @@ impl Segment {
                 segment.stretches.push(Stretch { row, start: part.start as u32, len: part.len() as u32 });
             }
         }
-        segment.adapted = Arc::new(adapted);
+        segment.adapted = Arc::new(adapted.into());
         segment
     }
 
@@ -78,7 +79,7 @@ impl Segment {
     /// The same positions with the adapter acting on every one of them.
     #[must_use]
     pub fn adapt_all(mut self) -> Self {
-        self.adapted = Arc::new((0..self.num_tokens() as u32).collect());
+        self.adapted = Arc::new((0..self.num_tokens() as u32).collect::<Vec<u32>>().into());
         self
     }
 

@@ -6,7 +6,7 @@ use super::rows::Position;
 use crate::Error;
 use crate::model::gem_dir::{read_safetensors, write_safetensors};
 use crate::output::atomic::{self, AtomicDir};
-use kernels::{Device, Tensor};
+use kernels::{Moments, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -74,8 +74,9 @@ pub(crate) fn save(root: &Path, state: &State, params: &[Param], keep: usize) ->
     for param in params {
         let shape = param.var.dims().to_vec();
         tensors.insert(param.name.clone(), (param.var.flatten_all()?.to_vec1()?, shape.clone()));
-        tensors.insert(format!("first_moment.{}", param.name), (param.moments.first.clone(), shape.clone()));
-        tensors.insert(format!("second_moment.{}", param.name), (param.moments.second.clone(), shape));
+        let (first, second) = param.moments.to_vecs()?;
+        tensors.insert(format!("first_moment.{}", param.name), (first, shape.clone()));
+        tensors.insert(format!("second_moment.{}", param.name), (second, shape));
     }
     let file = dir.path().join(TENSORS_FILE);
     write_safetensors(&file, &tensors)?;
@@ -174,9 +175,9 @@ fn read(dir: &Path, run: &State, params: &mut [Param]) -> Result<State, Error> {
             }
         };
         let values = take(param.name.clone())?;
-        param.moments.first = take(format!("first_moment.{}", param.name))?;
-        param.moments.second = take(format!("second_moment.{}", param.name))?;
-        param.var.set(&Tensor::from_vec(values, param.var.dims(), &Device::Cpu)?)?;
+        let first = take(format!("first_moment.{}", param.name))?;
+        param.moments = Moments::new(first, take(format!("second_moment.{}", param.name))?);
+        param.var.set(&Tensor::from_vec(values, param.var.dims(), param.var.device())?)?;
     }
     Ok(state)
 }

@@ -1,7 +1,7 @@
 //! AdamW over groups of variables, with clipping of the global gradient norm.
 
 use crate::Error;
-use kernels::{AdamW, Moments, Tensor, Var};
+use kernels::{AdamW, Moments, Tensor, Var, sums_of_squares};
 
 /// What kind of parameter a variable is: decides its learning rate and decay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,11 +40,8 @@ impl Param {
 /// # Errors
 /// When a gradient cannot be read.
 pub fn global_norm(gradients: &[Option<Tensor>]) -> Result<f64, Error> {
-    let mut sum = 0f64;
-    for gradient in gradients.iter().flatten() {
-        sum += gradient.flatten_all()?.to_vec1::<f32>()?.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>();
-    }
-    Ok(sum.sqrt())
+    let gradients: Vec<&Tensor> = gradients.iter().flatten().collect();
+    Ok(sums_of_squares(&gradients)?.iter().sum::<f64>().sqrt())
 }
 
 /// One step of every variable that has a gradient; the gradient is scaled down to `max_grad_norm` first, as

@@ -10,7 +10,7 @@ use super::similarity::{TeacherCosines, distil};
 use crate::Error;
 use crate::model::{Adapter, AdapterView, Decoder, ForwardOptions, Kv, KvCache, PassRow, Passes, Segment};
 use kernels::ops;
-use kernels::{Device, Tensor, Var};
+use kernels::{Tensor, Var};
 use layout::{Input, Layout, Plan, Rng, TokenId, View};
 use rand::SeedableRng as _;
 use std::ops::Range;
@@ -361,7 +361,7 @@ impl Run<'_> {
             // The sum of z * dz has dz as its gradient by z: the closed form enters the graph here.
             let flat: Vec<f32> =
                 views.iter().flat_map(|view| side(&mut dz, *view).drain(..d).collect::<Vec<f32>>()).collect();
-            let dz = Tensor::from_vec(flat, z.dims(), &Device::Cpu)?;
+            let dz = Tensor::from_vec(flat, z.dims(), z.device())?;
             add((z * dz)?.sum_all()?)?;
         }
         let (places, ids) = labels(&batch.passes);

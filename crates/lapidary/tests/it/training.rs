@@ -144,7 +144,8 @@ pub(crate) fn train(recipe: &Recipe, base: &mut BaseModel, options: RunOptions) 
         Ok(())
     });
     let param = |p: &lapidary::train::optimizer::Param| {
-        (p.name.clone(), values(&p.var), p.moments.first.clone(), p.moments.second.clone())
+        let (first, second) = p.moments.to_vecs().unwrap();
+        (p.name.clone(), values(&p.var), first, second)
     };
     Told { metrics, resumed, damages, result, params: trainer.params().iter().map(param).collect() }
 }

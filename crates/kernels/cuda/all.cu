@@ -1,0 +1,8 @@
+// Every kernel of the crate in one module. Numbers are f32, row-major; sizes are checked by the callers in src/cuda.
+
+#include "common.cuh"
+
+#include "attention.cuh"
+#include "elementwise.cuh"
+#include "losses.cuh"
+#include "rows.cuh"

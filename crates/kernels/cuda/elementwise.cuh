@@ -1,0 +1,92 @@
+#pragma once
+
+#include "common.cuh"
+
+KERNEL to_bf16(const float *x, __nv_bfloat16 *y, size_t count) {
+    for (size_t i = thread_number(); i < count; i += num_threads()) y[i] = __float2bfloat16(x[i]);
+}
+
+KERNEL add(const float *x, const float *y, float *sum, size_t count) {
+    for (size_t i = thread_number(); i < count; i += num_threads()) sum[i] = x[i] + y[i];
+}
+
+KERNEL multiply(const float *x, const float *y, float *product, size_t count) {
+    for (size_t i = thread_number(); i < count; i += num_threads()) product[i] = x[i] * y[i];
+}
+
+// Turns pairs (x[i], x[i + half]) of every head by the angles of its token; `sign` -1 turns back.
+KERNEL rope(const float *x, float *y, const float *cosines, const float *sines, size_t pairs, int heads, int half,
+            float sign) {
+    for (size_t i = thread_number(); i < pairs; i += num_threads()) {
+        size_t head = i / half, token = head / heads;
+        int at = i % half;
+        size_t first = head * 2 * half + at;
+        float c = cosines[token * half + at], s = sign * sines[token * half + at];
+        float x1 = x[first], x2 = x[first + half];
+        y[first] = x1 * c - x2 * s;
+        y[first + half] = x2 * c + x1 * s;
+    }
+}
+
+struct Activated {
+    float value, slope;
+};
+
+constexpr int SILU = 0;
+
+__device__ __forceinline__ Activated activate(float x, int activation) {
+    if (activation == SILU) {
+        float s = 1.0f / (1.0f + expf(-x));
+        return {x * s, s * (1.0f + x * (1.0f - s))};
+    }
+    const float root = 0.7978845608f, cubic = 0.044715f;  // sqrt(2 / pi)
+    float t = tanhf(root * (x + cubic * x * x * x));
+    float inner = root * (1.0f + 3.0f * cubic * x * x);
+    return {0.5f * x * (1.0f + t), 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * inner};
+}
+
+KERNEL gated(const float *gate, const float *up, float *y, size_t count, int activation) {
+    for (size_t i = thread_number(); i < count; i += num_threads()) y[i] = activate(gate[i], activation).value * up[i];
+}
+
+KERNEL gated_bf16(const float *gate, const float *up, __nv_bfloat16 *y, size_t count, int activation) {
+    for (size_t i = thread_number(); i < count; i += num_threads()) {
+        y[i] = __float2bfloat16(activate(gate[i], activation).value * up[i]);
+    }
+}
+
+KERNEL gated_backward(const float *gate, const float *up, const float *dy, float *d_gate, float *d_up, size_t count,
+                      int activation) {
+    for (size_t i = thread_number(); i < count; i += num_threads()) {
+        Activated a = activate(gate[i], activation);
+        d_gate[i] = dy[i] * up[i] * a.slope;
+        d_up[i] = dy[i] * a.value;
+    }
+}
+
+// One step of AdamW as torch takes it; see src/adamw.rs for the corrections that are in `step_size` and `correction`.
+KERNEL adamw(float *p, const float *gradient, float *first, float *second, size_t count, float beta1, float beta2,
+             float eps, float decay, float step_size, float correction, float scale) {
+    for (size_t i = thread_number(); i < count; i += num_threads()) {
+        float g = gradient[i] * scale;
+        float m = beta1 * first[i] + (1.0f - beta1) * g;
+        float v = beta2 * second[i] + (1.0f - beta2) * g * g;
+        first[i] = m;
+        second[i] = v;
+        p[i] = p[i] * decay - step_size * m / (sqrtf(v) / correction + eps);
+    }
+}
+
+// Sums of squares of equal shares of the numbers, one a block.
+KERNEL sum_squares(const float *x, size_t count, double *sums) {
+    __shared__ double of_warp[32];
+    double sum = 0.0;
+    for (size_t i = thread_number(); i < count; i += num_threads()) sum += (double)x[i] * (double)x[i];
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = sum;
+    __syncthreads();
+    if (threadIdx.x < 32) {
+        sum = warp_sum(threadIdx.x < blockDim.x / 32 ? of_warp[threadIdx.x] : 0.0);
+        if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+    }
+}

@@ -1,0 +1,195 @@
+//! f32 numbers of one device, which grow at their end.
+
+use crate::cpu;
+#[cfg(feature = "cuda")]
+use candle_core::bail;
+use candle_core::{Result, Tensor};
+use std::ops::Range;
+
+#[cfg(feature = "cuda")]
+use crate::cuda::{Gpu, Pointer, Read};
+#[cfg(feature = "cuda")]
+use candle_core::cuda_backend::cudarc::driver::CudaSlice;
+
+/// Numbers of the host, until numbers of a GPU are added to none.
+#[derive(Clone)]
+pub(crate) enum Buffer {
+    Host(Vec<f32>),
+    #[cfg(feature = "cuda")]
+    Gpu(GpuBuffer),
+}
+
+#[cfg(feature = "cuda")]
+#[derive(Clone)]
+pub(crate) struct GpuBuffer {
+    gpu: &'static Gpu,
+    slice: CudaSlice<f32>,
+    /// Numbers in use, at the start of the slice.
+    len: usize,
+}
+
+impl Default for Buffer {
+    fn default() -> Self {
+        Self::Host(Vec::new())
+    }
+}
+
+impl std::fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} numbers", self.len())
+    }
+}
+
+impl Buffer {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Host(numbers) => numbers.len(),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(buffer) => buffer.len,
+        }
+    }
+
+    /// Whether an operation on `tensor` can read from here.
+    pub(crate) fn is_beside(&self, tensor: &Tensor) -> bool {
+        match self {
+            Self::Host(numbers) => numbers.is_empty() || tensor.device().is_cpu(),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(_) => tensor.device().is_cuda(),
+        }
+    }
+
+    /// The numbers on the host.
+    ///
+    /// # Errors
+    /// When they lie on a GPU.
+    pub(crate) fn host(&self) -> Result<&[f32]> {
+        match self {
+            Self::Host(numbers) => Ok(numbers),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(_) => bail!("expected numbers on the CPU, found {self:?} on a GPU"),
+        }
+    }
+
+    /// As [`Self::host`], to be changed.
+    ///
+    /// # Errors
+    /// When they lie on a GPU.
+    pub(crate) fn host_mut(&mut self) -> Result<&mut [f32]> {
+        match self {
+            Self::Host(numbers) => Ok(numbers),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(_) => bail!("expected numbers on the CPU, found {self:?} on a GPU"),
+        }
+    }
+
+    /// A copy of the numbers on the host.
+    pub(crate) fn to_vec(&self) -> Result<Vec<f32>> {
+        match self {
+            Self::Host(numbers) => Ok(numbers.clone()),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(buffer) => {
+                let mut numbers = buffer.gpu.download(&buffer.slice)?;
+                numbers.truncate(buffer.len);
+                Ok(numbers)
+            }
+        }
+    }
+
+    /// The address of the numbers on the GPU; without any, of none.
+    ///
+    /// # Errors
+    /// When there are numbers on the host.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn pointer(&self) -> Result<Pointer> {
+        match self {
+            Self::Gpu(buffer) => Ok(buffer.gpu.pointer(&buffer.slice)),
+            Self::Host(numbers) if numbers.is_empty() => Ok(0),
+            Self::Host(_) => bail!("expected numbers on a GPU, found {self:?} on the CPU"),
+        }
+    }
+
+    /// Moves the numbers to the GPU, where they are not yet there.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn move_to(&mut self, gpu: &'static Gpu) -> Result<()> {
+        if let Self::Host(numbers) = self {
+            *self = Self::Gpu(GpuBuffer { gpu, slice: gpu.upload(numbers)?, len: numbers.len() });
+        }
+        Ok(())
+    }
+
+    /// Adds the numbers of a tensor.
+    ///
+    /// # Errors
+    /// When the two lie on different devices.
+    pub(crate) fn extend(&mut self, tensor: &Tensor) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = Gpu::with(tensor)? {
+            if self.len() == 0 && matches!(self, Self::Host(_)) {
+                self.move_to(gpu)?;
+            }
+            let Self::Gpu(buffer) = self else { bail!("numbers of a GPU after {self:?} on the CPU") };
+            return buffer.extend(tensor);
+        }
+        match self {
+            Self::Host(numbers) => cpu::with_values(tensor, |values| numbers.extend_from_slice(values)),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(_) => bail!("numbers of the CPU after {self:?} on a GPU"),
+        }
+    }
+
+    /// Forgets all numbers from `len` on.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        match self {
+            Self::Host(numbers) => numbers.truncate(len),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(buffer) => buffer.len = buffer.len.min(len),
+        }
+    }
+
+    /// A copy of the numbers of all `ranges`, end to end.
+    ///
+    /// # Panics
+    /// When a range reaches beyond the numbers, or the GPU has no memory for the copy.
+    pub(crate) fn select(&self, ranges: &[Range<usize>]) -> Self {
+        match self {
+            Self::Host(numbers) => {
+                Self::Host(ranges.iter().flat_map(|range| &numbers[range.clone()]).copied().collect())
+            }
+            #[cfg(feature = "cuda")]
+            Self::Gpu(buffer) => Self::Gpu(buffer.select(ranges).expect("memory for a part of what is there")),
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl GpuBuffer {
+    fn extend(&mut self, tensor: &Tensor) -> Result<()> {
+        let (read, count) = (Read::of(tensor)?, tensor.elem_count());
+        let needed = self.len + count;
+        if needed > self.slice.len() {
+            let slice = self.gpu.alloc(needed.max(2 * self.len))?;
+            // SAFETY: the new slice has room for what the old one has in use.
+            unsafe { self.gpu.copy(self.gpu.pointer(&self.slice), self.gpu.pointer(&slice), self.len)? };
+            self.slice = slice;
+        }
+        let end = self.gpu.pointer(&self.slice) + (self.len * size_of::<f32>()) as Pointer;
+        // SAFETY: the tensor has so many numbers, and there is room for them behind those in use.
+        unsafe { self.gpu.copy(read.pointer, end, count)? };
+        self.len = needed;
+        Ok(())
+    }
+
+    fn select(&self, ranges: &[Range<usize>]) -> Result<Self> {
+        let len = ranges.iter().map(Range::len).sum();
+        let slice = self.gpu.alloc(len)?;
+        let mut to = self.gpu.pointer(&slice);
+        for range in ranges {
+            assert!(range.end <= self.len, "{range:?} of {} numbers", self.len);
+            let from = self.gpu.pointer(&self.slice) + (range.start * size_of::<f32>()) as Pointer;
+            // SAFETY: the range lies within the numbers, and the copy was made for all ranges.
+            unsafe { self.gpu.copy(from, to, range.len())? };
+            to += (range.len() * size_of::<f32>()) as Pointer;
+        }
+        Ok(Self { gpu: self.gpu, slice, len })
+    }
+}

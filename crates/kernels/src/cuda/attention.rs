@@ -1,0 +1,204 @@
+//! Attention under visibility, and its gradients (cuda/attention.cuh).
+
+use super::{Arg, Gpu, Pointer};
+use crate::ops::{AttentionMask, AttentionSpec};
+use candle_core::cuda_backend::cudarc::driver::CudaSlice;
+use candle_core::{Result, bail};
+use std::sync::{Mutex, PoisonError};
+
+/// Rows or keys that a block takes, as in cuda/attention.cuh.
+const TILE: usize = 32;
+const THREADS: u32 = 128;
+
+/// The kernel's first argument, field by field as in cuda/attention.cuh.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Attention {
+    pub(crate) q: Pointer,
+    pub(crate) past_keys: Pointer,
+    pub(crate) past_values: Pointer,
+    pub(crate) new_keys: Pointer,
+    pub(crate) new_values: Pointer,
+    pub(crate) offsets: Pointer,
+    pub(crate) intervals: Pointer,
+    pub(crate) num_past: i32,
+    pub(crate) num_new: i32,
+    pub(crate) num_queries: i32,
+    pub(crate) heads: i32,
+    pub(crate) kv_heads: i32,
+    pub(crate) head_dim: i32,
+    pub(crate) scale: f32,
+    pub(crate) softcap: f32,
+}
+
+/// Numbers of past and of new keys, and a copy on the GPU of what [`queries_of_tiles`] gives for them.
+type QueriesOf = ((i32, i32), CudaSlice<u32>);
+
+/// Copies of a mask on the GPU.
+#[derive(Default)]
+pub(crate) struct DeviceMask {
+    offsets: super::Uploaded<u32>,
+    intervals: super::Uploaded<u32>,
+    queries: Mutex<Vec<QueriesOf>>,
+}
+
+impl DeviceMask {
+    fn queries(&self, gpu: &Gpu, mask: &AttentionMask, counts: (i32, i32)) -> Result<Pointer> {
+        let mut kept = self.queries.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, slice)) = kept.iter().find(|(of, _)| *of == counts) {
+            return Ok(gpu.pointer(slice));
+        }
+        let slice = gpu.upload(&queries_of_tiles(mask, counts.0 as usize, counts.1 as usize))?;
+        let pointer = gpu.pointer(&slice);
+        kept.push((counts, slice));
+        Ok(pointer)
+    }
+}
+
+/// For each tile of new keys, the queries from..to among which are all that see one of them.
+fn queries_of_tiles(mask: &AttentionMask, num_past: usize, num_new: usize) -> Vec<u32> {
+    let mut queries = vec![(u32::MAX, 0u32); num_new.div_ceil(TILE)];
+    for query in 0..mask.num_queries() {
+        for (from, to) in mask.intervals(query) {
+            let (from, to) = ((*from as usize).max(num_past), (*to as usize).min(num_past + num_new));
+            if from < to {
+                for tile in &mut queries[(from - num_past) / TILE..=(to - 1 - num_past) / TILE] {
+                    *tile = (tile.0.min(query as u32), tile.1.max(query as u32 + 1));
+                }
+            }
+        }
+    }
+    queries.into_iter().flat_map(|(from, to)| [from.min(to), to]).collect()
+}
+
+/// Of each row the logarithm of its softmax sum: what the backward pass keeps of the forward pass.
+pub(crate) type AttentionSums = CudaSlice<f32>;
+
+impl Attention {
+    /// Of a spec; pointers and sizes of the operands are set afterwards.
+    pub(crate) fn new(gpu: &Gpu, spec: &AttentionSpec) -> Result<Self> {
+        let mask = &spec.mask;
+        let copies = mask.on_gpu();
+        let intervals = || {
+            let of_query = |query| mask.intervals(query).iter().flat_map(|(from, to)| [*from, *to]);
+            (0..mask.num_queries()).flat_map(of_query).collect()
+        };
+        Ok(Self {
+            q: 0,
+            past_keys: 0,
+            past_values: 0,
+            new_keys: 0,
+            new_values: 0,
+            offsets: copies.offsets.get(gpu, || mask.offsets().to_vec())?,
+            intervals: copies.intervals.get(gpu, intervals)?,
+            num_past: 0,
+            num_new: 0,
+            num_queries: mask.num_queries() as i32,
+            heads: 0,
+            kv_heads: 0,
+            head_dim: 0,
+            scale: spec.scale,
+            softcap: spec.softcap.unwrap_or(0.0),
+        })
+    }
+
+    fn num_rows(&self) -> usize {
+        self.num_queries as usize * self.heads as usize
+    }
+
+    /// Blocks over `count` rows or keys of each key head.
+    fn blocks(&self, count: usize) -> (usize, usize) {
+        (count.div_ceil(TILE), self.kv_heads as usize)
+    }
+
+    /// Blocks over the rows of each key head.
+    fn row_blocks(&self) -> (usize, usize) {
+        self.blocks(self.num_rows() / self.kv_heads as usize)
+    }
+
+    /// Which of some kernels takes this width of heads, and bytes of shared memory for `plain` tiles of rows as they are,
+    /// `apart` with rows set apart, and `weights` of scores.
+    fn kernel(
+        &self,
+        names: [&'static str; 5],
+        (plain, apart, weights): (usize, usize, usize),
+    ) -> Result<(&'static str, usize)> {
+        const PARTS: [usize; 5] = [1, 2, 3, 4, 8];
+        let found = PARTS.iter().zip(names).find(|(parts, _)| self.head_dim as usize <= *parts * 32);
+        let Some((parts, name)) = found else { bail!("attention: heads of {} numbers, at most 256", self.head_dim) };
+        let width = parts * 32;
+        Ok((name, (plain * width + apart * (width + 4) + weights * TILE) * TILE * size_of::<f32>()))
+    }
+}
+
+macro_rules! names {
+    ($name:literal) => {
+        [concat!($name, "_1"), concat!($name, "_2"), concat!($name, "_3"), concat!($name, "_4"), concat!($name, "_8")]
+    };
+}
+
+/// `[T, N, H]`, and the sums that a backward pass needs where `for_backward`.
+///
+/// # Safety
+/// The pointers of `a` lead to tensors of its sizes.
+pub(crate) unsafe fn attention(
+    gpu: &Gpu,
+    a: Attention,
+    for_backward: bool,
+) -> Result<(CudaSlice<f32>, Option<AttentionSums>)> {
+    let out = gpu.alloc(a.num_rows() * a.head_dim as usize)?;
+    let sums = for_backward.then(|| gpu.alloc::<f32>(a.num_rows())).transpose()?;
+    let (name, shared) = a.kernel(names!("attention"), (1, 2, 1))?;
+    let args = [
+        Arg::Attention(a),
+        Arg::Pointer(gpu.pointer(&out)),
+        Arg::Pointer(sums.as_ref().map_or(0, |sums| gpu.pointer(sums))),
+    ];
+    // SAFETY: as the caller says; the outputs were made of these sizes.
+    unsafe { gpu.launch(name, (a.row_blocks(), THREADS, shared), &args)? };
+    Ok((out, sums))
+}
+
+/// Gradients of queries, new keys and new values; the latter two where `wants_keys`.
+pub(crate) struct AttentionGradients {
+    pub(crate) q: CudaSlice<f32>,
+    pub(crate) keys_values: Option<[CudaSlice<f32>; 2]>,
+}
+
+/// The gradients, from the output `y`, its gradient `dy`, and the sums of the forward pass.
+///
+/// # Safety
+/// The pointers of `a` lead to tensors of its sizes, `y` and `dy` to `[T, N, H]`.
+pub(crate) unsafe fn attention_backward(
+    gpu: &Gpu,
+    (a, mask): (Attention, &AttentionMask),
+    (y, dy): (Pointer, Pointer),
+    sums: &AttentionSums,
+    wants_keys: bool,
+) -> Result<AttentionGradients> {
+    const WARPS: usize = 4;
+    let means = gpu.alloc::<f32>(a.num_rows())?;
+    let args = [Arg::Attention(a), Arg::Pointer(y), Arg::Pointer(dy), Arg::Pointer(gpu.pointer(&means))];
+    // SAFETY: as the caller says; there is a mean for each row.
+    unsafe { gpu.launch("attention_means", ((a.num_rows().div_ceil(WARPS), 1), THREADS, 0), &args)? };
+    let common =
+        [Arg::Attention(a), Arg::Pointer(dy), Arg::Pointer(gpu.pointer(sums)), Arg::Pointer(gpu.pointer(&means))];
+    let q = gpu.alloc(a.num_rows() * a.head_dim as usize)?;
+    let (name, shared) = a.kernel(names!("attention_dq"), (2, 2, 1))?;
+    let mut args = common.to_vec();
+    args.push(Arg::Pointer(gpu.pointer(&q)));
+    // SAFETY: as the caller says; the gradient was made of its size.
+    unsafe { gpu.launch(name, (a.row_blocks(), THREADS, shared), &args)? };
+    if !wants_keys {
+        return Ok(AttentionGradients { q, keys_values: None });
+    }
+    let count = a.num_new as usize * a.kv_heads as usize * a.head_dim as usize;
+    let keys_values = [gpu.alloc(count)?, gpu.alloc(count)?];
+    let (name, shared) = a.kernel(names!("attention_dkv"), (2, 2, 2))?;
+    let mut args = common.to_vec();
+    args.push(Arg::Pointer(mask.on_gpu().queries(gpu, mask, (a.num_past, a.num_new))?));
+    args.extend(keys_values.iter().map(|gradient| Arg::Pointer(gpu.pointer(gradient))));
+    // SAFETY: as the caller says; the gradients were made of their sizes, and each tile of keys has its queries.
+    unsafe { gpu.launch(name, (a.blocks(a.num_new as usize), THREADS, shared), &args)? };
+    Ok(AttentionGradients { q, keys_values: Some(keys_values) })
+}
