@@ -130,7 +130,7 @@ __device__ __forceinline__ void add_weighted(const float *weights, const float *
     }
 }
 
-// Writes `[8, H]` sums of the rows from `first` on; `divisor` of row r is that of lane r.
+// Writes `[8, H]` sums of the rows from `first` on.
 template <int PARTS>
 __device__ __forceinline__ void write_rows(const Attention &a, float *to, int first, int kv_head,
                                            const float (&sums)[8][PARTS]) {
@@ -159,9 +159,14 @@ __device__ __forceinline__ int next_tile(const Attention &a, Walk &walk, int key
     return *tile;
 }
 
-// `out` `[T, N, H]`; `log_sums` `[T * group, K]`, the logarithm of each row's softmax sum, where it is asked for.
+// A block's rows over the keys `from..to`: sums weighted by exp(score - most), and the weights' totals.
 template <int PARTS>
-__device__ __forceinline__ void attention_rows(const Attention &a, float *out, float *log_sums) {
+struct Sums {
+    float sums[8][PARTS], most[8], total[8];
+};
+
+template <int PARTS>
+__device__ __forceinline__ void attend(const Attention &a, int from, int to, Sums<PARTS> &found) {
     constexpr int PADDED = 32 * PARTS, STRIDE = PADDED + 4;
     extern __shared__ float4 shared[];
     float *q = (float *)shared, *keys = q + TILE * PADDED, *values = keys + TILE * STRIDE;
@@ -173,42 +178,88 @@ __device__ __forceinline__ void attention_rows(const Attention &a, float *out, f
     float *mine = weights + of_warp * TILE;
     Walk walk = threadIdx.x < TILE ? walk_of(a, first + threadIdx.x) : Walk{0, 0};
     load_rows<PADDED>(a, q, PADDED, a.q, first, kv_head);
-    float sums[8][PARTS] = {}, most[8], total[8];
-    for (int r = 0; r < ROWS_OF_WARP; r++) most[r] = -INFINITY, total[r] = 0.0f;
-    for (int at = next_tile(a, walk, 0, seen, &tile); at != INT32_MAX;
-         at = next_tile(a, walk, at + TILE, seen, &tile)) {
+#pragma unroll
+    for (int r = 0; r < ROWS_OF_WARP; r++) {
+        found.most[r] = -INFINITY, found.total[r] = 0.0f;
+#pragma unroll
+        for (int c = 0; c < PARTS; c++) found.sums[r][c] = 0.0f;
+    }
+    for (int at = next_tile(a, walk, from, seen, &tile); at < to; at = next_tile(a, walk, at + TILE, seen, &tile)) {
         load_keys<PADDED>(a, keys, values, STRIDE, at, kv_head);
         __syncthreads();
         float s[8];
         products<PADDED>(q + of_warp * PADDED, PADDED, keys + lane * STRIDE, s);
 #pragma unroll
         for (int r = 0; r < ROWS_OF_WARP; r++) {
-            bool sees = seen[of_warp + r] >> lane & 1;
+            bool sees = (seen[of_warp + r] >> lane & 1) && at + lane < to;
             float x = sees ? score(a, s[r]) : -INFINITY;
-            float now = fmaxf(most[r], warp_max(x));
+            float now = fmaxf(found.most[r], warp_max(x));
             // A row that has seen nothing so far has no maximum to subtract.
-            float rescale = now == -INFINITY ? 1.0f : expf(most[r] - now);
+            float rescale = now == -INFINITY ? 1.0f : expf(found.most[r] - now);
             float p = sees ? expf(x - now) : 0.0f;
-            total[r] = total[r] * rescale + warp_sum(p);
-            most[r] = now;
+            found.total[r] = found.total[r] * rescale + warp_sum(p);
+            found.most[r] = now;
 #pragma unroll
-            for (int c = 0; c < PARTS; c++) sums[r][c] *= rescale;
+            for (int c = 0; c < PARTS; c++) found.sums[r][c] *= rescale;
             mine[r * TILE + lane] = p;
         }
         __syncwarp();
-        add_weighted<PARTS>(mine, values, STRIDE, sums);
+        add_weighted<PARTS>(mine, values, STRIDE, found.sums);
     }
+}
+
+// `out` `[T, N, H]`; `log_sums` `[T * group, K]`, the logarithm of each row's softmax sum, where it is asked for.
+template <int PARTS>
+__device__ __forceinline__ void attention_rows(const Attention &a, float *out, float *log_sums) {
+    int lane = threadIdx.x % 32, kv_head = blockIdx.y, first = blockIdx.x * TILE + threadIdx.x / 32 * ROWS_OF_WARP;
+    Sums<PARTS> found;
+    attend<PARTS>(a, 0, INT32_MAX, found);
 #pragma unroll
     for (int r = 0; r < ROWS_OF_WARP; r++) {
-        float inverse = total[r] > 0.0f ? 1.0f / total[r] : 0.0f;
+        float inverse = found.total[r] > 0.0f ? 1.0f / found.total[r] : 0.0f;
 #pragma unroll
-        for (int c = 0; c < PARTS; c++) sums[r][c] *= inverse;
-        int row = first + of_warp + r;
-        if (log_sums && lane == 0 && row < a.num_queries * group_of(a)) {
-            log_sums[(size_t)row * a.kv_heads + kv_head] = most[r] + logf(total[r]);
+        for (int c = 0; c < PARTS; c++) found.sums[r][c] *= inverse;
+        if (log_sums && lane == 0 && first + r < a.num_queries * group_of(a)) {
+            log_sums[(size_t)(first + r) * a.kv_heads + kv_head] = found.most[r] + logf(found.total[r]);
         }
     }
-    write_rows<PARTS>(a, out, first + of_warp, kv_head, sums);
+    write_rows<PARTS>(a, out, first, kv_head, found.sums);
+}
+
+// As `attention_rows`, the keys shared out among the blocks of the third dimension, `keys_of_share` each: few rows over
+// many keys. `shares` `[shares, T, N, H]` are sums that are not yet divided, `stats` `[shares, T * group, K]` each row's
+// maximum and total.
+template <int PARTS>
+__device__ __forceinline__ void attention_share_rows(const Attention &a, int keys_of_share, float *shares,
+                                                     float2 *stats) {
+    int lane = threadIdx.x % 32, kv_head = blockIdx.y, first = blockIdx.x * TILE + threadIdx.x / 32 * ROWS_OF_WARP;
+    size_t rows = (size_t)a.num_queries * a.heads;
+    Sums<PARTS> found;
+    attend<PARTS>(a, blockIdx.z * keys_of_share, (blockIdx.z + 1) * keys_of_share, found);
+#pragma unroll
+    for (int r = 0; r < ROWS_OF_WARP; r++) {
+        if (lane == 0 && first + r < a.num_queries * group_of(a)) {
+            stats[blockIdx.z * rows + (size_t)(first + r) * a.kv_heads + kv_head] = {found.most[r], found.total[r]};
+        }
+    }
+    write_rows<PARTS>(a, shares + blockIdx.z * rows * a.head_dim, first, kv_head, found.sums);
+}
+
+// The shares of each row put together; a warp a row.
+KERNEL attention_join(Attention a, const float *shares, const float2 *stats, int num_shares, float *out) {
+    size_t rows = (size_t)a.num_queries * a.heads, row = thread_number() / 32;
+    if (row >= rows) return;
+    size_t at = row_at(a, row / a.kv_heads, row % a.kv_heads);
+    float most = -INFINITY, total = 0.0f;
+    for (int s = 0; s < num_shares; s++) most = fmaxf(most, stats[s * rows + row].x);
+    for (int s = 0; s < num_shares; s++) total += stats[s * rows + row].y * expf(stats[s * rows + row].x - most);
+    for (int i = threadIdx.x % 32; i < a.head_dim; i += 32) {
+        float sum = 0.0f;
+        for (int s = 0; s < num_shares; s++) {
+            sum += shares[s * rows * a.head_dim + at + i] * expf(stats[s * rows + row].x - most);
+        }
+        out[at + i] = sum / total;
+    }
 }
 
 // The product of each row's output with its gradient, `[T * group, K]`: what the softmax takes off every slope.
@@ -328,6 +379,10 @@ __device__ __forceinline__ void attention_dkv_keys(const Attention &a, const flo
     extern "C" __global__ void __launch_bounds__(THREADS)                                                       \
         attention_##PARTS(Attention a, float *out, float *log_sums) {                                           \
         attention_rows<PARTS>(a, out, log_sums);                                                                \
+    }                                                                                                           \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                       \
+        attention_share_##PARTS(Attention a, int keys_of_share, float *shares, float2 *stats) {                 \
+        attention_share_rows<PARTS>(a, keys_of_share, shares, stats);                                           \
     }                                                                                                           \
     extern "C" __global__ void __launch_bounds__(THREADS) attention_dq_##PARTS(                                 \
         Attention a, const float *dy, const float *log_sums, const float *means, float *dq) {                   \

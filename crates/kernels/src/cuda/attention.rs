@@ -2,13 +2,15 @@
 
 use super::{Arg, Gpu, Pointer};
 use crate::ops::{AttentionMask, AttentionSpec};
+use candle_core::Result;
 use candle_core::cuda_backend::cudarc::driver::CudaSlice;
-use candle_core::{Result, bail};
 use std::sync::{Mutex, PoisonError};
 
 /// Rows or keys that a block takes, as in cuda/attention.cuh.
 const TILE: usize = 32;
 const THREADS: u32 = 128;
+/// Rows of a block where a warp takes one.
+const WARPS: usize = THREADS as usize / 32;
 
 /// The kernel's first argument, field by field as in cuda/attention.cuh.
 #[derive(Debug, Clone, Copy)]
@@ -74,6 +76,12 @@ fn queries_of_tiles(mask: &AttentionMask, num_past: usize, num_new: usize) -> Ve
 /// Of each row the logarithm of its softmax sum: what the backward pass keeps of the forward pass.
 pub(crate) type AttentionSums = CudaSlice<f32>;
 
+macro_rules! names {
+    ($name:literal) => {
+        [concat!($name, "_1"), concat!($name, "_2"), concat!($name, "_3"), concat!($name, "_4"), concat!($name, "_8")]
+    };
+}
+
 impl Attention {
     /// Of a spec; pointers and sizes of the operands are set afterwards.
     pub(crate) fn new(gpu: &Gpu, spec: &AttentionSpec) -> Result<Self> {
@@ -116,6 +124,15 @@ impl Attention {
         self.blocks(self.num_rows() / self.kv_heads as usize)
     }
 
+    /// Which of some kernels takes this width of heads, and the width that it takes.
+    fn kernel_of_width(&self, names: [&'static str; 5]) -> Result<(&'static str, usize)> {
+        const WIDTHS: [usize; 5] = [32, 64, 96, 128, 256];
+        let found = names.into_iter().zip(WIDTHS).find(|(_, width)| self.head_dim as usize <= *width);
+        found.ok_or_else(|| {
+            candle_core::Error::Msg(format!("attention: heads of {} numbers, at most 256", self.head_dim))
+        })
+    }
+
     /// Which of some kernels takes this width of heads, and bytes of shared memory for `plain` tiles of rows as they are,
     /// `apart` with rows set apart, and `weights` of scores.
     fn kernel(
@@ -123,29 +140,91 @@ impl Attention {
         names: [&'static str; 5],
         (plain, apart, weights): (usize, usize, usize),
     ) -> Result<(&'static str, usize)> {
-        const PARTS: [usize; 5] = [1, 2, 3, 4, 8];
-        let found = PARTS.iter().zip(names).find(|(parts, _)| self.head_dim as usize <= *parts * 32);
-        let Some((parts, name)) = found else { bail!("attention: heads of {} numbers, at most 256", self.head_dim) };
-        let width = parts * 32;
+        let (name, width) = self.kernel_of_width(names)?;
         Ok((name, (plain * width + apart * (width + 4) + weights * TILE) * TILE * size_of::<f32>()))
     }
 }
 
-macro_rules! names {
-    ($name:literal) => {
-        [concat!($name, "_1"), concat!($name, "_2"), concat!($name, "_3"), concat!($name, "_4"), concat!($name, "_8")]
-    };
-}
-
-/// `[T, N, H]`, and the sums that a backward pass needs where `for_backward`.
+/// Few rows over many keys, the keys shared out among blocks.
 ///
 /// # Safety
 /// The pointers of `a` lead to tensors of its sizes.
-pub(crate) unsafe fn attention(
-    gpu: &Gpu,
-    a: Attention,
-    for_backward: bool,
-) -> Result<(CudaSlice<f32>, Option<AttentionSums>)> {
+unsafe fn attention_in_shares(gpu: &Gpu, a: Attention, num_shares: usize) -> Result<CudaSlice<f32>> {
+    let (rows, num_keys) = (a.num_rows(), (a.num_past + a.num_new) as usize);
+    let out = gpu.alloc(rows * a.head_dim as usize)?;
+    let shares = gpu.alloc::<f32>(num_shares * rows * a.head_dim as usize)?;
+    let stats = gpu.alloc::<f32>(2 * num_shares * rows)?;
+    let (name, shared) = a.kernel(names!("attention_share"), (1, 2, 1))?;
+    let (x, y) = a.row_blocks();
+    let args = [
+        Arg::Attention(a),
+        Arg::Int(num_keys.div_ceil(num_shares) as i32),
+        Arg::Pointer(gpu.pointer(&shares)),
+        Arg::Pointer(gpu.pointer(&stats)),
+    ];
+    // SAFETY: as the caller says; each share has a place for its sums.
+    unsafe { gpu.launch(name, ((x, y, num_shares), THREADS, shared), &args)? };
+    let args = [
+        Arg::Attention(a),
+        Arg::Pointer(gpu.pointer(&shares)),
+        Arg::Pointer(gpu.pointer(&stats)),
+        Arg::Int(num_shares as i32),
+        Arg::Pointer(gpu.pointer(&out)),
+    ];
+    // SAFETY: as the caller says; the output was made of its size.
+    unsafe { gpu.launch("attention_join", ((rows.div_ceil(WARPS), 1, 1), THREADS, 0), &args)? };
+    Ok(out)
+}
+
+/// How attention is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// In f32.
+    Plain,
+    /// In f32, with the sums that a backward pass needs.
+    ForBackward,
+    /// Products of bf16 numbers, on tensor cores.
+    Rounded,
+}
+
+/// Products of bf16 numbers with f32 sums (cuda/attention_tensor.cuh).
+///
+/// # Safety
+/// The pointers of `a` lead to tensors of its sizes.
+unsafe fn attention_rounded(gpu: &Gpu, a: Attention) -> Result<CudaSlice<f32>> {
+    /// Rows that a block takes.
+    const ROWS: usize = 64;
+    let out = gpu.alloc(a.num_rows() * a.head_dim as usize)?;
+    let (name, width) = a.kernel_of_width(names!("attention_bf16"))?;
+    // Keys and values of a tile, and for the widest heads the queries too, as bf16.
+    let shared = if width > 128 { 384 } else { 256 } * (width + 8);
+    let kv_heads = a.kv_heads as usize;
+    let blocks = ((a.num_rows() / kv_heads).div_ceil(ROWS), kv_heads, 1);
+    // SAFETY: as the caller says; the output was made of its size.
+    unsafe { gpu.launch(name, (blocks, THREADS, shared), &[Arg::Attention(a), Arg::Pointer(gpu.pointer(&out))])? };
+    Ok(out)
+}
+
+/// `[T, N, H]`, and the sums that a backward pass needs where there will be one.
+///
+/// # Safety
+/// The pointers of `a` lead to tensors of its sizes.
+pub(crate) unsafe fn attention(gpu: &Gpu, a: Attention, kind: Kind) -> Result<(CudaSlice<f32>, Option<AttentionSums>)> {
+    /// Blocks that keep every unit of a large card busy.
+    const ENOUGH_BLOCKS: usize = 128;
+    /// Fewer keys than this are not worth a share of their own.
+    const LEAST_SHARE: usize = 2 * TILE;
+    let (x, y) = a.row_blocks();
+    let num_shares = (ENOUGH_BLOCKS / (x * y).max(1)).min((a.num_past + a.num_new) as usize / LEAST_SHARE);
+    let for_backward = kind == Kind::ForBackward;
+    if num_shares > 1 && !for_backward {
+        // SAFETY: as the caller says.
+        return Ok((unsafe { attention_in_shares(gpu, a, num_shares)? }, None));
+    }
+    if kind == Kind::Rounded {
+        // SAFETY: as the caller says.
+        return Ok((unsafe { attention_rounded(gpu, a)? }, None));
+    }
     let out = gpu.alloc(a.num_rows() * a.head_dim as usize)?;
     let sums = for_backward.then(|| gpu.alloc::<f32>(a.num_rows())).transpose()?;
     let (name, shared) = a.kernel(names!("attention"), (1, 2, 1))?;
@@ -155,7 +234,7 @@ pub(crate) unsafe fn attention(
         Arg::Pointer(sums.as_ref().map_or(0, |sums| gpu.pointer(sums))),
     ];
     // SAFETY: as the caller says; the outputs were made of these sizes.
-    unsafe { gpu.launch(name, (a.row_blocks(), THREADS, shared), &args)? };
+    unsafe { gpu.launch(name, ((x, y, 1), THREADS, shared), &args)? };
     Ok((out, sums))
 }
 
@@ -176,19 +255,19 @@ pub(crate) unsafe fn attention_backward(
     sums: &AttentionSums,
     wants_keys: bool,
 ) -> Result<AttentionGradients> {
-    const WARPS: usize = 4;
     let means = gpu.alloc::<f32>(a.num_rows())?;
     let args = [Arg::Attention(a), Arg::Pointer(y), Arg::Pointer(dy), Arg::Pointer(gpu.pointer(&means))];
     // SAFETY: as the caller says; there is a mean for each row.
-    unsafe { gpu.launch("attention_means", ((a.num_rows().div_ceil(WARPS), 1), THREADS, 0), &args)? };
+    unsafe { gpu.launch("attention_means", ((a.num_rows().div_ceil(WARPS), 1, 1), THREADS, 0), &args)? };
     let common =
         [Arg::Attention(a), Arg::Pointer(dy), Arg::Pointer(gpu.pointer(sums)), Arg::Pointer(gpu.pointer(&means))];
     let q = gpu.alloc(a.num_rows() * a.head_dim as usize)?;
     let (name, shared) = a.kernel(names!("attention_dq"), (2, 2, 1))?;
+    let (x, y) = a.row_blocks();
     let mut args = common.to_vec();
     args.push(Arg::Pointer(gpu.pointer(&q)));
     // SAFETY: as the caller says; the gradient was made of its size.
-    unsafe { gpu.launch(name, (a.row_blocks(), THREADS, shared), &args)? };
+    unsafe { gpu.launch(name, ((x, y, 1), THREADS, shared), &args)? };
     if !wants_keys {
         return Ok(AttentionGradients { q, keys_values: None });
     }
@@ -196,9 +275,10 @@ pub(crate) unsafe fn attention_backward(
     let keys_values = [gpu.alloc(count)?, gpu.alloc(count)?];
     let (name, shared) = a.kernel(names!("attention_dkv"), (2, 2, 2))?;
     let mut args = common.to_vec();
+    let (x, y) = a.blocks(a.num_new as usize);
     args.push(Arg::Pointer(mask.on_gpu().queries(gpu, mask, (a.num_past, a.num_new))?));
     args.extend(keys_values.iter().map(|gradient| Arg::Pointer(gpu.pointer(gradient))));
     // SAFETY: as the caller says; the gradients were made of their sizes, and each tile of keys has its queries.
-    unsafe { gpu.launch(name, (a.blocks(a.num_new as usize), THREADS, shared), &args)? };
+    unsafe { gpu.launch(name, ((x, y, 1), THREADS, shared), &args)? };
     Ok(AttentionGradients { q, keys_values: Some(keys_values) })
 }

@@ -74,7 +74,7 @@ impl<'a> Rows<'a> {
                 Arg::Float(self.cap),
             ];
             // SAFETY: as the caller says; everything else was made of these sizes.
-            unsafe { gpu.launch("cross_entropy", ((count, 1), THREADS, 0), &args)? };
+            unsafe { gpu.launch("cross_entropy", ((count, 1, 1), THREADS, 0), &args)? };
             f(part)?;
         }
         Ok(())
@@ -98,7 +98,7 @@ impl Part<'_> {
             Arg::Float(self.rows.cap),
         ];
         // SAFETY: as the caller says; a number is read before it is written where both are the same.
-        unsafe { gpu.launch(name, ((self.range.len(), 1), THREADS, 0), &args) }
+        unsafe { gpu.launch(name, ((self.range.len(), 1, 1), THREADS, 0), &args) }
     }
 }
 

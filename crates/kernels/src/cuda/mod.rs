@@ -11,7 +11,7 @@ mod pointwise;
 mod product;
 mod rows;
 
-pub(crate) use attention::{Attention, AttentionSums, DeviceMask, attention, attention_backward};
+pub(crate) use attention::{Attention, AttentionSums, DeviceMask, Kind, attention, attention_backward};
 pub(crate) use linear::{Map, Norm, Update, add_linear, feed_forward, norm_linears};
 pub(crate) use losses::{Rows, cross_entropy, dense_cross_entropy, dense_cross_entropy_backward};
 pub(crate) use matrix::DeviceMatrix;
@@ -172,12 +172,12 @@ impl Gpu {
     pub(crate) unsafe fn launch(
         &self,
         name: &'static str,
-        (blocks, threads, shared): ((usize, usize), u32, usize),
+        (blocks, threads, shared): ((usize, usize, usize), u32, usize),
         args: &[Arg],
     ) -> Result<()> {
         /// What every kernel may have without asking.
         const PLAIN_SHARED: usize = 48 << 10;
-        if blocks.0 == 0 || blocks.1 == 0 {
+        if [blocks.0, blocks.1, blocks.2].contains(&0) {
             return Ok(());
         }
         let function = self.function(name)?;
@@ -187,7 +187,8 @@ impl Gpu {
                 bail!("{name}: this GPU does not give a block {shared} bytes of shared memory: {error}");
             }
         }
-        let (Ok(x), Ok(y)) = (u32::try_from(blocks.0), u32::try_from(blocks.1)) else {
+        let count = |blocks: usize| u32::try_from(blocks);
+        let (Ok(x), Ok(y), Ok(z)) = (count(blocks.0), count(blocks.1), count(blocks.2)) else {
             bail!("{name}: {blocks:?} blocks are more than a GPU counts");
         };
         let mut builder = self.stream.launch_builder(&function);
@@ -200,7 +201,7 @@ impl Gpu {
                 Arg::Attention(attention) => builder.arg(attention),
             };
         }
-        let config = LaunchConfig { grid_dim: (x, y, 1), block_dim: (threads, 1, 1), shared_mem_bytes: shared as u32 };
+        let config = LaunchConfig { grid_dim: (x, y, z), block_dim: (threads, 1, 1), shared_mem_bytes: shared as u32 };
         // SAFETY: as the caller says.
         unsafe { builder.launch(config) }.w()?;
         Ok(())
@@ -215,7 +216,7 @@ impl Gpu {
         const MOST_BLOCKS: usize = 1 << 14;
         let blocks = count.div_ceil(BLOCK_THREADS as usize).min(MOST_BLOCKS);
         // SAFETY: as the caller says.
-        unsafe { self.launch(name, ((blocks, 1), BLOCK_THREADS, 0), args) }
+        unsafe { self.launch(name, ((blocks, 1, 1), BLOCK_THREADS, 0), args) }
     }
 
     /// Memory for `count` numbers, which are to be written.

@@ -165,7 +165,7 @@ pub(crate) unsafe fn sums_of_squares(gpu: &Gpu, runs: &[(Pointer, usize)]) -> Re
         let to = gpu.pointer(&sums) + (i * SHARES * size_of::<f64>()) as Pointer;
         let args = [Arg::Pointer(*pointer), Arg::Size(*count), Arg::Pointer(to)];
         // SAFETY: as the caller says; each run has a place for its shares.
-        unsafe { gpu.launch("sum_squares", ((SHARES, 1), BLOCK_THREADS, 0), &args)? };
+        unsafe { gpu.launch("sum_squares", ((SHARES, 1, 1), BLOCK_THREADS, 0), &args)? };
     }
     let sums = gpu.download(&sums)?;
     Ok(sums.chunks(SHARES).take(runs.len()).map(|shares| shares.iter().sum()).collect())

@@ -49,7 +49,7 @@ unsafe fn norm<T: DeviceRepr>(
     let mut args = vec![Arg::Pointer(x), Arg::Pointer(w), Arg::Pointer(gpu.pointer(&y))];
     args.extend([Arg::Int(rows as i32), Arg::Int(width as i32), Arg::Float(eps), Arg::Float(offset)]);
     // SAFETY: as the caller says; `y` was made of the size of `x`.
-    unsafe { gpu.launch(name, ((rows.div_ceil(WARPS), 1), ROW_THREADS, 0), &args)? };
+    unsafe { gpu.launch(name, ((rows.div_ceil(WARPS), 1, 1), ROW_THREADS, 0), &args)? };
     Ok(y)
 }
 
@@ -71,7 +71,7 @@ pub(crate) unsafe fn rms_norm_backward(
         args.extend(size);
         args.push(Arg::Float(offset));
         // SAFETY: as the caller says; `dx` was made of the size of `x`.
-        unsafe { gpu.launch("rms_norm_dx", ((rows.div_ceil(WARPS), 1), ROW_THREADS, 0), &args)? };
+        unsafe { gpu.launch("rms_norm_dx", ((rows.div_ceil(WARPS), 1, 1), ROW_THREADS, 0), &args)? };
         Some(dx)
     } else {
         None
@@ -85,7 +85,7 @@ pub(crate) unsafe fn rms_norm_backward(
         args.push(Arg::Int(ROWS_OF_BLOCK as i32));
         let shared = WARPS * width * size_of::<f32>();
         // SAFETY: as the caller says; there is a row of sums for each block.
-        unsafe { gpu.launch("rms_norm_dw", ((blocks, 1), ROW_THREADS, shared), &args)? };
+        unsafe { gpu.launch("rms_norm_dw", ((blocks, 1, 1), ROW_THREADS, shared), &args)? };
         let args = [
             Arg::Pointer(gpu.pointer(&sums)),
             Arg::Pointer(gpu.pointer(&dw)),
@@ -93,7 +93,7 @@ pub(crate) unsafe fn rms_norm_backward(
             Arg::Int(width as i32),
         ];
         // SAFETY: the sums and `dw` were made of these sizes.
-        unsafe { gpu.launch("sum_rows", ((width.div_ceil(ROW_THREADS as usize), 1), ROW_THREADS, 0), &args)? };
+        unsafe { gpu.launch("sum_rows", ((width.div_ceil(ROW_THREADS as usize), 1, 1), ROW_THREADS, 0), &args)? };
         Some(dw)
     } else {
         None
@@ -131,7 +131,7 @@ pub(crate) unsafe fn weighted_rows(
         Arg::Int(width as i32),
     ];
     // SAFETY: as the caller says; the lists were uploaded whole.
-    unsafe { gpu.launch("weighted_rows", ((lists.len(), 1), ROW_THREADS, 0), &args) }
+    unsafe { gpu.launch("weighted_rows", ((lists.len(), 1, 1), ROW_THREADS, 0), &args) }
 }
 
 /// Rows `rows` of `x`, f32 or bf16, one after the other.
@@ -148,7 +148,7 @@ pub(crate) unsafe fn gather_rows(
     let args = [Arg::Pointer(x), Arg::Pointer(gpu.pointer(&y)), Arg::Pointer(rows), Arg::Int(width as i32)];
     let name = if is_bf16 { "gather_rows_bf16" } else { "gather_rows" };
     // SAFETY: as the caller says; `y` was made of that size.
-    unsafe { gpu.launch(name, ((count, 1), ROW_THREADS, 0), &args)? };
+    unsafe { gpu.launch(name, ((count, 1, 1), ROW_THREADS, 0), &args)? };
     Ok(y)
 }
 
@@ -164,7 +164,7 @@ pub(crate) unsafe fn add_to_rows(
 ) -> Result<()> {
     let args = [Arg::Pointer(x), Arg::Pointer(y), Arg::Pointer(rows), Arg::Int(width as i32)];
     // SAFETY: as the caller says.
-    unsafe { gpu.launch("add_to_rows", ((count, 1), ROW_THREADS, 0), &args) }
+    unsafe { gpu.launch("add_to_rows", ((count, 1, 1), ROW_THREADS, 0), &args) }
 }
 
 /// `y[target] = x[source]` for each pair (target, source).
@@ -187,7 +187,7 @@ pub(crate) unsafe fn place_rows(
         Arg::Int(width as i32),
     ];
     // SAFETY: as the caller says.
-    unsafe { gpu.launch("place_rows", ((pairs.len(), 1), ROW_THREADS, 0), &args) }
+    unsafe { gpu.launch("place_rows", ((pairs.len(), 1, 1), ROW_THREADS, 0), &args) }
 }
 
 /// Zeros in these rows of `y`.
@@ -198,7 +198,7 @@ pub(crate) unsafe fn clear_rows(gpu: &Gpu, y: Pointer, rows: &[u32], width: usiz
     let uploaded = gpu.upload(rows)?;
     let args = [Arg::Pointer(y), Arg::Pointer(gpu.pointer(&uploaded)), Arg::Int(width as i32)];
     // SAFETY: as the caller says.
-    unsafe { gpu.launch("clear_rows", ((rows.len(), 1), ROW_THREADS, 0), &args) }
+    unsafe { gpu.launch("clear_rows", ((rows.len(), 1, 1), ROW_THREADS, 0), &args) }
 }
 
 /// `x[i] * factors[i]` for each row.
@@ -213,6 +213,6 @@ pub(crate) unsafe fn scale_rows(
     let y = gpu.alloc(rows * width)?;
     let args = [Arg::Pointer(x), Arg::Pointer(gpu.pointer(&y)), Arg::Pointer(factors), Arg::Int(width as i32)];
     // SAFETY: as the caller says; `y` was made of the size of `x`.
-    unsafe { gpu.launch("scale_rows", ((rows, 1), ROW_THREADS, 0), &args)? };
+    unsafe { gpu.launch("scale_rows", ((rows, 1, 1), ROW_THREADS, 0), &args)? };
     Ok(y)
 }

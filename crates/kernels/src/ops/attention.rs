@@ -363,8 +363,9 @@ pub fn attention_cached(q: &Tensor, cache: &KvLayer, kv_heads: usize, spec: &Att
             head_dim: h as i32,
             ..cuda::Attention::new(gpu, spec)?
         };
+        let kind = if spec.bf16 { cuda::Kind::Rounded } else { cuda::Kind::Plain };
         // SAFETY: `check` has compared the shapes, and the mask with the keys.
-        let (y, _) = unsafe { cuda::attention(gpu, on_gpu, false)? };
+        let (y, _) = unsafe { cuda::attention(gpu, on_gpu, kind)? };
         return Ok(gpu.tensor(y, q.shape()));
     }
     let (new_keys, new_values) = (cache.keys().host()?, cache.values().host()?);
@@ -466,8 +467,13 @@ impl CustomOp3 for Attention {
         let (gpu, q) = cuda::operand(s1, l1, "attention")?;
         let (k, v) = (cuda::operand(s2, l2, "attention")?.1, cuda::operand(s3, l3, "attention")?.1);
         let on_gpu = self.on(gpu, [q, k, v], (l1.dims(), l2.dims()))?;
+        let kind = match &self.sums {
+            Some(_) => cuda::Kind::ForBackward,
+            None if self.spec.bf16 => cuda::Kind::Rounded,
+            None => cuda::Kind::Plain,
+        };
         // SAFETY: `check` has compared the shapes, and the mask with the keys.
-        let (y, found) = unsafe { cuda::attention(gpu, on_gpu, self.sums.is_some())? };
+        let (y, found) = unsafe { cuda::attention(gpu, on_gpu, kind)? };
         if let Some(sums) = &self.sums
             && let Ok(mut sums) = sums.lock()
         {

@@ -115,18 +115,23 @@ fn attention_over_many_keys_is_the_same_alone_packed_and_in_chunks() {
         let of_row = values(&part(&together));
         let mask = || causal_mask(&mut generator(0), 0, length, false);
         let alone = ops::attention(&part(&q), &part(&k), &part(&v), None, &rounded(mask())).unwrap();
-        assert_same(&values(&alone), &of_row, &format!("{length} tokens"));
+        assert_same_or_within(0.5f32.powi(7), &values(&alone), &of_row, &format!("{length} tokens"));
         let cache = layer(&values(&part(&k)), &values(&part(&v)), [kv_heads, h]);
         for chunk in (0..length).collect::<Vec<_>>().chunks(64) {
             let mask = causal_mask(&mut rng, chunk[0], chunk.len(), false);
             let q = part(&q).narrow(0, chunk[0], chunk.len()).unwrap();
             let found = values(&ops::attention_cached(&q, &cache, kv_heads, &rounded(mask)).unwrap());
-            assert_same(&found, &of_row[chunk[0] * heads * h..][..found.len()], &format!("{chunk:?}"));
+            assert_same_or_within(
+                0.5f32.powi(7),
+                &found,
+                &of_row[chunk[0] * heads * h..][..found.len()],
+                &format!("{chunk:?}"),
+            );
         }
-        // Queries that see few keys are not rounded.
+        // Queries that see few keys are not rounded, on the CPU.
         let plain = values(&ops::attention(&part(&q), &part(&k), &part(&v), None, &spec(mask(), h, None)).unwrap());
         let few = length.min(128) * heads * h;
-        assert_same(&plain[..few], &of_row[..few], "few keys");
+        assert_same_or_within(0.5f32.powi(7), &plain[..few], &of_row[..few], "few keys");
         first += length;
     }
 }

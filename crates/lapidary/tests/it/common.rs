@@ -92,10 +92,21 @@ pub(crate) fn norm(values: &[f32]) -> f64 {
     values.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt()
 }
 
+/// What tiny models run on: the CPU, or with `LAPIDARY_TEST_DEVICE=cuda` the first GPU.
+pub(crate) fn device() -> Device {
+    match std::env::var("LAPIDARY_TEST_DEVICE").as_deref() {
+        Err(_) | Ok("cpu") => Device::Cpu,
+        Ok("cuda") => lapidary::cuda_device(0).unwrap(),
+        Ok(other) => panic!("LAPIDARY_TEST_DEVICE: expected cpu or cuda, found {other}"),
+    }
+}
+
 /// The model of a folder with `config.json` and weights.
 pub(crate) fn decoder(folder: &Path, config: &str) -> Decoder {
     let config = config_from_json(&std::fs::read_to_string(folder.join(config)).unwrap()).unwrap();
-    Decoder::load(config, &SafetensorsDir::open(folder).unwrap()).unwrap()
+    let mut decoder = Decoder::load(config, &SafetensorsDir::open(folder).unwrap()).unwrap();
+    decoder.to_device(&device()).unwrap();
+    decoder
 }
 
 /// A random Llama of two layers and 97 tokens.
@@ -145,7 +156,7 @@ pub(crate) fn adapter(decoder: &Decoder, lora: bool, num_special: usize) -> Adap
     for (name, var) in adapter.lora_vars().iter().filter(|(name, _)| name.ends_with("lora_B.weight")) {
         let numbers: Vec<f32> = (0..var.elem_count()).map(|_| rng.random_range(-0.05..0.05)).collect();
         assert!(!name.is_empty());
-        var.set(&Tensor::from_vec(numbers, var.dims(), &Device::Cpu).unwrap()).unwrap();
+        var.set(&Tensor::from_vec(numbers, var.dims(), var.device()).unwrap()).unwrap();
     }
     adapter
 }

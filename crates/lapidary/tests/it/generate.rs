@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
-use kernels::{Device, Tensor};
+use kernels::Tensor;
 use lapidary::eval::language::LanguageModel;
 use lapidary::generate::{Finish, GenerateOptions, Limits, Progress, Sampler, Sampling, Sequence, greedy, reconstruct};
 use lapidary::model::{Adapter, Decoder, ForwardOptions, Kv, LoraConfig, Segment, encode_chat};
@@ -151,7 +151,7 @@ fn an_adapter_for_every_position_acts_on_every_position() {
     let adapter = Adapter::new(&decoder, Some(LoraConfig::default()), &[], &mut Rng::seed_from_u64(1)).unwrap();
     for (_, var) in adapter.lora_vars() {
         let changed: Vec<f32> = values(&var).iter().enumerate().map(|(i, x)| x + 0.01 * (i % 7) as f32).collect();
-        var.set(&Tensor::from_vec(changed, var.dims(), &Device::Cpu).unwrap()).unwrap();
+        var.set(&Tensor::from_vec(changed, var.dims(), var.device()).unwrap()).unwrap();
     }
     let view = adapter.view(false);
     let options = ForwardOptions { adapter: Some(&view), ..ForwardOptions::default() };

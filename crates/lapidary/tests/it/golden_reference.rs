@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use kernels::{AdamW, Device, Tensor, Var};
+use kernels::{AdamW, Tensor, Var};
 use lapidary::model::{Adapter, BaseModel, Decoder, LoraConfig, ModelFiles};
 use lapidary::train::optimizer::{self, Group, Param};
 use lapidary::train::step::{LossWeights, StepResult};
@@ -166,7 +166,7 @@ fn forward_cases(decoder: &Decoder, reference: &Reference) {
         let rows: Vec<&[f32]> = states.chunks(d).collect();
         let at: Vec<usize> = get("logit_pos").iter().map(|at| *at as usize).collect();
         check(&at.iter().flat_map(|t| rows[*t].to_vec()).collect::<Vec<_>>(), "hidden_at");
-        let hidden = Tensor::from_vec(states.clone(), (rows.len(), d), &Device::Cpu).unwrap();
+        let hidden = Tensor::from_vec(states.clone(), (rows.len(), d), decoder.device()).unwrap();
         let logits: Vec<Vec<f32>> = decoder.logits(&hidden).unwrap().to_vec2().unwrap();
         let first = |t: &usize| logits[*t][..512.min(logits[*t].len())].to_vec();
         check(&at.iter().flat_map(first).collect::<Vec<_>>(), "logits_first512");
@@ -177,7 +177,7 @@ fn forward_cases(decoder: &Decoder, reference: &Reference) {
         let chosen = Tensor::from_vec(
             labelled.iter().flat_map(|t| rows[*t].to_vec()).collect::<Vec<_>>(),
             (labels.len(), d),
-            &Device::Cpu,
+            decoder.device(),
         )
         .unwrap();
         let nll = values(&decoder.cross_entropy(&chosen, &labels).unwrap());
@@ -306,7 +306,7 @@ fn lora_step(decoder: &Decoder, reference: &Reference, probes: &[usize]) {
             }
         };
         var.set(
-            &Tensor::from_vec((0..rows * cols).map(number).collect::<Vec<f32>>(), (rows, cols), &Device::Cpu).unwrap(),
+            &Tensor::from_vec((0..rows * cols).map(number).collect::<Vec<f32>>(), (rows, cols), var.device()).unwrap(),
         )
         .unwrap();
     }

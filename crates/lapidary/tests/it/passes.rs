@@ -89,7 +89,7 @@ fn decoding_under_anchors_is_the_whole_row_and_holds_less() {
         }
         let row = sepllm.embed_plan(&ids).unwrap().rows.remove(0);
         let whole = hidden(&decoder, &[&row], None);
-        let last = kernels::Tensor::from_vec(whole[59 * d..].to_vec(), (1, d), &kernels::Device::Cpu).unwrap();
+        let last = kernels::Tensor::from_vec(whole[59 * d..].to_vec(), (1, d), decoder.device()).unwrap();
         close_to_each_other(sequence.logits(), &values(&decoder.logits(&last).unwrap()), 1e-4, "logits");
         if pieces == 1 {
             let separators = ids.iter().filter(|id| **id == 7).count();

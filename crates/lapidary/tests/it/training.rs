@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use kernels::{Device, Tensor};
+use kernels::Tensor;
 use lapidary::embed::{EmbedOptions, Embedder};
 use lapidary::model::{Adapter, BaseModel, ModelFiles};
 use lapidary::train::{
@@ -360,7 +360,7 @@ fn vectors_of(base: &BaseModel, recipe: &Recipe, told: &Told, texts: &[&str]) ->
         adapter.lora_vars().into_iter().chain([("special_tokens".to_owned(), adapter.special_var().unwrap().clone())]);
     for (name, var) in vars {
         let trained = told.params.iter().find(|param| param.0 == name).unwrap();
-        var.set(&Tensor::from_vec(trained.1.clone(), var.dims(), &Device::Cpu).unwrap()).unwrap();
+        var.set(&Tensor::from_vec(trained.1.clone(), var.dims(), var.device()).unwrap()).unwrap();
     }
     let (decoder, view) = (base.decoder.detached(), adapter.view(false));
     let embedder = Embedder {
