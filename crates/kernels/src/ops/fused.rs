@@ -217,6 +217,13 @@ fn check(what: &str, x: &Tensor, maps: &[Map<'_>], shapes: &[(usize, usize)]) ->
     Ok(())
 }
 
+fn check_norm(what: &str, norm: Norm<'_>, d: usize) -> Result<()> {
+    if norm.weight.elem_count() != d || norm.weight.track_op() {
+        bail!("{what}: expected a frozen norm of {d}, found one of {:?}", norm.weight.shape());
+    }
+    Ok(())
+}
+
 /// `norm(x) W^T` for each map.
 ///
 /// # Shapes
@@ -228,6 +235,7 @@ pub fn norm_linears<const N: usize>(x: &Tensor, norm: Norm<'_>, maps: [Map<'_>; 
     let (t, d) = x.dims2()?;
     let outs: Vec<usize> = maps.iter().map(|map| Ok(map.weight.dims()?.0)).collect::<Result<_>>()?;
     check("norm_linears", x, &maps, &outs.iter().map(|out| (*out, d)).collect::<Vec<_>>())?;
+    check_norm("norm_linears", norm, d)?;
     #[cfg(feature = "cuda")]
     if let Some(gpu) = cuda::Gpu::with(x)? {
         let (read, (norm, _norm), on_gpu) = (cuda::Read::of(x)?, norm.on_gpu()?, OnGpu::new(gpu, &maps)?);
@@ -240,9 +248,6 @@ pub fn norm_linears<const N: usize>(x: &Tensor, norm: Norm<'_>, maps: [Map<'_>; 
     let rows = rows_of(&maps);
     let outputs = with_values(x, |x| {
         with_values(norm.weight, |w| {
-            if w.len() != d || norm.weight.track_op() {
-                bail!("norm_linears: expected a frozen norm of {d}, found one of {}", w.len());
-            }
             // The rows are normed and rounded once for all maps.
             let per_task = task_rows(t);
             let tasks: Vec<(Adapted, Normed)> = x
@@ -355,6 +360,7 @@ pub fn add_linear(residual: &Tensor, x: &Tensor, map: Map<'_>) -> Result<Tensor>
 pub fn feed_forward(x: &Tensor, norm: Norm<'_>, maps: [Map<'_>; 3], activation: Activation) -> Result<Tensor> {
     let ((t, d), f) = (x.dims2()?, maps[0].weight.dims()?.0);
     check("feed_forward", x, &maps, &[(f, d), (f, d), (d, f)])?;
+    check_norm("feed_forward", norm, d)?;
     #[cfg(feature = "cuda")]
     if let Some(gpu) = cuda::Gpu::with(x)? {
         let (read, (norm, _norm), on_gpu) = (cuda::Read::of(x)?, norm.on_gpu()?, OnGpu::new(gpu, &maps)?);
@@ -378,12 +384,7 @@ pub fn feed_forward(x: &Tensor, norm: Norm<'_>, maps: [Map<'_>; 3], activation: 
     };
     let [gate, up, down] = maps;
     let y = with_values(x, |x| {
-        with_values(norm.weight, |w| {
-            if w.len() != d || norm.weight.track_op() {
-                bail!("feed_forward: expected a frozen norm of {d}, found one of {}", w.len());
-            }
-            gate.with(|gate| up.with(|up| down.with(|down| run(x, w, [gate, up, down]))))?
-        })?
+        with_values(norm.weight, |w| gate.with(|gate| up.with(|up| down.with(|down| run(x, w, [gate, up, down]))))?)?
     })???;
     tensor(y, (t, d))
 }

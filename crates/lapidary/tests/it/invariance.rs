@@ -14,8 +14,8 @@ use rand::SeedableRng as _;
 use serde_json::json;
 
 use crate::common::{
-    WHOLE, adapter, adapter_vars, bits, close, close_to_each_other, decoder, gem, golden, hidden, norm, plain_row,
-    random_ids, real_model, run_step, scalar_close, tiny, values, widened,
+    WHOLE, adapter, adapter_vars, bits, close, close_to_each_other, decoder, device, gem, golden, hidden, norm,
+    plain_row, random_ids, real_model, run_step, scalar_close, tiny, values, widened,
 };
 
 /// A matrix product's order of summation depends on its number of rows: f32 rounding, as a share of the largest number.
@@ -68,7 +68,7 @@ fn alone_equals_in_a_batch() {
 fn parts_in_one_piece_have_the_bits_of_short_segments() {
     let num_rows = 4 * rayon::current_num_threads() + 1;
     #[cfg(target_arch = "x86_64")]
-    let units = std::arch::is_x86_feature_detected!("avx512bf16");
+    let units = device().is_cpu() && std::arch::is_x86_feature_detected!("avx512bf16");
     #[cfg(not(target_arch = "x86_64"))]
     let units = false;
     for family in ["gemma2", "gemma3", "llama", "llama_bias", "qwen2_sliding", "qwen3", "smollm3"] {
