@@ -2,8 +2,24 @@
 
 #include "common.cuh"
 
+// Four bf16 numbers, read or written at once.
+struct alignas(8) Bf16x4 {
+    __nv_bfloat162 low, high;
+};
+
+__device__ __forceinline__ Bf16x4 round4(float4 x) {
+    return {__floats2bfloat162_rn(x.x, x.y), __floats2bfloat162_rn(x.z, x.w)};
+}
+
+// How many of `count` numbers can be taken in fours: none where an address is not that of four.
+__device__ __forceinline__ size_t in_fours(size_t count, const void *a, const void *b) {
+    return (((size_t)a | (size_t)b) % sizeof(float4) == 0) ? count / 4 : 0;
+}
+
 KERNEL to_bf16(const float *x, __nv_bfloat16 *y, size_t count) {
-    for (size_t i = thread_number(); i < count; i += num_threads()) y[i] = __float2bfloat16(x[i]);
+    size_t fours = in_fours(count, x, y);
+    for (size_t i = thread_number(); i < fours; i += num_threads()) ((Bf16x4 *)y)[i] = round4(((const float4 *)x)[i]);
+    for (size_t i = 4 * fours + thread_number(); i < count; i += num_threads()) y[i] = __float2bfloat16(x[i]);
 }
 
 KERNEL add(const float *x, const float *y, float *sum, size_t count) {
@@ -15,12 +31,12 @@ KERNEL multiply(const float *x, const float *y, float *product, size_t count) {
 }
 
 // Turns pairs (x[i], x[i + half]) of every head by the angles of its token; `sign` -1 turns back.
-KERNEL rope(const float *x, float *y, const float *cosines, const float *sines, size_t pairs, int heads, int half,
-            float sign) {
-    for (size_t i = thread_number(); i < pairs; i += num_threads()) {
-        size_t head = i / half, token = head / heads;
+// A block takes a token.
+KERNEL rope(const float *x, float *y, const float *cosines, const float *sines, int heads, int half, float sign) {
+    size_t token = blockIdx.x, of_token = token * heads * 2 * half;
+    for (int i = threadIdx.x; i < heads * half; i += blockDim.x) {
         int at = i % half;
-        size_t first = head * 2 * half + at;
+        size_t first = of_token + (i - at) * 2 + at;
         float c = cosines[token * half + at], s = sign * sines[token * half + at];
         float x1 = x[first], x2 = x[first + half];
         y[first] = x1 * c - x2 * s;
@@ -34,9 +50,11 @@ struct Activated {
 
 constexpr int SILU = 0;
 
+// QUICK where the result is rounded to bf16: off by some units of f32's last place.
+template <bool QUICK>
 __device__ __forceinline__ Activated activate(float x, int activation) {
     if (activation == SILU) {
-        float s = 1.0f / (1.0f + expf(-x));
+        float s = QUICK ? __fdividef(1.0f, 1.0f + __expf(-x)) : 1.0f / (1.0f + expf(-x));
         return {x * s, s * (1.0f + x * (1.0f - s))};
     }
     const float root = 0.7978845608f, cubic = 0.044715f;  // sqrt(2 / pi)
@@ -46,19 +64,25 @@ __device__ __forceinline__ Activated activate(float x, int activation) {
 }
 
 KERNEL gated(const float *gate, const float *up, float *y, size_t count, int activation) {
-    for (size_t i = thread_number(); i < count; i += num_threads()) y[i] = activate(gate[i], activation).value * up[i];
+    for (size_t i = thread_number(); i < count; i += num_threads()) y[i] = activate<false>(gate[i], activation).value * up[i];
 }
 
 KERNEL gated_bf16(const float *gate, const float *up, __nv_bfloat16 *y, size_t count, int activation) {
-    for (size_t i = thread_number(); i < count; i += num_threads()) {
-        y[i] = __float2bfloat16(activate(gate[i], activation).value * up[i]);
+    size_t fours = in_fours(count, gate, up);
+    for (size_t i = thread_number(); i < fours; i += num_threads()) {
+        float4 g = ((const float4 *)gate)[i], u = ((const float4 *)up)[i];
+        ((Bf16x4 *)y)[i] = round4({activate<true>(g.x, activation).value * u.x, activate<true>(g.y, activation).value * u.y,
+                                   activate<true>(g.z, activation).value * u.z, activate<true>(g.w, activation).value * u.w});
+    }
+    for (size_t i = 4 * fours + thread_number(); i < count; i += num_threads()) {
+        y[i] = __float2bfloat16(activate<true>(gate[i], activation).value * up[i]);
     }
 }
 
 KERNEL gated_backward(const float *gate, const float *up, const float *dy, float *d_gate, float *d_up, size_t count,
                       int activation) {
     for (size_t i = thread_number(); i < count; i += num_threads()) {
-        Activated a = activate(gate[i], activation);
+        Activated a = activate<false>(gate[i], activation);
         d_gate[i] = dy[i] * up[i] * a.slope;
         d_up[i] = dy[i] * a.value;
     }

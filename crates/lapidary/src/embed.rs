@@ -5,8 +5,9 @@ use crate::eval::standardise::{Moments, Standardisation};
 use crate::model::{AdapterView, Decoder, ForwardOptions, Kv, Segment};
 use crate::text::Tokenizer;
 use crate::text::tokenizer::MAX_TEXT_BYTES;
-use kernels::ops;
+use kernels::{Tensor, ops};
 use layout::{Layout, Method, TokenId, pack};
+use rayon::prelude::*;
 
 /// What happens to pooled vectors, and how many tokens run at once.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -105,10 +106,7 @@ impl Embedder<'_> {
             None => None,
         };
         let limit = self.limit(before.as_deref(), options)?;
-        let mut num_truncated = 0;
-        let mut ids = Vec::with_capacity(texts.len());
-        for (i, text) in texts.iter().enumerate() {
-            let text = text.as_ref();
+        let encode = |(i, text): (usize, &str)| -> Result<(Vec<TokenId>, bool), Error> {
             let head = head(text, limit);
             let mut encoded = match instruction {
                 Some(instruction) => self.tokenizer.encode(&self.method.instructed(instruction, head)[1])?,
@@ -121,11 +119,15 @@ impl Embedder<'_> {
                     found: "none".into(),
                 });
             }
-            num_truncated += usize::from(encoded.len() > limit || head.len() < text.len());
+            let is_cut = encoded.len() > limit || head.len() < text.len();
             encoded.truncate(limit);
-            ids.push(encoded);
-        }
-        let rows = ids.iter().map(|ids| self.row(before.as_deref(), ids)).collect::<Result<Vec<Layout>, _>>()?;
+            Ok((encoded, is_cut))
+        };
+        let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
+        let encoded = texts.into_par_iter().enumerate().map(encode).collect::<Result<Vec<_>, _>>()?;
+        let num_truncated = encoded.iter().filter(|(_, is_cut)| *is_cut).count();
+        let row = |(ids, _): &(Vec<TokenId>, bool)| self.row(before.as_deref(), ids);
+        let rows = encoded.iter().map(row).collect::<Result<Vec<Layout>, _>>()?;
         Ok(Embeddings { num_truncated, ..self.embed_rows(&rows, options, progress)? })
     }
 
@@ -172,20 +174,29 @@ impl Embedder<'_> {
         let mut embeddings =
             Embeddings { vectors: vec![Vec::new(); rows.len()], num_truncated: 0, num_tokens: lengths.iter().sum() };
         let mut done = 0;
-        for batch in pack(&lengths, options.batch_tokens) {
-            let vectors = self.run(batch.iter().map(|i| &rows[*i]).collect::<Vec<_>>().as_slice())?;
-            for (i, mut vector) in batch.iter().zip(vectors) {
+        let mut take = |(batch, vectors): (Vec<usize>, Tensor)| -> Result<(), Error> {
+            for (i, mut vector) in batch.iter().zip(vectors.to_vec2()?) {
                 self.finish(&mut vector, options).map_err(|e| Error::Internal(format!("text {}: {e}", i + 1)))?;
                 embeddings.vectors[*i] = vector;
             }
             done += batch.len();
             progress(done);
+            Ok(())
+        };
+        // A GPU runs one batch while the next is laid out.
+        let mut running = None;
+        for batch in pack(&lengths, options.batch_tokens) {
+            let vectors = self.run(batch.iter().map(|i| &rows[*i]).collect::<Vec<_>>().as_slice())?;
+            if let Some(before) = running.replace((batch, vectors)) {
+                take(before)?;
+            }
         }
+        running.map_or(Ok(()), take)?;
         Ok(embeddings)
     }
 
-    /// The raw pooled vectors of rows that each pool one vector.
-    fn run(&self, rows: &[&Layout]) -> Result<Vec<Vec<f32>>, Error> {
+    /// The raw pooled vectors of rows that each pool one vector, `[B, D]`.
+    fn run(&self, rows: &[&Layout]) -> Result<Tensor, Error> {
         let segment = Segment::whole(rows.iter().copied());
         let options = ForwardOptions { adapter: self.adapter, bf16_attention: true, ..ForwardOptions::default() };
         let hidden = self.decoder.forward(&segment, Kv::None, options)?;
@@ -196,7 +207,7 @@ impl Embedder<'_> {
             pooled.push(weights.iter().map(|(at, weight)| (at + first, *weight)).collect());
             first += row.num_tokens() as u32;
         }
-        Ok(ops::pool(&hidden, pooled)?.to_vec2()?)
+        Ok(ops::pool(&hidden, pooled)?)
     }
 
     fn finish(&self, vector: &mut [f32], options: &EmbedOptions) -> Result<(), Error> {

@@ -54,20 +54,19 @@ pub(crate) unsafe fn rope(
     (tokens, heads, half): (usize, usize, usize),
     sign: f32,
 ) -> Result<CudaSlice<f32>> {
-    let pairs = tokens * heads * half;
-    let y = gpu.alloc(2 * pairs)?;
+    const THREADS: u32 = 128;
+    let y = gpu.alloc(2 * tokens * heads * half)?;
     let args = [
         Arg::Pointer(x),
         Arg::Pointer(gpu.pointer(&y)),
         Arg::Pointer(cosines),
         Arg::Pointer(sines),
-        Arg::Size(pairs),
         Arg::Int(heads as i32),
         Arg::Int(half as i32),
         Arg::Float(sign),
     ];
     // SAFETY: as the caller says; `y` was made of the size of `x`.
-    unsafe { gpu.launch_over("rope", pairs, &args)? };
+    unsafe { gpu.launch("rope", ((tokens, 1, 1), THREADS, 0), &args)? };
     Ok(y)
 }
 

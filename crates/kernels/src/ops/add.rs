@@ -6,7 +6,7 @@ use crate::cuda;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-struct Add;
+pub(super) struct Add;
 
 /// `x + y`, shared out among the threads, which the tensor library's own sum is not.
 ///

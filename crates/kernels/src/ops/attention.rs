@@ -4,7 +4,7 @@
 //! softmax is in f32. Keys are numbered over `[past | new]`.
 
 use crate::bf16::{BLOCK, Units};
-use crate::cpu::{axpy, dot, exp, output, slice, tensor, wanted, with_values};
+use crate::cpu::{axpy, dot, exp, output, slice, tensor, with_values};
 #[cfg(feature = "cuda")]
 use crate::cuda;
 use crate::kv::KvLayer;
@@ -298,7 +298,7 @@ fn check_width(cache: Option<&KvLayer>, width: usize) -> Result<()> {
     }
 }
 
-struct Attention {
+pub(super) struct Attention {
     spec: AttentionSpec,
     past: Option<Arc<KvLayer>>,
     /// What a backward pass on the GPU needs of the forward pass; `None` where there will be none.
@@ -330,13 +330,20 @@ pub fn attention(
     if past.is_some_and(|past| !past.keys().is_beside(q)) {
         bail!("attention: past keys on another device than the queries");
     }
-    let op = Attention {
-        spec: AttentionSpec { bf16: spec.bf16 && !in_graph, ..spec.clone() },
-        past: past.cloned(),
-        #[cfg(feature = "cuda")]
-        sums: in_graph.then(Mutex::default),
-    };
-    q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
+    q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, Attention::new(past, spec, in_graph))
+}
+
+/// As [`attention`], outside any graph, with what its backward pass takes.
+pub(super) fn attention_to_go_back(
+    [q, k, v]: [&Tensor; 3],
+    past: Option<&Arc<KvLayer>>,
+    spec: &AttentionSpec,
+) -> Result<(Tensor, Attention)> {
+    let (new, kv_heads, h) = k.dims3()?;
+    check_width(past.map(Arc::as_ref), kv_heads * h)?;
+    check(spec, q, (kv_heads, h), new + past.map_or(0, |past| past.num_tokens()))?;
+    let op = Attention::new(past, spec, true);
+    Ok((q.apply_op3_no_bwd(k, v, &op)?, op))
 }
 
 /// As [`attention`], with every key in the cache and no gradient.
@@ -374,6 +381,15 @@ pub fn attention_cached(q: &Tensor, cache: &KvLayer, kv_heads: usize, spec: &Att
 }
 
 impl Attention {
+    fn new(past: Option<&Arc<KvLayer>>, spec: &AttentionSpec, in_graph: bool) -> Self {
+        Self {
+            spec: AttentionSpec { bf16: spec.bf16 && !in_graph, ..spec.clone() },
+            past: past.cloned(),
+            #[cfg(feature = "cuda")]
+            sums: in_graph.then(Mutex::default),
+        }
+    }
+
     fn keys<'a>(&'a self, k: &'a [f32], v: &'a [f32], kv_heads: usize, head_dim: usize) -> Result<Keys<'a>> {
         let past = self.past.as_deref();
         let num_past = past.map_or(0, KvLayer::num_tokens);
@@ -415,23 +431,23 @@ impl Attention {
         gpu: &cuda::Gpu,
         [q, k, v]: [&Tensor; 3],
         (y, dy): (&Tensor, &Tensor),
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        wants: [bool; 3],
+    ) -> Result<[Option<Tensor>; 3]> {
         let kept = self.sums.as_ref().and_then(|sums| sums.lock().ok()?.take());
         let Some(sums) = kept else { bail!("attention: backward needs one forward pass before it") };
         let (q_at, k_at, v_at) = (cuda::Read::of(q)?, cuda::Read::of(k)?, cuda::Read::of(v)?);
         let (y, dy) = (cuda::Read::of(y)?, cuda::Read::of(dy)?);
         let on_gpu = self.on(gpu, [q_at.pointer, k_at.pointer, v_at.pointer], (q.dims(), k.dims()))?;
-        let wants_keys = k.track_op() || v.track_op();
+        let wants_keys = wants[1] || wants[2];
         let (mask, gradients) = (self.spec.mask.as_ref(), (y.pointer, dy.pointer));
         // SAFETY: `check` has compared the shapes, and the mask with the keys; a gradient has the shape of what it is of.
         let found = unsafe { cuda::attention_backward(gpu, (on_gpu, mask), gradients, &sums, wants_keys)? };
         let [dk, dv] = match found.keys_values {
-            Some([dk, dv]) => {
-                [(dk, k), (dv, v)].map(|(d, of)| Some(gpu.tensor(d, of.shape())).filter(|_| of.track_op()))
-            }
+            Some([dk, dv]) => [Some(gpu.tensor(dk, k.shape())), Some(gpu.tensor(dv, v.shape()))],
             None => [None, None],
         };
-        Ok((Some(gpu.tensor(found.q, q.shape())).filter(|_| q.track_op()), dk, dv))
+        let dq = Some(gpu.tensor(found.q, q.shape())).filter(|_| wants[0]);
+        Ok([dq, dk.filter(|_| wants[1]), dv.filter(|_| wants[2])])
     }
 }
 
@@ -490,9 +506,22 @@ impl CustomOp3 for Attention {
         y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let [dq, dk, dv] = self.backward([q, k, v], (y, dy), [q, k, v].map(Tensor::track_op))?;
+        Ok((dq, dk, dv))
+    }
+}
+
+impl Attention {
+    /// Gradients by queries, new keys and new values, those that are wanted.
+    pub(super) fn backward(
+        &self,
+        [q, k, v]: [&Tensor; 3],
+        (y, dy): (&Tensor, &Tensor),
+        wants: [bool; 3],
+    ) -> Result<[Option<Tensor>; 3]> {
         #[cfg(feature = "cuda")]
         if let Some(gpu) = cuda::Gpu::with(dy)? {
-            return self.backward_on(gpu, [q, k, v], (y, dy));
+            return self.backward_on(gpu, [q, k, v], (y, dy), wants);
         }
         #[cfg(not(feature = "cuda"))]
         let _ = y;
@@ -515,10 +544,9 @@ impl CustomOp3 for Attention {
             }
             all
         };
-        Ok((
-            wanted(q, || interleave(0, t, group * h))?,
-            wanted(k, || interleave(1, new, h))?,
-            wanted(v, || interleave(2, new, h))?,
-        ))
+        let wanted = |wants: bool, which: usize, tokens: usize, width: usize, of: &Tensor| {
+            wants.then(|| tensor(interleave(which, tokens, width), of.shape())).transpose()
+        };
+        Ok([wanted(wants[0], 0, t, group * h, q)?, wanted(wants[1], 1, new, h, k)?, wanted(wants[2], 2, new, h, v)?])
     }
 }

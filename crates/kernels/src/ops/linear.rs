@@ -1,9 +1,7 @@
 //! Linear maps: a frozen or trained weight, a bias, and a low-rank update (LoRA, arXiv 2106.09685) gated per token.
 
 use crate::bf16::BLOCK;
-use crate::cpu::{
-    self, View, filled, gemm, gemm_into, output, rows_of, slice, tensor, transposed, wanted, with_values,
-};
+use crate::cpu::{self, View, filled, gemm, gemm_into, output, rows_of, slice, tensor, transposed, with_values};
 #[cfg(feature = "cuda")]
 use crate::cuda::{self, Mat, Precision, Product};
 use crate::matrix::Matrix;
@@ -412,15 +410,16 @@ impl Adapted {
         gpu: &cuda::Gpu,
         [x, a, b]: [&Tensor; 3],
         dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        wants: [bool; 3],
+    ) -> Result<[Option<Tensor>; 3]> {
         let (x_at, dy_at) = (cuda::Read::of(x)?, cuda::Read::of(dy)?);
         let (a_at, b_at) = (cuda::Read::of(a)?, cuda::Read::of(b)?);
         let map = self.on(gpu, (a_at.pointer, b_at.pointer), a.dims()[0])?;
         // SAFETY: `linear` has compared the shapes; a gradient has that of what it is of.
-        let found = unsafe { map.backward(gpu, (x_at.pointer, dy_at.pointer), x.dims()[0], x.track_op())? };
+        let found = unsafe { map.backward(gpu, (x_at.pointer, dy_at.pointer), x.dims()[0], wants[0])? };
         let dx = found.dx.map(|dx| gpu.tensor(dx, x.shape()));
         let (da, db) = (gpu.tensor(found.da, a.shape()), gpu.tensor(found.db, b.shape()));
-        Ok((dx, Some(da).filter(|_| a.track_op()), Some(db).filter(|_| b.track_op())))
+        Ok([dx, Some(da).filter(|_| wants[1]), Some(db).filter(|_| wants[2])])
     }
 }
 
@@ -471,16 +470,43 @@ impl CustomOp3 for Adapted {
         _y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let [dx, da, db] = self.backward([x, a, b], dy, [x, a, b].map(Tensor::track_op))?;
+        Ok((dx, da, db))
+    }
+}
+
+impl Adapted {
+    /// Gradients by `x`, A and B, those that are wanted.
+    fn backward(&self, [x, a, b]: [&Tensor; 3], dy: &Tensor, wants: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
         #[cfg(feature = "cuda")]
         if let Some(gpu) = cuda::Gpu::with(dy)? {
-            return self.backward_on(gpu, [x, a, b], dy);
+            return self.backward_on(gpu, [x, a, b], dy, wants);
         }
-        let gradients = with_values(x, |x_values| {
-            with_values(dy, |dy| {
-                with_values(a, |a| with_values(b, |b| self.gradients((x_values, x.track_op()), (a, b), dy)))
-            })
+        let found = with_values(x, |x| {
+            with_values(dy, |dy| with_values(a, |a| with_values(b, |b| self.gradients((x, wants[0]), (a, b), dy))))
         })????;
-        let dx = gradients.dx.map(|dx| tensor(dx, x.shape())).transpose()?;
-        Ok((dx, wanted(a, || gradients.da)?, wanted(b, || gradients.db)?))
+        let dx = found.dx.map(|dx| tensor(dx, x.shape())).transpose()?;
+        let wanted = |wants: bool, gradient: Vec<f32>, of: &Tensor| {
+            if wants { tensor(gradient, of.shape()).map(Some) } else { Ok(None) }
+        };
+        Ok([dx, wanted(wants[1], found.da, a)?, wanted(wants[2], found.db, b)?])
+    }
+}
+
+/// Gradients of a map of a frozen weight by `x` `[T, in]`, and by A and B where there is an update.
+pub(super) fn linear_backward(
+    weight: &Arc<Matrix>,
+    update: Option<&LowRank>,
+    x: &Tensor,
+    dy: &Tensor,
+) -> Result<(Tensor, Option<[Tensor; 2]>)> {
+    let missing = || candle_core::Error::Msg("linear: no gradient where one is wanted".into());
+    let Some(update) = update.filter(|update| !update.rows.is_empty()) else {
+        return Ok((Frozen(Arc::clone(weight)).bwd(x, x, dy)?.ok_or_else(missing)?, None));
+    };
+    let op = Adapted { weight: Arc::clone(weight), scale: update.scale, rows: Arc::clone(&update.rows) };
+    match op.backward([x, &update.a, &update.b], dy, [true; 3])? {
+        [Some(dx), Some(da), Some(db)] => Ok((dx, Some([da, db]))),
+        _ => Err(missing()),
     }
 }

@@ -6,6 +6,7 @@ mod cross_entropy;
 mod dropout;
 mod embed_inputs;
 pub mod fused;
+pub mod halves;
 mod linear;
 mod pool;
 pub mod reference;

@@ -75,13 +75,25 @@ impl CustomOp2 for RmsNorm {
     }
 
     fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        self.gradients((x, w), dy, (x.track_op(), w.track_op()))
+    }
+}
+
+impl RmsNorm {
+    /// Gradients by `x` and by `w`, those that are wanted.
+    pub(super) fn gradients(
+        &self,
+        (x, w): (&Tensor, &Tensor),
+        dy: &Tensor,
+        (wants_dx, wants_dw): (bool, bool),
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         #[cfg(feature = "cuda")]
         if let Some(gpu) = cuda::Gpu::with(x)? {
             let [x_at, w_at, dy_at] = [x, w, dy].map(cuda::Read::of);
             let (x_at, w_at, dy_at) = (x_at?, w_at?, dy_at?);
             let pointers = (x_at.pointer, w_at.pointer, dy_at.pointer);
             let size = (x.elem_count() / w.elem_count(), w.elem_count());
-            let wanted = (x.track_op(), w.track_op());
+            let wanted = (wants_dx, wants_dw);
             // SAFETY: a gradient has the shape of what it is of.
             let (dx, dw) = unsafe { cuda::rms_norm_backward(gpu, pointers, size, (self.eps, self.offset), wanted)? };
             return Ok((dx.map(|dx| gpu.tensor(dx, x.shape())), dw.map(|dw| gpu.tensor(dw, w.shape()))));
@@ -89,7 +101,7 @@ impl CustomOp2 for RmsNorm {
         let (x_values, w_values) = (with_values(x, <[f32]>::to_vec)?, with_values(w, <[f32]>::to_vec)?);
         let dy = with_values(dy, <[f32]>::to_vec)?;
         let width = w_values.len();
-        let dx = if x.track_op() {
+        let dx = if wants_dx {
             let mut dx = vec![0f32; x_values.len()];
             dx.par_chunks_mut(width)
                 .zip(x_values.par_chunks(width))
@@ -110,7 +122,7 @@ impl CustomOp2 for RmsNorm {
         } else {
             None
         };
-        let dw = if w.track_op() {
+        let dw = if wants_dw {
             let mut dw = vec![0f32; width];
             for (x, dy) in x_values.chunks(width).zip(dy.chunks(width)) {
                 let r = self.inverse_rms(x);

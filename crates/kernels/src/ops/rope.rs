@@ -92,7 +92,7 @@ impl RopeTable {
     }
 }
 
-struct Rope(Arc<RopeTable>);
+pub(super) struct Rope(pub(super) Arc<RopeTable>);
 
 /// Rotates pairs `(x[i], x[i + H/2])` of each head by the angles of its token.
 ///

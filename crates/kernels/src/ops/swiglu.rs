@@ -1,6 +1,6 @@
 //! The gated unit of the feed-forward network (arXiv 2002.05202): `act(gate) * up`.
 
-use crate::cpu::{exp, exp_of, filled, output, slice, wanted, with_values};
+use crate::cpu::{exp, exp_of, filled, output, slice, tensor, with_values};
 #[cfg(feature = "cuda")]
 use crate::cuda;
 use crate::vector::{LANES, Vector};
@@ -97,7 +97,7 @@ fn backward(
     );
 }
 
-struct Gated(Activation);
+pub(super) struct Gated(pub(super) Activation);
 
 /// `act(gate) * up`, elementwise.
 ///
@@ -147,6 +147,14 @@ impl CustomOp2 for Gated {
     }
 
     fn bwd(&self, gate: &Tensor, up: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let [d_gate, d_up] = self.gradients(gate, up, dy)?.map(Some);
+        Ok((d_gate.filter(|_| gate.track_op()), d_up.filter(|_| up.track_op())))
+    }
+}
+
+impl Gated {
+    /// Gradients by gate and by up.
+    pub(super) fn gradients(&self, gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<[Tensor; 2]> {
         #[cfg(feature = "cuda")]
         if let Some(gpu) = cuda::Gpu::with(gate)? {
             let [gate_at, up_at, dy_at] = [gate, up, dy].map(cuda::Read::of);
@@ -154,8 +162,7 @@ impl CustomOp2 for Gated {
             let pointers = (gate_at.pointer, up_at.pointer, dy_at.pointer);
             // SAFETY: all three are of one shape.
             let gradients = unsafe { cuda::gated_backward(gpu, pointers, gate.elem_count(), self.0.number())? };
-            let [d_gate, d_up] = gradients.map(|gradient| Some(gpu.tensor(gradient, gate.shape())));
-            return Ok((d_gate.filter(|_| gate.track_op()), d_up.filter(|_| up.track_op())));
+            return Ok(gradients.map(|gradient| gpu.tensor(gradient, gate.shape())));
         }
         let (mut d_gate, mut d_up) = (Vec::new(), Vec::new());
         let mut run = |gate: &[f32], up: &[f32], dy: &[f32]| {
@@ -171,6 +178,6 @@ impl CustomOp2 for Gated {
             };
         };
         with_values(gate, |gate| with_values(up, |up| with_values(dy, |dy| run(gate, up, dy))))???;
-        Ok((wanted(gate, || d_gate)?, wanted(up, || d_up)?))
+        Ok([tensor(d_gate, gate.shape())?, tensor(d_up, up.shape())?])
     }
 }

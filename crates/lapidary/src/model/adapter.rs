@@ -3,10 +3,12 @@
 use super::decoder::{Decoder, NamedVars};
 use super::layer::LINEAR_MODULES;
 use crate::Error;
+use kernels::ops::halves::ParameterGradients;
 use kernels::{Device, Tensor, Var};
 use layout::Rng;
 use rand::Rng as _;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// Rank, scale and place of the low-rank update, spelled as in PEFT's `adapter_config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -59,9 +61,21 @@ pub struct AdapterView {
     scale: f32,
     modules: Vec<[Option<(Tensor, Tensor)>; 7]>,
     special: Option<Tensor>,
+    gradients: Option<Arc<ParameterGradients>>,
 }
 
 impl AdapterView {
+    /// As it is, with a place for gradients of the update that are found within parts of a layer in one piece; those that
+    /// go through the graph itself are found there.
+    #[must_use]
+    pub fn with_gradients(&self, gradients: Arc<ParameterGradients>) -> Self {
+        Self { gradients: Some(gradients), ..self.clone() }
+    }
+
+    pub(crate) fn gradients(&self) -> Option<&Arc<ParameterGradients>> {
+        self.gradients.as_ref()
+    }
+
     /// A copy on this device.
     ///
     /// # Errors
@@ -76,7 +90,7 @@ impl AdapterView {
             *slot = pair(slot)?;
         }
         let special = self.special.as_ref().map(|rows| rows.to_device(device)).transpose()?;
-        Ok(Self { scale: self.scale, modules, special })
+        Ok(Self { scale: self.scale, modules, special, gradients: None })
     }
 
     pub(crate) fn update(&self, layer: usize, module: usize) -> Option<(&Tensor, &Tensor, f32)> {
@@ -170,6 +184,7 @@ impl Adapter {
             scale: self.config.as_ref().map_or(0.0, |c| c.lora_alpha / c.r as f32),
             modules: self.modules.iter().map(layer).collect(),
             special: self.special.as_ref().map(read),
+            gradients: None,
         }
     }
 }

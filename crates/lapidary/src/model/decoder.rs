@@ -9,6 +9,7 @@ use super::segment::Segment;
 use super::weights::{WeightFormat, WeightSource};
 use crate::Error;
 use kernels::ops::fused::{Map, Norm, add_linear, can_fuse, feed_forward, norm_linears};
+use kernels::ops::halves::{Heads, attention_half, can_halve, feed_forward_half};
 use kernels::ops::{self, AttentionSpec, Head, LowRank, RopeTable, Rows, Weight};
 use kernels::{Device, Matrix, Tensor, Var};
 use layout::{Input, Rng};
@@ -143,8 +144,7 @@ impl Run<'_> {
         let q = self.heads(layer, &q, norms.map(|n| &n[0]))?;
         let k = self.heads(layer, &k, norms.map(|n| &n[1]))?;
         let v = v.reshape((t, kv_heads, self.config.head_dim))?;
-        let window = self.windows.iter().position(|w| *w == layer.config.sliding_window);
-        let spec = &self.specs[window.expect("the windows of all layers are listed")];
+        let spec = self.spec(layer);
         let y = match kv {
             Kv::None => ops::attention(&q, &k, &v, None, spec)?,
             Kv::Past(cache) => ops::attention(&q, &k, &v, Some(&cache.layers[index]), spec)?,
@@ -155,6 +155,15 @@ impl Run<'_> {
             }
         };
         Ok(y.reshape((t, ()))?)
+    }
+
+    /// Keys and values of a layer into the cache; `x` before the layer's norm.
+    fn append_keys(&self, layer: &Layer, index: usize, x: &Tensor, cache: &mut KvCache) -> Result<(), Error> {
+        let normed = self.norm(x, &layer.input_norm)?;
+        let [k, v] = [K, V].map(|module| self.linear(layer, index, module, &normed));
+        let k = self.heads(layer, &k?, layer.qk_norms.as_ref().map(|norms| &norms[1]))?;
+        let v = v?.reshape((x.dim(0)?, self.config.num_key_value_heads, self.config.head_dim))?;
+        Ok(Arc::make_mut(&mut cache.layers[index]).append(&k, &v)?)
     }
 
     fn feed_forward(&self, layer: &Layer, index: usize, x: &Tensor) -> Result<Tensor, Error> {
@@ -170,7 +179,39 @@ impl Run<'_> {
         }
     }
 
+    /// A layer within a graph as two operations, where that can be.
+    fn halves(&self, layer: &Layer, index: usize, x: &Tensor, kv: &Kv<'_>) -> Result<Option<Tensor>, Error> {
+        let Some(gradients) = self.adapter.and_then(AdapterView::gradients) else { return Ok(None) };
+        let past = match kv {
+            Kv::None => None,
+            Kv::Past(cache) => Some(&cache.layers[index]),
+            Kv::Append(_) => return Ok(None),
+        };
+        let updates: [Option<LowRank>; 7] = std::array::from_fn(|module| self.update(index, module));
+        let map = |i: usize| Map { weight: &layer.linears[i].weight, update: updates[i].as_ref() };
+        let (attention, feed_forward) = ([Q, K, V, O].map(map), [GATE, UP, DOWN].map(map));
+        let norms = [&layer.input_norm, &layer.feed_forward_norm].map(|norm| self.fused_norm(norm));
+        let is_plain = self.dropout.is_none() && layer.qk_norms.is_none() && layer.post_norms.is_none();
+        let is_biased = layer.linears.iter().any(|linear| linear.bias.is_some());
+        if !is_plain || is_biased || !can_halve(x, norms[0], &attention) || !can_halve(x, norms[1], &feed_forward) {
+            return Ok(None);
+        }
+        let rope = layer.config.rope.map(|rope| &self.tables[rope]);
+        let heads = Heads { head_dim: self.config.head_dim, rope, past, spec: self.spec(layer) };
+        let x = attention_half(x, norms[0], &attention, heads, gradients)?;
+        Ok(Some(feed_forward_half(&x, norms[1], &feed_forward, self.activation(), gradients)?))
+    }
+
+    /// Visibility of a layer: that of its window.
+    fn spec(&self, layer: &Layer) -> &AttentionSpec {
+        let window = self.windows.iter().position(|w| *w == layer.config.sliding_window);
+        &self.specs[window.expect("the windows of all layers are listed")]
+    }
+
     fn layer(&mut self, layer: &Layer, index: usize, x: &Tensor, kv: &mut Kv<'_>) -> Result<Tensor, Error> {
+        if let Some(y) = self.halves(layer, index, x, kv)? {
+            return Ok(y);
+        }
         let heads = self.attention(layer, index, x, kv)?;
         let x = match &layer.post_norms {
             Some([post, _]) => {
@@ -266,10 +307,25 @@ impl Decoder {
     /// When a token is outside the vocabulary, a special token outside the adapter's, or the row longer than
     /// the model allows.
     pub fn forward(&self, segment: &Segment, kv: Kv<'_>, options: ForwardOptions<'_>) -> Result<Tensor, Error> {
-        kernels::on_pool(|| self.run(segment, kv, options))
+        kernels::on_pool(|| self.run(segment, kv, options, false))
     }
 
-    fn run(&self, segment: &Segment, mut kv: Kv<'_>, options: ForwardOptions<'_>) -> Result<Tensor, Error> {
+    /// Adds the keys and values of a segment to a cache, and makes no hidden states.
+    ///
+    /// # Errors
+    /// As [`Decoder::forward`].
+    pub fn append(&self, segment: &Segment, cache: &mut KvCache, options: ForwardOptions<'_>) -> Result<(), Error> {
+        kernels::on_pool(|| self.run(segment, Kv::Append(cache), options, true)).map(drop)
+    }
+
+    /// With `keys_alone` the last layer ends with its keys, and what comes back is what it was given.
+    fn run(
+        &self,
+        segment: &Segment,
+        mut kv: Kv<'_>,
+        options: ForwardOptions<'_>,
+        keys_alone: bool,
+    ) -> Result<Tensor, Error> {
         let ForwardOptions { adapter, soft, dropout, bf16_attention, mut observe } = options;
         if let Some(position) = segment.positions.iter().find(|p| **p as usize >= self.config.max_position_embeddings) {
             return Err(Error::TooLong { found: *position as usize + 1, limit: self.config.max_position_embeddings });
@@ -300,6 +356,13 @@ impl Decoder {
             observe(0, &x);
         }
         for (index, layer) in self.layers.iter().enumerate() {
+            if let Kv::Append(cache) = &mut kv
+                && keys_alone
+                && index + 1 == self.layers.len()
+            {
+                run.append_keys(layer, index, &x, cache)?;
+                return Ok(x);
+            }
             x = run.layer(layer, index, &x, &mut kv)?;
             if let Some(observe) = &mut observe {
                 observe(index + 1, &x);

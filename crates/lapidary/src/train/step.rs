@@ -10,10 +10,12 @@ use super::similarity::{TeacherCosines, distil};
 use crate::Error;
 use crate::model::{Adapter, AdapterView, Decoder, ForwardOptions, Kv, KvCache, PassRow, Passes, Segment};
 use kernels::ops;
+use kernels::ops::halves::ParameterGradients;
 use kernels::{Tensor, Var};
 use layout::{Input, Layout, Plan, Rng, TokenId, View};
 use rand::SeedableRng as _;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Weights of the losses, and the temperature of the contrastive one.
 #[derive(Debug, Clone, Copy)]
@@ -162,7 +164,13 @@ fn micro_batches<'a>(
         let mut cache = model.decoder.new_cache();
         let prefix = Segment::of_rows(passes.rows().iter().map(|row| (row.layout, 0..row.part.start)));
         if prefix.num_tokens() > 0 {
-            model.decoder.forward(&prefix, Kv::Append(&mut cache), ForwardOptions::default())?;
+            // On a CPU rows of a prefix in bf16 would have to agree with the whole row's in a graph.
+            let bf16_attention = !model.decoder.device().is_cpu();
+            model.decoder.append(
+                &prefix,
+                &mut cache,
+                ForwardOptions { bf16_attention, ..ForwardOptions::default() },
+            )?;
         }
         let dropout_seed = options.dropout_seed.wrapping_add(i as u64);
         Ok(MicroBatch { passes, cache, dropout_seed })
@@ -340,6 +348,8 @@ impl Run<'_> {
         if batch.passes.num_tokens() == 0 {
             return Ok(());
         }
+        let aside = Arc::new(ParameterGradients::default());
+        let view = &view.with_gradients(Arc::clone(&aside));
         let hidden = forward(self.model, batch, &batch.passes, view, self.options.hidden_dropout)?;
         let mut loss: Option<Tensor> = None;
         let mut add = |term: Tensor| -> Result<(), Error> {
@@ -375,7 +385,7 @@ impl Run<'_> {
         let Some(loss) = loss else { return Ok(()) };
         let mut store = loss.backward()?;
         for (var, sum) in self.model.vars.iter().zip(&mut self.gradients) {
-            if let Some(gradient) = store.remove(var) {
+            for gradient in [store.remove(var), aside.take(var)].into_iter().flatten() {
                 *sum = Some(match sum.take() {
                     Some(sum) => (sum + gradient)?,
                     None => gradient,
