@@ -16,7 +16,7 @@ def contests(model, texts):
     train = lambda scope, rows, tokens: (
         {**ours, "work": "train", "scope": scope, "full": False, "rows": rows, "tokens": tokens, "dropout": "delete",
          "micro_batch_tokens": 65536},
-        {"work": "train", "scope": scope, "rows": rows, "tokens": tokens, "special": 6},
+        {"work": "train", "scope": scope, "rows": rows, "tokens": tokens, "special": 6, "split": scope == "special"},
     )
     return {
         "train, special, 64 rows of 32": train("special", 64, 32),
@@ -24,7 +24,7 @@ def contests(model, texts):
         "train, special, 128 rows of 256": train("special", 128, 256),
         "train, all, 512 rows of 32": train("all", 512, 32),
         "embed, 2,000 sentences": (
-            {**ours, "work": "embed", "batch_tokens": 32768},
+            {**ours, "work": "embed", "batch_tokens": 32768, "encoded": True},
             {"work": "embed", "num_texts": 2000, "min_tokens": 8, "max_tokens": 48, "batch_tokens": 32768},
         ),
         "prefill, 2,048 tokens": ({**ours, "work": "prefill", "tokens": 2048}, {"work": "prefill", "tokens": 2048}),

@@ -57,6 +57,9 @@ enum Work {
         num_special_tokens: Option<usize>,
         #[serde(default)]
         batch_tokens: Option<usize>,
+        /// The texts are turned into tokens beforehand.
+        #[serde(default)]
+        encoded: bool,
     },
     /// Greedy continuations of a text's first tokens; an item is a generated token.
     Decode { texts: PathBuf, prompt_tokens: usize, new_tokens: usize },
@@ -103,7 +106,7 @@ fn main() -> Result<(), Failure> {
             });
             train(base, &job, (&settings, *full), (*rows, *tokens, *micro_batch_tokens))
         }
-        Work::Embed { texts, num_texts, num_special_tokens, batch_tokens } => {
+        Work::Embed { texts, num_texts, num_special_tokens, batch_tokens, encoded } => {
             base.decoder.set_weight_format(job.weights)?;
             let model = match num_special_tokens {
                 Some(k) => Lapidary::from_base(base, "gem", json!({"num_special_tokens": k, "scope": "special"}))?,
@@ -116,8 +119,15 @@ fn main() -> Result<(), Failure> {
             model.embed(&lines[..lines.len().min(64)])?;
             let plain = EmbedOptions::default();
             let options = EmbedOptions { batch_tokens: batch_tokens.unwrap_or(plain.batch_tokens), ..plain };
+            let encode = |line: &&str| model.base().tokenizer.encode(line);
+            let ids: Vec<_> = if *encoded { lines.iter().map(encode).collect::<Result<_, _>>()? } else { Vec::new() };
             measure(job.repeat, &mut || Ok(()), &mut |()| {
-                let items = model.embed_with(&lines, &options, &mut |_| {})?.num_tokens;
+                let found = if ids.is_empty() {
+                    model.embed_with(&lines, &options, &mut |_| {})?
+                } else {
+                    model.embedder().embed_ids(&ids, &options, &mut |_| {})?
+                };
+                let items = found.num_tokens;
                 Ok(Done { items, flops: flops(config, items, 0) })
             })
         }

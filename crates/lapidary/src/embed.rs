@@ -7,7 +7,6 @@ use crate::text::Tokenizer;
 use crate::text::tokenizer::MAX_TEXT_BYTES;
 use kernels::{Tensor, ops};
 use layout::{Layout, Method, TokenId, pack};
-use rayon::prelude::*;
 
 /// What happens to pooled vectors, and how many tokens run at once.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -123,8 +122,7 @@ impl Embedder<'_> {
             encoded.truncate(limit);
             Ok((encoded, is_cut))
         };
-        let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
-        let encoded = texts.into_par_iter().enumerate().map(encode).collect::<Result<Vec<_>, _>>()?;
+        let encoded = texts.iter().map(AsRef::as_ref).enumerate().map(encode).collect::<Result<Vec<_>, _>>()?;
         let num_truncated = encoded.iter().filter(|(_, is_cut)| *is_cut).count();
         let row = |(ids, _): &(Vec<TokenId>, bool)| self.row(before.as_deref(), ids);
         let rows = encoded.iter().map(row).collect::<Result<Vec<Layout>, _>>()?;

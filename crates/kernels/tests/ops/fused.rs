@@ -65,14 +65,20 @@ fn parts_have_the_bits_of_their_operations() {
                 let want = ops::add(&x, &linear(&hidden, &down, on_down)).unwrap();
                 let found = feed_forward(&x, of_norm, maps, activation).unwrap();
                 let what = format!("{t} {d} {f} {activation:?}, {} adapted", rows.len());
-                assert_same(&values(&found), &values(&want), &what);
+                // On a GPU the updates' operands are rounded to ten bits, in an order of sums that depends on the shape.
+                assert_same_or_within(0.5f32.powi(10), &values(&found), &values(&want), &what);
             }
             // Without an update on one of the maps.
             let [found_q, found_k] = norm_linears(&x, of_norm, [map(&q, None), map(&k, on_k)]).unwrap();
-            assert_same(&values(&found_q), &values(&linear(&normed, &q, None)), "q");
-            assert_same(&values(&found_k), &values(&linear(&normed, &k, on_k)), "k");
+            assert_same_or_within(0.5f32.powi(10), &values(&found_q), &values(&linear(&normed, &q, None)), "q");
+            assert_same_or_within(0.5f32.powi(10), &values(&found_k), &values(&linear(&normed, &k, on_k)), "k");
             let want = ops::add(&normed, &linear(&x, &o, on_q)).unwrap();
-            assert_same(&values(&add_linear(&normed, &x, map(&o, on_q)).unwrap()), &values(&want), "o");
+            assert_same_or_within(
+                0.5f32.powi(10),
+                &values(&add_linear(&normed, &x, map(&o, on_q)).unwrap()),
+                &values(&want),
+                "o",
+            );
         }
     }
 }
