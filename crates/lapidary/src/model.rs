@@ -12,6 +12,7 @@ pub mod gguf_weights;
 pub mod hf;
 mod kv_cache;
 mod layer;
+mod layer_run;
 mod passes;
 mod rope;
 mod safetensors_dir;

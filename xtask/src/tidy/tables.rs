@@ -97,6 +97,7 @@ pub(super) const FAMILY_PLACES: &[Allowed] = &[
     Allowed { path: "crates/lapidary/src/text/tokenizer", word: None, reason: "GGUF's names of kinds of tokenizer" },
     Allowed { path: "crates/lapidary/src/model/base.rs", word: Some("llama"), reason: "GGUF's name of SentencePiece" },
     Allowed { path: "crates/lapidary/src/model/", word: Some("Llama3"), reason: "a RoPE scaling, named as in configs" },
+    Allowed { path: "crates/kernels/src/cuda/product.rs", word: Some("cublasGemmAlgo_t"), reason: "cuBLAS's own name" },
     Allowed { path: "crates/cli/src/", word: None, reason: "the default model, and examples in help texts" },
     Allowed { path: "crates/lapidary/examples/", word: None, reason: "documentation" },
     Allowed { path: "xtask/", word: None, reason: "these tables" },

@@ -20,6 +20,8 @@ use std::sync::Mutex;
 use tiles::Group;
 
 mod blocks;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod tiles;
 
 /// Which keys each query may attend to, as sorted disjoint intervals.
@@ -359,21 +361,7 @@ pub fn attention_cached(q: &Tensor, cache: &KvLayer, kv_heads: usize, spec: &Att
     check(spec, q, (kv_heads, h), cache.num_tokens())?;
     #[cfg(feature = "cuda")]
     if let Some(gpu) = cuda::Gpu::with(q)? {
-        let read = cuda::Read::of(q)?;
-        let on_gpu = cuda::Attention {
-            q: read.pointer,
-            new_keys: cache.keys().pointer()?,
-            new_values: cache.values().pointer()?,
-            num_new: cache.num_tokens() as i32,
-            heads: heads as i32,
-            kv_heads: kv_heads as i32,
-            head_dim: h as i32,
-            ..cuda::Attention::new(gpu, spec)?
-        };
-        let kind = if spec.bf16 { cuda::Kind::Rounded } else { cuda::Kind::Plain };
-        // SAFETY: `check` has compared the shapes, and the mask with the keys.
-        let (y, _) = unsafe { cuda::attention(gpu, on_gpu, kind)? };
-        return Ok(gpu.tensor(y, q.shape()));
+        return gpu::attention_cached(gpu, q, cache, kv_heads, spec);
     }
     let (new_keys, new_values) = (cache.keys().host()?, cache.values().host()?);
     let keys = Keys { past: None, new_keys, new_values, num_past: 0, kv_heads, head_dim: h };
@@ -395,59 +383,6 @@ impl Attention {
         let num_past = past.map_or(0, KvLayer::num_tokens);
         let past = past.map(|past| Ok::<_, candle_core::Error>((past.keys().host()?, past.values().host()?)));
         Ok(Keys { past: past.transpose()?, new_keys: k, new_values: v, num_past, kv_heads, head_dim })
-    }
-}
-
-#[cfg(feature = "cuda")]
-impl Attention {
-    /// The operation on the GPU: addresses and shapes of queries and of new keys and values.
-    fn on(
-        &self,
-        gpu: &cuda::Gpu,
-        [q, new_keys, new_values]: [cuda::Pointer; 3],
-        (queries, keys): (&[usize], &[usize]),
-    ) -> Result<cuda::Attention> {
-        let (past_keys, past_values) = match &self.past {
-            Some(past) => (past.keys().pointer()?, past.values().pointer()?),
-            None => (0, 0),
-        };
-        Ok(cuda::Attention {
-            q,
-            past_keys,
-            past_values,
-            new_keys,
-            new_values,
-            num_past: self.past.as_ref().map_or(0, |past| past.num_tokens()) as i32,
-            num_new: keys[0] as i32,
-            heads: queries[1] as i32,
-            kv_heads: keys[1] as i32,
-            head_dim: queries[2] as i32,
-            ..cuda::Attention::new(gpu, &self.spec)?
-        })
-    }
-
-    fn backward_on(
-        &self,
-        gpu: &cuda::Gpu,
-        [q, k, v]: [&Tensor; 3],
-        (y, dy): (&Tensor, &Tensor),
-        wants: [bool; 3],
-    ) -> Result<[Option<Tensor>; 3]> {
-        let kept = self.sums.as_ref().and_then(|sums| sums.lock().ok()?.take());
-        let Some(sums) = kept else { bail!("attention: backward needs one forward pass before it") };
-        let (q_at, k_at, v_at) = (cuda::Read::of(q)?, cuda::Read::of(k)?, cuda::Read::of(v)?);
-        let (y, dy) = (cuda::Read::of(y)?, cuda::Read::of(dy)?);
-        let on_gpu = self.on(gpu, [q_at.pointer, k_at.pointer, v_at.pointer], (q.dims(), k.dims()))?;
-        let wants_keys = wants[1] || wants[2];
-        let (mask, gradients) = (self.spec.mask.as_ref(), (y.pointer, dy.pointer));
-        // SAFETY: `check` has compared the shapes, and the mask with the keys; a gradient has the shape of what it is of.
-        let found = unsafe { cuda::attention_backward(gpu, (on_gpu, mask), gradients, &sums, wants_keys)? };
-        let [dk, dv] = match found.keys_values {
-            Some([dk, dv]) => [Some(gpu.tensor(dk, k.shape())), Some(gpu.tensor(dv, v.shape()))],
-            None => [None, None],
-        };
-        let dq = Some(gpu.tensor(found.q, q.shape())).filter(|_| wants[0]);
-        Ok([dq, dk.filter(|_| wants[1]), dv.filter(|_| wants[2])])
     }
 }
 
@@ -480,22 +415,7 @@ impl CustomOp3 for Attention {
         s3: &CudaStorage,
         l3: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        let (gpu, q) = cuda::operand(s1, l1, "attention")?;
-        let (k, v) = (cuda::operand(s2, l2, "attention")?.1, cuda::operand(s3, l3, "attention")?.1);
-        let on_gpu = self.on(gpu, [q, k, v], (l1.dims(), l2.dims()))?;
-        let kind = match &self.sums {
-            Some(_) => cuda::Kind::ForBackward,
-            None if self.spec.bf16 => cuda::Kind::Rounded,
-            None => cuda::Kind::Plain,
-        };
-        // SAFETY: `check` has compared the shapes, and the mask with the keys.
-        let (y, found) = unsafe { cuda::attention(gpu, on_gpu, kind)? };
-        if let Some(sums) = &self.sums
-            && let Ok(mut sums) = sums.lock()
-        {
-            *sums = found;
-        }
-        Ok(gpu.output(y, l1.shape()))
+        self.forward_on([(s1, l1), (s2, l2), (s3, l3)])
     }
 
     fn bwd(

@@ -2,8 +2,9 @@
 //! products stays in a core's cache instead of going through memory. Each part gives the bits of the operations that it
 //! stands for, row by row in any company.
 
-use super::linear::{LowRank, RowUpdate, Weight};
+use super::linear::{LowRank, Weight};
 use super::rms_norm::RmsNorm;
+use super::row_update::RowUpdate;
 use super::swiglu::Activation;
 use crate::bf16::{BLOCK, Blocks, Outputs, Packed, Rounded, Units};
 use crate::cpu::{filled, tensor, with_values};
