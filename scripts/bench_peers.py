@@ -131,6 +131,8 @@ def llama_cpp_peer(job):
 
         embed(texts[:64])
         return measure(job["repeat"], lambda: texts, embed)
+    if job.get("rows"):
+        return llama_cpp_rows(Llama(**common, vocab_only=False, n_ctx=64), job)
     llm = Llama(**common, n_ctx=4096, n_batch=512, n_ubatch=512)
     ids = llm.tokenize(" ".join(lines_of(job)).encode(), add_bos=False)
     if job["work"] == "prefill":
@@ -155,6 +157,45 @@ def llama_cpp_peer(job):
 
         return repeat(job["repeat"], prepare, decode)
     raise SystemExit(f"llama-cpp: no {job['work']}")
+
+
+def llama_cpp_rows(llm, job):
+    """Rows that are decoded together, by the C interface: the class has one row."""
+    import llama_cpp as c
+    import numpy as np
+
+    rows, prompt, new = job["rows"], job["prompt_tokens"], job["new_tokens"]
+    params = c.llama_context_default_params()
+    params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = rows * (prompt + new), 512, 512, rows
+    params.n_threads = params.n_threads_batch = THREADS
+    context = c.llama_init_from_model(llm._model.model, params)
+    vocabulary = llm.n_vocab()
+    ids = llm.tokenize(" ".join(lines_of(job)).encode(), add_bos=False)
+    batch = c.llama_batch_init(512, 0, 1)
+
+    def run(tokens):
+        """`tokens`: token, position, row, whether its logits are wanted."""
+        batch.n_tokens = len(tokens)
+        for i, (token, position, row, wanted) in enumerate(tokens):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, position, 1, wanted
+            batch.seq_id[i][0] = row
+        assert c.llama_decode(context, batch) == 0
+
+    def prepare():
+        c.llama_memory_clear(c.llama_get_memory(context), True)
+        for row in range(rows):
+            of_row = ids[row * prompt : (row + 1) * prompt - 1]
+            run([(token, i, row, i + 1 == len(of_row)) for i, token in enumerate(of_row)])
+        return [ids[(row + 1) * prompt - 1] for row in range(rows)]
+
+    def decode(last):
+        for position in range(prompt - 1, prompt - 1 + new):
+            run([(token, position, row, True) for row, token in enumerate(last)])
+            logits = [np.ctypeslib.as_array(c.llama_get_logits_ith(context, row), (vocabulary,)) for row in range(rows)]
+            last = [int(row.argmax()) for row in logits]
+        return rows * new
+
+    repeat(job["repeat"], prepare, decode)
 
 
 def reference_peer(job):

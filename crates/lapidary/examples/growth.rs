@@ -1,8 +1,9 @@
 //! How time and memory grow with the size of the work: runs the example `workload` for each size, in a process of its own,
 //! and writes `growth.md` with its plots.
 //!
-//! `growth TEXTS.txt OUT_DIR MODEL.gguf [MODEL.gguf...]`, built beside `workload` in release; texts one a line, 256 and
-//! more, 8,200 tokens and more; the first model is the one whose sizes vary. Threads are those of `RAYON_NUM_THREADS`.
+//! `growth TEXTS.txt OUT_DIR MODEL.gguf [MODEL.gguf[=stored]...]`, built beside `workload` in release; texts one a line, 256
+//! and more, 8,200 tokens and more; the first model is the one whose sizes vary. With `=stored` a model keeps its file's
+//! numbers, else it has bf16. Threads are those of `RAYON_NUM_THREADS`.
 
 use lapidary::report::bars::Series;
 use lapidary::report::html::{Block, Cell, Figure, Page, Section, Table};
@@ -27,12 +28,14 @@ struct Growth {
 struct Measured {
     cpu_secs: f64,
     peak_mib: f64,
+    /// Floating point operations of products with weights.
+    flops: f64,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [texts, out, first, ..] = arguments.as_slice() else {
-        return Err("expected TEXTS.txt OUT_DIR MODEL.gguf [MODEL.gguf...]".into());
+        return Err("expected TEXTS.txt OUT_DIR MODEL.gguf [MODEL.gguf[=stored]...]".into());
     };
     let mut sections = Vec::new();
     for growth in all(texts) {
@@ -113,8 +116,9 @@ fn all(texts: &str) -> Vec<Growth> {
 
 /// Runs a job of the example beside this one.
 fn run(model: &str, mut job: Value) -> Result<Measured, Box<dyn Error>> {
-    job["model"] = json!(model);
-    job["weights"] = json!("bf16");
+    let (file, weights) = model.split_once('=').unwrap_or((model, "bf16"));
+    job["model"] = json!(file);
+    job["weights"] = json!(weights);
     job["repeat"] = json!(1);
     let workload = std::env::current_exe()?.with_file_name("workload");
     let output = Command::new(&workload).arg(job.to_string()).stderr(Stdio::inherit()).output()?;
@@ -124,7 +128,7 @@ fn run(model: &str, mut job: Value) -> Result<Measured, Box<dyn Error>> {
         _ => return Err(format!("{} {job}: {}", workload.display(), output.status).into()),
     };
     let number = |key: &str| line[key].as_f64().ok_or_else(|| format!("{line}: no {key}"));
-    Ok(Measured { cpu_secs: number("cpu_secs")?, peak_mib: number("peak_mib")? })
+    Ok(Measured { cpu_secs: number("cpu_secs")?, peak_mib: number("peak_mib")?, flops: number("flops")? })
 }
 
 /// The slope of the line through the logarithms, by least squares.
@@ -173,19 +177,32 @@ fn models(texts: &str, models: &[String]) -> Result<Section, Box<dyn Error>> {
         eprintln!("models: {model}");
         let prefill = run(model, json!({"work": "prefill", "texts": texts, "tokens": 512}))?;
         let decode = run(model, json!({"work": "decode", "texts": texts, "prompt_tokens": 64, "new_tokens": 64}))?;
+        let weights = model.split_once('=').map_or("bf16", |(_, weights)| weights);
         let cells = [
             name(model),
+            weights.to_owned(),
             format!("{:.0}", 512.0 / prefill.cpu_secs),
             format!("{:.1}", 64.0 / decode.cpu_secs),
+            format!("{:.0}", prefill.flops / prefill.cpu_secs / 1e9),
+            format!("{:.0}", decode.flops / decode.cpu_secs / 1e9),
             format!("{:.0}", prefill.peak_mib.max(decode.peak_mib)),
         ];
         rows.push(cells.map(Cell::new).to_vec());
     }
-    let columns = ["model", "prompt tokens per CPU s", "new tokens per CPU s", "peak MiB"];
+    let columns = [
+        "model",
+        "weights",
+        "prompt tokens per CPU s",
+        "new tokens per CPU s",
+        "prompt, GFLOP/s",
+        "new tokens, GFLOP/s",
+        "peak MiB",
+    ];
     let table = Table { columns: columns.map(str::to_owned).to_vec(), rows, ..Table::default() };
     Ok(Section { heading: "Models".into(), blocks: vec![Block::Table(table)] })
 }
 
 fn name(model: &str) -> String {
-    Path::new(model).file_stem().unwrap_or_default().to_string_lossy().into_owned()
+    let file = model.split_once('=').map_or(model, |(file, _)| file);
+    Path::new(file).file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }

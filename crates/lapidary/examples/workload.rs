@@ -8,7 +8,9 @@
 use lapidary::embed::EmbedOptions;
 use lapidary::generate::{Limits, Sampler, Sampling, Sequence, greedy, read};
 use lapidary::layout::{Continuation, Example, Rng, TokenId};
-use lapidary::model::{Adapter, BaseModel, Decoder, DecoderConfig, LoraConfig, ModelFiles, WeightFormat};
+use lapidary::model::{
+    Adapter, BaseModel, Decoder, DecoderConfig, ForwardOptions, Kv, LoraConfig, ModelFiles, Segment, WeightFormat,
+};
 use lapidary::train::optimizer::{self, Group, Param, global_norm};
 use lapidary::train::step::{LossWeights, StepModel, StepOptions, step};
 use lapidary::train::{build_method, special_rows};
@@ -61,8 +63,14 @@ enum Work {
         #[serde(default)]
         encoded: bool,
     },
-    /// Greedy continuations of a text's first tokens; an item is a generated token.
-    Decode { texts: PathBuf, prompt_tokens: usize, new_tokens: usize },
+    /// Greedy continuations of a text's first tokens, or of several stretches of it at once; an item is a generated token.
+    Decode {
+        texts: PathBuf,
+        prompt_tokens: usize,
+        new_tokens: usize,
+        #[serde(default)]
+        rows: Option<usize>,
+    },
     /// A text's first tokens through the model, to the logits of the last; an item is a token.
     Prefill { texts: PathBuf, tokens: usize },
     /// From the start of the program to the vector of a text by the mean over it; an item is a vector, and there is one
@@ -140,7 +148,11 @@ fn main() -> Result<(), Failure> {
             print(&Done { items: 1, flops: 0.0 }, cpu_secs, wall_secs);
             Ok(())
         }
-        Work::Decode { texts, prompt_tokens, new_tokens } => {
+        Work::Decode { texts, prompt_tokens, new_tokens, rows: Some(rows) } => {
+            base.decoder.set_weight_format(job.weights)?;
+            decode_rows(&base, &job, texts, (*rows, *prompt_tokens, *new_tokens))
+        }
+        Work::Decode { texts, prompt_tokens, new_tokens, rows: None } => {
             base.decoder.set_weight_format(job.weights)?;
             let prompt = first_tokens(&base, texts, *prompt_tokens)?;
             let limits = Limits { max_new_tokens: *new_tokens, eos_token_ids: &[] };
@@ -185,6 +197,33 @@ fn begun<'a>(decoder: &'a Decoder, tokens: &[TokenId]) -> Result<Sequence<'a>, F
     let mut sequence = Sequence::new(decoder, None);
     tokens.chunks(512).try_for_each(|chunk| sequence.push(chunk))?;
     Ok(sequence)
+}
+
+/// Rows that are decoded together, a token of each in a pass; of the prompts all but the last token is run beforehand.
+fn decode_rows(
+    base: &BaseModel,
+    job: &Job,
+    texts: &Path,
+    (rows, prompt_tokens, new_tokens): (usize, usize, usize),
+) -> Result<(), Failure> {
+    let (decoder, all) = (&base.decoder, first_tokens(base, texts, rows * prompt_tokens)?);
+    let prompts: Vec<&[TokenId]> = all.chunks(prompt_tokens).collect();
+    let mut prepare = || {
+        let mut cache = decoder.new_cache();
+        let prefix = Segment::plain_rows(prompts.iter().map(|prompt| &prompt[..prompt_tokens - 1]));
+        decoder.append(&prefix, &mut cache, ForwardOptions { bf16_attention: true, ..ForwardOptions::default() })?;
+        Ok((cache, prompts.iter().map(|prompt| prompt[prompt_tokens - 1]).collect::<Vec<TokenId>>()))
+    };
+    repeat(job.repeat, &mut prepare, &mut |(mut cache, mut last)| {
+        for past in (prompt_tokens - 1..).take(new_tokens) {
+            let next = Segment::next_of_rows(last.iter().map(|token| (std::slice::from_ref(token), past as u32)));
+            let hidden = decoder.forward(&next, Kv::Append(&mut cache), ForwardOptions::default())?;
+            let logits = decoder.logits(&hidden)?.to_vec2::<f32>()?;
+            last = logits.iter().map(|logits| greedy(logits).ok_or("no logits")).collect::<Result<_, _>>()?;
+        }
+        let items = rows * new_tokens;
+        Ok(Done { items, flops: flops(decoder.config(), items, items) })
+    })
 }
 
 /// As [`measure`], after one repetition that is not told of.

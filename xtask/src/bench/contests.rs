@@ -136,6 +136,20 @@ fn generation(paragraphs: &str) -> Vec<Contest> {
         sides: vec![
             ours("quantised as shipped", &job, json!({"weights": "stored"})),
             ours("bf16", &job, json!({"weights": "bf16"})),
+            ours("f32", &job, json!({"weights": "f32"})),
+            peer("llama-cpp", ", quantised as shipped", &job, json!({})),
+        ],
+    };
+    let job =
+        json!({"work": "decode", "texts": paragraphs, "prompt_tokens": 512, "new_tokens": 256, "repeat": 1, "rows": 8});
+    let decode_8 = Contest {
+        name: "decode-8",
+        what: "256 tokens for each of 8 rows at once, greedily, after prompts of 512",
+        items: "tokens",
+        sides: vec![
+            ours("quantised as shipped", &job, json!({"weights": "stored"})),
+            ours("bf16", &job, json!({"weights": "bf16"})),
+            ours("f32", &job, json!({"weights": "f32"})),
             peer("llama-cpp", ", quantised as shipped", &job, json!({})),
         ],
     };
@@ -147,8 +161,10 @@ fn generation(paragraphs: &str) -> Vec<Contest> {
         sides: vec![
             ours("bf16", &job, json!({"weights": "bf16"})),
             ours("quantised as shipped", &job, json!({"weights": "stored"})),
+            ours("f32", &job, json!({"weights": "f32"})),
             peer("llama-cpp", ", quantised as shipped", &job, json!({})),
             peer("torch", ", bf16", &job, json!({"dtype": "bfloat16"})),
+            peer("torch", ", f32", &job, json!({"dtype": "float32"})),
         ],
     };
     let job = json!({"work": "answer", "texts": paragraphs, "tokens": 512, "question_tokens": 16, "repeat": 5, "weights": "bf16"});
@@ -163,7 +179,7 @@ fn generation(paragraphs: &str) -> Vec<Contest> {
             ours("its keys and values kept", &job, json!({"num_special_tokens": 0, "keep": true})),
         ],
     };
-    vec![decode, prefill, answer]
+    vec![decode, decode_8, prefill, answer]
 }
 
 /// Files of 2,000 sentences and of 500 longer texts, one a line, cut from the sample sentences.

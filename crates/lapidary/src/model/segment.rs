@@ -65,9 +65,14 @@ impl Segment {
 
     /// Whole plain causal rows, packed end to end.
     pub fn plain_rows<'a>(rows: impl IntoIterator<Item = &'a [TokenId]>) -> Self {
+        Self::next_of_rows(rows.into_iter().map(|tokens| (tokens, 0)))
+    }
+
+    /// The next tokens of plain causal rows, packed end to end; of each, this many positions have run.
+    pub fn next_of_rows<'a>(rows: impl IntoIterator<Item = (&'a [TokenId], u32)>) -> Self {
         let mut all = Self::default();
-        for (row, tokens) in rows.into_iter().enumerate() {
-            let next = Self::next_tokens(row, tokens, 0, 0);
+        for (row, (tokens, past)) in rows.into_iter().enumerate() {
+            let next = Self::next_tokens(row, tokens, past, past);
             all.inputs.extend(next.inputs);
             all.positions.extend(next.positions);
             all.stretches.extend(next.stretches);
