@@ -1,7 +1,7 @@
 //! Cross-entropy with the output head: logits exist for some rows at a time (cuda/losses.cuh).
 
 use super::pointwise::to_bf16;
-use super::{Arg, DeviceMatrix, Gpu, Mat, Pointer, Precision, Product};
+use super::{Arg, DeviceMatrix, Gpu, Gradients2, Mat, Pointer, Precision, Product};
 use candle_core::Result;
 use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 use half::bf16;
@@ -189,7 +189,7 @@ pub(crate) unsafe fn dense_cross_entropy_backward(
     (x, w, d_nll): (Pointer, Pointer, Pointer),
     rows: Rows<'_>,
     (wants_dx, wants_dw): (bool, bool),
-) -> Result<(Option<CudaSlice<f32>>, Option<CudaSlice<f32>>)> {
+) -> Result<Gradients2> {
     let (m, (v, d)) = (rows.labels.len(), rows.head);
     let nll = gpu.alloc::<f32>(m)?;
     let dx = wants_dx.then(|| gpu.alloc::<f32>(m * d)).transpose()?;

@@ -33,6 +33,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// A device address.
 pub(crate) type Pointer = u64;
+/// Gradients of two operands, those that are wanted.
+pub(crate) type Gradients2 = (Option<CudaSlice<f32>>, Option<CudaSlice<f32>>);
 
 /// A GPU with what has been loaded onto it.
 pub(crate) struct Gpu {

@@ -1,6 +1,6 @@
 //! Operations on rows: norms, and sums and copies of chosen rows.
 
-use super::{Arg, Gpu, Pointer};
+use super::{Arg, Gpu, Gradients2, Pointer};
 use candle_core::Result;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DeviceRepr};
 use half::bf16;
@@ -63,7 +63,7 @@ pub(crate) unsafe fn rms_norm_backward(
     (rows, width): (usize, usize),
     (eps, offset): (f32, f32),
     (wants_dx, wants_dw): (bool, bool),
-) -> Result<(Option<CudaSlice<f32>>, Option<CudaSlice<f32>>)> {
+) -> Result<Gradients2> {
     let size = [Arg::Int(rows as i32), Arg::Int(width as i32), Arg::Float(eps)];
     let dx = if wants_dx {
         let dx = gpu.alloc(rows * width)?;
