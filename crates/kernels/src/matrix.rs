@@ -23,16 +23,16 @@ enum Storage {
     F32(Vec<f32>),
     F16(Vec<f16>),
     BF16(Vec<bf16>),
-    Q4_0(Vec<k_quants::BlockQ4_0>),
+    Q4_0(Vec<quantised::Q4_0>),
     Q4_1(Vec<quantised::Q4_1>),
     Q5_0(Vec<k_quants::BlockQ5_0>),
     Q5_1(Vec<k_quants::BlockQ5_1>),
     Q8_0(Vec<quantised::Q8_0>),
     Q2K(Vec<k_quants::BlockQ2K>),
     Q3K(Vec<k_quants::BlockQ3K>),
-    Q4K(Vec<k_quants::BlockQ4K>),
+    Q4K(Vec<quantised::Q4K>),
     Q5K(Vec<k_quants::BlockQ5K>),
-    Q6K(Vec<k_quants::BlockQ6K>),
+    Q6K(Vec<quantised::Q6K>),
     /// bf16 for products in bf16: W^T for the forward pass, and W once a backward pass asks for it.
     Packed {
         forward: Packed,
@@ -183,14 +183,14 @@ impl Matrix {
             Storage::BF16(v) => v[range].iter().zip(out).for_each(|(x, y)| *y = x.to_f32()),
             Storage::Q4_1(v) => quantised::write(&v[range], out),
             Storage::Q8_0(v) => quantised::write(&v[range], out),
-            Storage::Q4_0(v) => GgmlType::to_float(&v[range], out),
+            Storage::Q4_0(v) => quantised::write(&v[range], out),
             Storage::Q5_0(v) => GgmlType::to_float(&v[range], out),
             Storage::Q5_1(v) => GgmlType::to_float(&v[range], out),
             Storage::Q2K(v) => GgmlType::to_float(&v[range], out),
             Storage::Q3K(v) => GgmlType::to_float(&v[range], out),
-            Storage::Q4K(v) => GgmlType::to_float(&v[range], out),
+            Storage::Q4K(v) => quantised::write(&v[range], out),
             Storage::Q5K(v) => GgmlType::to_float(&v[range], out),
-            Storage::Q6K(v) => GgmlType::to_float(&v[range], out),
+            Storage::Q6K(v) => quantised::write(&v[range], out),
             Storage::Packed { forward, .. } => forward.column(i, out),
         }
     }
@@ -274,6 +274,9 @@ impl Matrix {
         match &self.storage {
             Storage::Q4_1(v) => quantised::dots(&v[range], x, out),
             Storage::Q8_0(v) => quantised::dots(&v[range], x, out),
+            Storage::Q4_0(v) => quantised::dots(&v[range], x, out),
+            Storage::Q4K(v) => quantised::dots(&v[range], x, out),
+            Storage::Q6K(v) => quantised::dots(&v[range], x, out),
             _ => {
                 scratch.resize(self.cols, 0.0);
                 self.dequantise_row(i, scratch);

@@ -1,18 +1,24 @@
-//! Rows of blocks of 32 quantised numbers, turned into f32 in registers.
+//! Rows of blocks of quantised numbers, turned into f32 in registers, 32 at a time.
 
 use crate::vector::{LANES, Vector, fetch};
 use half::f16;
 
-/// Numbers of a block.
-const BLOCK: usize = 2 * LANES;
+/// Numbers of a part of a block.
+const PART: usize = 2 * LANES;
 /// Bytes between a block and what is fetched meanwhile: the weights of a model come from memory.
 const AHEAD: usize = 8192;
 
-/// A GGML format whose rows are blocks of 32 numbers.
+/// A GGML format whose rows are blocks of 32 numbers or of a multiple.
 pub(crate) trait Block {
-    /// The numbers of the block.
-    fn numbers(&self) -> [Vector; 2];
+    /// Parts of 32 numbers.
+    const PARTS: usize;
+
+    /// The numbers of a part.
+    fn numbers(&self, part: usize) -> [Vector; 2];
 }
+
+/// GGML Q4_0: f16 scale, 32 nibbles as in Q4_1; number = scale * (nibble - 8).
+pub(crate) type Q4_0 = [u8; 18];
 
 /// GGML Q4_1: f16 scale, f16 minimum, 32 nibbles, the first sixteen numbers in the low halves; number = scale * nibble +
 /// minimum.
@@ -21,60 +27,150 @@ pub(crate) type Q4_1 = [u8; 20];
 /// GGML Q8_0: f16 scale, 32 signed bytes; number = scale * byte.
 pub(crate) type Q8_0 = [u8; 34];
 
-impl Block for Q4_1 {
+/// GGML Q4_K: f16 scale and f16 scale of the minima, eight pairs of 6 bits of both, eight parts of 32 nibbles, two of them in
+/// the low and the high halves of 32 bytes; number = scale * factor * nibble - minimum.
+pub(crate) type Q4K = [u8; 144];
+
+/// GGML Q6_K, halves of 128 numbers: the low 4 bits of all, the high 2 bits of all, sixteen signed factors of 16 numbers
+/// each, f16 scale; number = scale * factor * (bits - 32).
+pub(crate) type Q6K = [u8; 210];
+
+#[inline(always)]
+fn half([low, high]: [u8; 2]) -> f32 {
+    f16::from_le_bytes([low, high]).to_f32()
+}
+
+/// Sixteen of some bytes.
+#[inline(always)]
+fn sixteen(bytes: &[u8], first: usize) -> &[u8; LANES] {
+    bytes[first..].first_chunk().unwrap_or_else(|| unreachable!("a block has sixteen bytes from {first} on"))
+}
+
+impl Block for Q4_0 {
+    const PARTS: usize = 1;
+
     #[inline(always)]
-    fn numbers(&self) -> [Vector; 2] {
+    fn numbers(&self, _: usize) -> [Vector; 2] {
+        let [d0, d1, nibbles @ ..] = self;
+        let scale = half([*d0, *d1]);
+        let offset = -8.0 * scale;
+        [Vector::of_low_nibbles(nibbles, scale, offset), Vector::of_high_nibbles(nibbles, scale, offset)]
+    }
+}
+
+impl Block for Q4_1 {
+    const PARTS: usize = 1;
+
+    #[inline(always)]
+    fn numbers(&self, _: usize) -> [Vector; 2] {
         let [d0, d1, m0, m1, nibbles @ ..] = self;
-        let scale = f16::from_le_bytes([*d0, *d1]).to_f32();
-        Vector::of_nibbles(nibbles, scale, f16::from_le_bytes([*m0, *m1]).to_f32())
+        let (scale, offset) = (half([*d0, *d1]), half([*m0, *m1]));
+        [Vector::of_low_nibbles(nibbles, scale, offset), Vector::of_high_nibbles(nibbles, scale, offset)]
+    }
+}
+
+impl Block for Q4K {
+    const PARTS: usize = 8;
+
+    #[inline(always)]
+    fn numbers(&self, part: usize) -> [Vector; 2] {
+        let [d0, d1, m0, m1, rest @ ..] = self;
+        let (factors, nibbles) = rest.split_at(12);
+        let (factor, minimum) = match part {
+            0..4 => (factors[part] & 63, factors[part + 4] & 63),
+            _ => {
+                (factors[part + 4] & 15 | factors[part - 4] >> 6 << 4, factors[part + 4] >> 4 | factors[part] >> 6 << 4)
+            }
+        };
+        let (scale, offset) = (half([*d0, *d1]) * f32::from(factor), -(half([*m0, *m1]) * f32::from(minimum)));
+        let bytes = [0, LANES].map(|first| sixteen(nibbles, part / 2 * 32 + first));
+        if part.is_multiple_of(2) {
+            bytes.map(|bytes| Vector::of_low_nibbles(bytes, scale, offset))
+        } else {
+            bytes.map(|bytes| Vector::of_high_nibbles(bytes, scale, offset))
+        }
+    }
+}
+
+impl Block for Q6K {
+    const PARTS: usize = 8;
+
+    #[inline(always)]
+    fn numbers(&self, part: usize) -> [Vector; 2] {
+        let (low, rest) = self.split_at(128);
+        let (high, rest) = rest.split_at(64);
+        let (factors, scale) = rest.split_at(16);
+        let scale = half([scale[0], scale[1]]);
+        // Of each half: parts 0 and 1 in the low nibbles, 2 and 3 in the high ones; two bits of each in one byte.
+        let (of_half, quarter) = (part / 4, part % 4);
+        std::array::from_fn(|i| {
+            let low = sixteen(low, of_half * 64 + quarter % 2 * 32 + i * LANES);
+            let high = sixteen(high, of_half * 32 + i * LANES);
+            let bits = |at: usize| {
+                let nibble = if quarter < 2 { low[at] & 15 } else { low[at] >> 4 };
+                (nibble | (high[at] >> (2 * quarter) & 3) << 4).wrapping_sub(32)
+            };
+            let factor = f32::from(factors[part * 2 + i].cast_signed());
+            Vector::of_signed(&std::array::from_fn(bits)).times(Vector::splat(scale * factor))
+        })
     }
 }
 
 impl Block for Q8_0 {
+    const PARTS: usize = 1;
+
     #[inline(always)]
-    fn numbers(&self) -> [Vector; 2] {
+    fn numbers(&self, _: usize) -> [Vector; 2] {
         let [d0, d1, bytes @ ..] = self;
         let ([low, high], _) = bytes.as_chunks::<LANES>() else { unreachable!("32 bytes are two halves") };
-        let scale = Vector::splat(f16::from_le_bytes([*d0, *d1]).to_f32());
+        let scale = Vector::splat(half([*d0, *d1]));
         [Vector::of_signed(low).times(scale), Vector::of_signed(high).times(scale)]
     }
 }
 
-/// The numbers of a row, 32 for each block.
-pub(crate) fn write(row: &[impl Block], out: &mut [f32]) {
-    for (block, out) in row.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
-        let (halves, _) = out.as_chunks_mut::<LANES>();
-        block.numbers().into_iter().zip(halves).for_each(|(numbers, half)| numbers.store(half));
+/// The numbers of a row.
+pub(crate) fn write<B: Block>(row: &[B], out: &mut [f32]) {
+    for (block, out) in row.iter().zip(out.chunks_mut(B::PARTS * PART)) {
+        for (part, out) in out.as_chunks_mut::<PART>().0.iter_mut().enumerate() {
+            let (halves, _) = out.as_chunks_mut::<LANES>();
+            block.numbers(part).into_iter().zip(halves).for_each(|(numbers, half)| numbers.store(half));
+        }
     }
 }
 
 /// Products of a row with `out.len()` rows of `x`, at most eight; the bits of [`crate::cpu::dot`] with its numbers.
 pub(crate) fn dots(row: &[impl Block], x: &[f32], out: &mut [f32]) {
-    let (x, _) = x.as_chunks::<BLOCK>();
+    let (x, _) = x.as_chunks::<PART>();
     match out.len() {
-        1 => out.copy_from_slice(&dots_of::<1>(row, x)),
-        2 => out.copy_from_slice(&dots_of::<2>(row, x)),
-        3 => out.copy_from_slice(&dots_of::<3>(row, x)),
-        4 => out.copy_from_slice(&dots_of::<4>(row, x)),
-        5 => out.copy_from_slice(&dots_of::<5>(row, x)),
-        6 => out.copy_from_slice(&dots_of::<6>(row, x)),
-        7 => out.copy_from_slice(&dots_of::<7>(row, x)),
-        8 => out.copy_from_slice(&dots_of::<8>(row, x)),
+        1 => out.copy_from_slice(&dots_of::<1, _>(row, x)),
+        2 => out.copy_from_slice(&dots_of::<2, _>(row, x)),
+        3 => out.copy_from_slice(&dots_of::<3, _>(row, x)),
+        4 => out.copy_from_slice(&dots_of::<4, _>(row, x)),
+        5 => out.copy_from_slice(&dots_of::<5, _>(row, x)),
+        6 => out.copy_from_slice(&dots_of::<6, _>(row, x)),
+        7 => out.copy_from_slice(&dots_of::<7, _>(row, x)),
+        8 => out.copy_from_slice(&dots_of::<8, _>(row, x)),
         more => unreachable!("{more} rows are more than few"),
     }
 }
 
 #[inline(always)]
-fn dots_of<const T: usize>(row: &[impl Block], x: &[[f32; BLOCK]]) -> [f32; T] {
-    let x: [&[[f32; BLOCK]]; T] = std::array::from_fn(|i| &x[i * row.len()..(i + 1) * row.len()]);
+fn dots_of<const T: usize, B: Block>(row: &[B], x: &[[f32; PART]]) -> [f32; T] {
+    const LINE: usize = 64;
+    let parts = row.len() * B::PARTS;
+    let x: [&[[f32; PART]]; T] = std::array::from_fn(|i| &x[i * parts..(i + 1) * parts]);
     let mut sums = [[Vector::splat(0.0); 2]; T];
     for (at, block) in row.iter().enumerate() {
-        fetch(std::ptr::from_ref(block).wrapping_byte_add(AHEAD));
-        let numbers = block.numbers();
-        for (sums, x) in sums.iter_mut().zip(x) {
-            let (x, _) = x[at].as_chunks::<LANES>();
-            for ((sum, numbers), x) in sums.iter_mut().zip(numbers).zip(x) {
-                *sum = sum.plus_product(numbers, Vector::load(x));
+        for line in (0..size_of::<B>()).step_by(LINE) {
+            fetch(std::ptr::from_ref(block).wrapping_byte_add(AHEAD + line));
+        }
+        for part in 0..B::PARTS {
+            let numbers = block.numbers(part);
+            for (sums, x) in sums.iter_mut().zip(x) {
+                let (x, _) = x[at * B::PARTS + part].as_chunks::<LANES>();
+                for ((sum, numbers), x) in sums.iter_mut().zip(numbers).zip(x) {
+                    *sum = sum.plus_product(numbers, Vector::load(x));
+                }
             }
         }
     }

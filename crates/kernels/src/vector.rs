@@ -25,7 +25,7 @@ pub(crate) fn fetch<T>(address: *const T) {
 mod register {
     use super::LANES;
     use std::arch::x86_64::{
-        __m512, _mm_loadu_si128, _mm512_add_epi32, _mm512_add_ps, _mm512_castps_si512, _mm512_castsi512_ps,
+        __m512, __m512i, _mm_loadu_si128, _mm512_add_epi32, _mm512_add_ps, _mm512_castps_si512, _mm512_castsi512_ps,
         _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_div_ps, _mm512_fmadd_ps,
         _mm512_loadu_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_permutexvar_ps, _mm512_reduce_add_ps,
         _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32, _mm512_srli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
@@ -122,18 +122,29 @@ mod register {
             Self(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()))) })
         }
 
-        /// `scale * nibble + offset`, rounded twice, for the low halves of the bytes and for the high ones.
+        /// `scale * nibble + offset`, rounded twice, for the low halves of the bytes.
         #[inline(always)]
-        pub(crate) fn of_nibbles(bytes: &[u8; LANES], scale: f32, offset: f32) -> [Self; 2] {
-            // All sixteen results first; each nibble then names one.
+        pub(crate) fn of_low_nibbles(bytes: &[u8; LANES], scale: f32, offset: f32) -> Self {
+            // SAFETY: as above; 16 bytes are read.
+            Self::named(unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast())) }, scale, offset)
+        }
+
+        /// As [`Self::of_low_nibbles`], for the high halves.
+        #[inline(always)]
+        pub(crate) fn of_high_nibbles(bytes: &[u8; LANES], scale: f32, offset: f32) -> Self {
+            // SAFETY: as above; 16 bytes are read.
+            let places =
+                unsafe { _mm512_srli_epi32::<4>(_mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()))) };
+            Self::named(places, scale, offset)
+        }
+
+        /// All sixteen numbers that a nibble can stand for first; each place then names one.
+        #[inline(always)]
+        fn named(places: __m512i, scale: f32, offset: f32) -> Self {
             let nibbles = Self::load(&std::array::from_fn(|nibble| nibble as f32));
             let table = nibbles.times(Self::splat(scale)).plus(Self::splat(offset)).0;
-            // SAFETY: as above; 16 bytes are read. Of a place in the table the lowest four bits count.
-            unsafe {
-                let low = _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()));
-                let high = _mm512_srli_epi32::<4>(low);
-                [Self(_mm512_permutexvar_ps(low, table)), Self(_mm512_permutexvar_ps(high, table))]
-            }
+            // SAFETY: as above. Of a place in the table the lowest four bits count.
+            Self(unsafe { _mm512_permutexvar_ps(places, table) })
         }
     }
 }
@@ -225,11 +236,16 @@ mod array {
             Self(bytes.map(|byte| f32::from(byte.cast_signed())))
         }
 
-        /// `scale * nibble + offset`, rounded twice, for the low halves of the bytes and for the high ones.
+        /// `scale * nibble + offset`, rounded twice, for the low halves of the bytes.
         #[inline(always)]
-        pub(crate) fn of_nibbles(bytes: &[u8; LANES], scale: f32, offset: f32) -> [Self; 2] {
-            let number = |nibble: u8| f32::from(nibble) * scale + offset;
-            [Self(bytes.map(|byte| number(byte & 15))), Self(bytes.map(|byte| number(byte >> 4)))]
+        pub(crate) fn of_low_nibbles(bytes: &[u8; LANES], scale: f32, offset: f32) -> Self {
+            Self(bytes.map(|byte| f32::from(byte & 15) * scale + offset))
+        }
+
+        /// As [`Self::of_low_nibbles`], for the high halves.
+        #[inline(always)]
+        pub(crate) fn of_high_nibbles(bytes: &[u8; LANES], scale: f32, offset: f32) -> Self {
+            Self(bytes.map(|byte| f32::from(byte >> 4) * scale + offset))
         }
     }
 }
