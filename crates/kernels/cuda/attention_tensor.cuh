@@ -28,8 +28,6 @@ struct Shape {
 template <int PARTS>
 using Fetched = float4[Shape<PARTS>::AT_ONCE][PARTS];
 
-#ifndef ATTENTION_TENSOR_SHIM  // set where a program for the CPU brings these functions itself
-
 // Four matrices of 8 x 8; lane i gives row i % 8 of matrix i / 8 and gets two neighbours in row lane / 4 of each.
 __device__ __forceinline__ void load_matrices(uint32_t (&x)[4], const __nv_bfloat16 *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -62,7 +60,6 @@ __device__ __forceinline__ float power_of_two(float x) {
     return y;
 }
 
-#endif
 
 __device__ __forceinline__ uint32_t bf16_pair(float x, float y) {
     __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);

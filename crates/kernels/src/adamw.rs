@@ -76,6 +76,9 @@ impl AdamW {
         let (step_size, decay) = (learning_rate / correction1, 1.0 - learning_rate * self.weight_decay);
         #[cfg(feature = "cuda")]
         if let Some(gpu) = cuda::Gpu::with(var)? {
+            if !var.is_contiguous() {
+                bail!("adamw: expected a contiguous variable, found {:?}", var.shape());
+            }
             first.move_to(gpu)?;
             second.move_to(gpu)?;
             let (p, g) = (cuda::Read::of(var)?, cuda::Read::of(grad)?);

@@ -7,7 +7,7 @@ use candle_core::{Result, Tensor};
 use std::ops::Range;
 
 #[cfg(feature = "cuda")]
-use crate::cuda::{Gpu, Pointer, Read};
+use crate::cuda::{Gpu, Pointer, Read, at};
 #[cfg(feature = "cuda")]
 use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 
@@ -148,16 +148,19 @@ impl Buffer {
 
     /// A copy of the numbers of all `ranges`, end to end.
     ///
+    /// # Errors
+    /// When the GPU has no memory for the copy.
+    ///
     /// # Panics
-    /// When a range reaches beyond the numbers, or the GPU has no memory for the copy.
-    pub(crate) fn select(&self, ranges: &[Range<usize>]) -> Self {
-        match self {
+    /// When a range reaches beyond the numbers.
+    pub(crate) fn select(&self, ranges: &[Range<usize>]) -> Result<Self> {
+        Ok(match self {
             Self::Host(numbers) => {
                 Self::Host(ranges.iter().flat_map(|range| &numbers[range.clone()]).copied().collect())
             }
             #[cfg(feature = "cuda")]
-            Self::Gpu(buffer) => Self::Gpu(buffer.select(ranges).expect("memory for a part of what is there")),
-        }
+            Self::Gpu(buffer) => Self::Gpu(buffer.select(ranges)?),
+        })
     }
 }
 
@@ -172,7 +175,7 @@ impl GpuBuffer {
             unsafe { self.gpu.copy(self.gpu.pointer(&self.slice), self.gpu.pointer(&slice), self.len)? };
             self.slice = slice;
         }
-        let end = self.gpu.pointer(&self.slice) + (self.len * size_of::<f32>()) as Pointer;
+        let end = at(self.gpu.pointer(&self.slice), self.len);
         // SAFETY: the tensor has so many numbers, and there is room for them behind those in use.
         unsafe { self.gpu.copy(read.pointer, end, count)? };
         self.len = needed;
@@ -185,10 +188,10 @@ impl GpuBuffer {
         let mut to = self.gpu.pointer(&slice);
         for range in ranges {
             assert!(range.end <= self.len, "{range:?} of {} numbers", self.len);
-            let from = self.gpu.pointer(&self.slice) + (range.start * size_of::<f32>()) as Pointer;
+            let from = at(self.gpu.pointer(&self.slice), range.start);
             // SAFETY: the range lies within the numbers, and the copy was made for all ranges.
             unsafe { self.gpu.copy(from, to, range.len())? };
-            to += (range.len() * size_of::<f32>()) as Pointer;
+            to = at(to, range.len());
         }
         Ok(Self { gpu: self.gpu, slice, len })
     }

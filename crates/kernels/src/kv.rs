@@ -48,20 +48,26 @@ impl KvLayer {
 
     /// A copy of the tokens `range`.
     ///
+    /// # Errors
+    /// When its device has no memory for the copy.
+    ///
     /// # Panics
     /// When the range reaches beyond [`KvLayer::num_tokens`].
-    pub fn slice(&self, range: Range<usize>) -> Self {
+    pub fn slice(&self, range: Range<usize>) -> Result<Self> {
         self.select(&[range])
     }
 
     /// A copy of the tokens of all `ranges`, end to end.
     ///
+    /// # Errors
+    /// When its device has no memory for the copy.
+    ///
     /// # Panics
     /// When a range reaches beyond [`KvLayer::num_tokens`].
-    pub fn select(&self, ranges: &[Range<usize>]) -> Self {
+    pub fn select(&self, ranges: &[Range<usize>]) -> Result<Self> {
         let numbers = |range: &Range<usize>| range.start * self.width..range.end * self.width;
         let ranges: Vec<Range<usize>> = ranges.iter().map(numbers).collect();
-        Self { keys: self.keys.select(&ranges), values: self.values.select(&ranges), width: self.width }
+        Ok(Self { keys: self.keys.select(&ranges)?, values: self.values.select(&ranges)?, width: self.width })
     }
 
     pub(crate) fn width(&self) -> usize {

@@ -181,12 +181,14 @@ impl Embedder<'_> {
             progress(done);
             Ok(())
         };
-        // A GPU runs one batch while the next is laid out.
+        // A GPU runs one batch while the next is laid out; on the CPU each is done when it comes back.
+        let runs_on = !self.decoder.device().is_cpu();
         let mut running = None;
         for batch in pack(&lengths, options.batch_tokens) {
             let vectors = self.run(batch.iter().map(|i| &rows[*i]).collect::<Vec<_>>().as_slice())?;
-            if let Some(before) = running.replace((batch, vectors)) {
-                take(before)?;
+            let before = running.replace((batch, vectors));
+            if let Some(done) = if runs_on { before } else { running.take() } {
+                take(done)?;
             }
         }
         running.map_or(Ok(()), take)?;

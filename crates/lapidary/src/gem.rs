@@ -10,6 +10,7 @@ use crate::train::{build_method, special_rows};
 use kernels::Device;
 use layout::{Method, TokenId};
 use rand::SeedableRng as _;
+use std::borrow::Cow;
 use std::path::Path;
 
 /// BLAKE3 of some bytes, one part after the other, hexadecimal.
@@ -114,11 +115,9 @@ impl Lapidary {
     /// # Errors
     /// When the device has no room.
     pub fn to_device(&mut self, device: &Device) -> Result<(), Error> {
+        let adapter = self.adapter.as_ref().map(|adapter| adapter.on(device)).transpose()?;
         self.base.decoder.to_device(device)?;
-        self.adapter = self.adapter.take().map(|adapter| adapter.on(device)).transpose()?;
-        if !device.is_cpu() {
-            self.fingerprint = fingerprint_of(&[self.fingerprint.as_bytes(), b"gpu"]);
-        }
+        self.adapter = adapter;
         Ok(())
     }
 
@@ -143,8 +142,11 @@ impl Lapidary {
     }
 
     /// Changes with every bit that changes a vector; stays the same when files are moved or renamed.
-    pub fn fingerprint(&self) -> &str {
-        &self.fingerprint
+    pub fn fingerprint(&self) -> Cow<'_, str> {
+        if self.base.decoder.device().is_cpu() {
+            return Cow::Borrowed(&self.fingerprint);
+        }
+        Cow::Owned(fingerprint_of(&[self.fingerprint.as_bytes(), b"gpu"]))
     }
 
     /// What embeds texts with this model.

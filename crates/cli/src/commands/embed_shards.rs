@@ -98,7 +98,7 @@ pub(super) fn run(work: &mut Work<'_>, texts: &mut Texts, plan: &Plan<'_>, conte
         plan,
         &Manifest {
             version: 1,
-            model_fingerprint: work.model.fingerprint().to_owned(),
+            model_fingerprint: work.model.fingerprint().into_owned(),
             shard_size: plan.size,
             with_text: work.with_text,
             standardise,

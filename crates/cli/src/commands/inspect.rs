@@ -109,7 +109,7 @@ fn describe(args: &InspectModelArgs, context: &Context) -> Result<String> {
         add("trained", if config.full { "all weights" } else { "adapter and special tokens" }.to_owned());
         add("special tokens", gem.method().special_tokens().len().to_string());
         add("standardised", yes(gem.standardisation().is_some()));
-        add("fingerprint", gem.fingerprint().to_owned());
+        add("fingerprint", gem.fingerprint().into_owned());
         let base = args.base.clone().unwrap_or(config.base_model);
         add("base model", base.clone());
         describe_base(gem.base(), &context.files(&base)?, &mut add)?;

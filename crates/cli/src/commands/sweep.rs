@@ -339,7 +339,7 @@ fn scores(
         Run::Model(args) => (context.load_to_embed(args)?, args.as_ref().clone()),
     };
     model.set_weight_format(measures.weights)?;
-    let fingerprint = model.fingerprint().to_owned();
+    let fingerprint = model.fingerprint().into_owned();
     let kept = kept.filter(|kept| kept.fingerprint == fingerprint);
     if let Some(kept) = kept.as_ref().filter(|kept| measures.are_in(kept)) {
         return Ok(kept.clone());

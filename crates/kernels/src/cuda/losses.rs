@@ -1,7 +1,7 @@
 //! Cross-entropy with the output head: logits exist for some rows at a time (cuda/losses.cuh).
 
 use super::pointwise::to_bf16;
-use super::{Arg, DeviceMatrix, Gpu, Gradients2, Mat, Pointer, Precision, Product};
+use super::{Arg, DeviceMatrix, Gpu, Gradients2, Mat, Pointer, Precision, Product, at};
 use candle_core::Result;
 use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 use half::bf16;
@@ -31,10 +31,6 @@ struct Part<'a> {
     labels: CudaSlice<u32>,
     maxima: CudaSlice<f32>,
     sums: CudaSlice<f32>,
-}
-
-fn at(pointer: Pointer, numbers: usize) -> Pointer {
-    pointer + (numbers * size_of::<f32>()) as Pointer
 }
 
 impl<'a> Rows<'a> {

@@ -75,9 +75,13 @@ pub(crate) fn open(ordinal: usize) -> Result<Device> {
     if let Some((_, device)) = opened.iter().find(|(number, _)| *number == ordinal) {
         return Ok(device.clone());
     }
+    if let Some((other, _)) = opened.first() {
+        bail!("GPU {ordinal} was asked for beside GPU {other}: one at a time, for copies of weights are kept on it");
+    }
     for library in ["libcuda.so.1", "libcublas.so.13", "libcurand.so.10"] {
         find_library(library)?;
     }
+    check_driver()?;
     let device = match Device::new_cuda_with_stream(ordinal) {
         Ok(device) => device,
         Err(error) => bail!("GPU {ordinal} cannot be used: {error}"),
@@ -99,6 +103,23 @@ fn find_library(name: &str) -> Result<()> {
     if library.is_null() {
         bail!(
             "no GPU can be used: {name} is not there (an NVIDIA driver of CUDA 13.0 or later, and its libraries, are)"
+        );
+    }
+    Ok(())
+}
+
+/// Refuses a driver that is older than the CUDA which the program was built for.
+fn check_driver() -> Result<()> {
+    /// 1000 times the major version and 10 times the minor one.
+    const NEEDED: i32 = 13_000;
+    let mut version = 0;
+    // SAFETY: the call is given a place for a number.
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().w()?;
+    if version < NEEDED {
+        bail!(
+            "no GPU can be used: the driver is of CUDA {}.{}, expected 13.0 or later",
+            version / 1000,
+            version % 1000 / 10
         );
     }
     Ok(())
@@ -261,6 +282,16 @@ impl Gpu {
         unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, count * size_of::<f32>(), self.stream.cu_stream()) }.result().w()
     }
 
+    /// Zeros.
+    ///
+    /// # Safety
+    /// The pointer leads to `count` numbers.
+    pub(crate) unsafe fn clear(&self, to: Pointer, count: usize) -> Result<()> {
+        self.stream.context().bind_to_thread().w()?;
+        // SAFETY: as the caller says.
+        unsafe { sys::cuMemsetD8Async(to, 0, count * size_of::<f32>(), self.stream.cu_stream()) }.result().w()
+    }
+
     /// Numbers as a tensor.
     pub(crate) fn tensor(&self, values: CudaSlice<f32>, shape: impl Into<Shape>) -> Tensor {
         let storage = Storage::Cuda(self.storage(values));
@@ -277,12 +308,17 @@ impl Gpu {
     }
 }
 
+/// The address so many f32 numbers on.
+pub(crate) fn at(pointer: Pointer, numbers: usize) -> Pointer {
+    pointer + (numbers * size_of::<f32>()) as Pointer
+}
+
 /// A contiguous operand as handed to a custom op, with its GPU.
 pub(crate) fn operand(storage: &CudaStorage, layout: &Layout, op: &str) -> Result<(&'static Gpu, Pointer)> {
     let gpu = Gpu::of(&storage.device)?;
     let slice = f32::as_cuda_slice(storage)?;
     match layout.contiguous_offsets() {
-        Some((from, _)) => Ok((gpu, gpu.pointer(slice) + (from * size_of::<f32>()) as Pointer)),
+        Some((from, _)) => Ok((gpu, at(gpu.pointer(slice), from))),
         None => bail!("{op}: expected a contiguous operand, found {:?}", layout.shape()),
     }
 }

@@ -58,8 +58,12 @@ impl Product {
     /// The pointers lead to matrices of these sizes, of numbers of the precision.
     pub(crate) unsafe fn run(self, gpu: &Gpu) -> Result<()> {
         let (m, n, k) = self.mnk;
-        if m == 0 || n == 0 || k == 0 {
+        if m == 0 || n == 0 {
             return Ok(());
+        }
+        if k == 0 {
+            // SAFETY: as the caller says: `c` leads to so many numbers.
+            return if self.add { Ok(()) } else { unsafe { gpu.clear(self.c, m * n) } };
         }
         let int = |x: usize| i32::try_from(x);
         let (Ok(m), Ok(n), Ok(k)) = (int(m), int(n), int(k)) else { bail!("product: {:?} is too large", self.mnk) };

@@ -207,6 +207,19 @@ fn check(spec: &AttentionSpec, q: &Tensor, kv: (usize, usize), num_keys: usize) 
     Ok(())
 }
 
+/// What attention over past and new keys asks of its operands.
+fn check_new(spec: &AttentionSpec, [q, k, v]: [&Tensor; 3], past: Option<&Arc<KvLayer>>) -> Result<()> {
+    let (new, kv_heads, h) = k.dims3()?;
+    check_width(past.map(Arc::as_ref), kv_heads * h)?;
+    if v.dims() != k.dims() {
+        bail!("attention: keys {:?}, values {:?}", k.shape(), v.shape());
+    }
+    if past.is_some_and(|past| !past.keys().is_beside(q)) {
+        bail!("attention: past keys on another device than the queries");
+    }
+    check(spec, q, (kv_heads, h), new + past.map_or(0, |past| past.num_tokens()))
+}
+
 fn check_width(cache: Option<&KvLayer>, width: usize) -> Result<()> {
     match cache {
         Some(cache) if cache.num_tokens() > 0 && cache.width() != width => {
@@ -238,16 +251,8 @@ pub fn attention(
     past: Option<&Arc<KvLayer>>,
     spec: &AttentionSpec,
 ) -> Result<Tensor> {
-    let (new, kv_heads, h) = k.dims3()?;
-    check_width(past.map(Arc::as_ref), kv_heads * h)?;
-    if v.dims() != k.dims() {
-        bail!("attention: keys {:?}, values {:?}", k.shape(), v.shape());
-    }
-    check(spec, q, (kv_heads, h), new + past.map_or(0, |past| past.num_tokens()))?;
+    check_new(spec, [q, k, v], past)?;
     let in_graph = q.track_op() || k.track_op() || v.track_op();
-    if past.is_some_and(|past| !past.keys().is_beside(q)) {
-        bail!("attention: past keys on another device than the queries");
-    }
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, Attention::new(past, spec, in_graph))
 }
 
@@ -257,9 +262,7 @@ pub(super) fn attention_to_go_back(
     past: Option<&Arc<KvLayer>>,
     spec: &AttentionSpec,
 ) -> Result<(Tensor, Attention)> {
-    let (new, kv_heads, h) = k.dims3()?;
-    check_width(past.map(Arc::as_ref), kv_heads * h)?;
-    check(spec, q, (kv_heads, h), new + past.map_or(0, |past| past.num_tokens()))?;
+    check_new(spec, [q, k, v], past)?;
     let op = Attention::new(past, spec, true);
     Ok((q.apply_op3_no_bwd(k, v, &op)?, op))
 }
@@ -352,15 +355,13 @@ impl Attention {
     pub(super) fn backward(
         &self,
         [q, k, v]: [&Tensor; 3],
-        (y, dy): (&Tensor, &Tensor),
+        (_y, dy): (&Tensor, &Tensor),
         wants: [bool; 3],
     ) -> Result<[Option<Tensor>; 3]> {
         #[cfg(feature = "cuda")]
         if let Some(gpu) = cuda::Gpu::with(dy)? {
-            return self.backward_on(gpu, [q, k, v], (y, dy), wants);
+            return self.backward_on(gpu, [q, k, v], (_y, dy), wants);
         }
-        #[cfg(not(feature = "cuda"))]
-        let _ = y;
         let ((t, heads, h), (new, kv_heads, _)) = (q.dims3()?, k.dims3()?);
         let group = heads / kv_heads;
         let (q_values, dy) = (with_values(q, <[f32]>::to_vec)?, with_values(dy, <[f32]>::to_vec)?);

@@ -47,15 +47,12 @@ impl<'a> Map<'a> {
 
     /// The map on slices; `run` is given it.
     fn with<R>(&self, run: impl FnOnce(Ready<'_>) -> R) -> Result<R> {
-        let (out, input) = self.weight.dims()?;
+        let (out, _) = self.weight.dims()?;
         let Some(packed) = self.packed() else { bail!("fused: expected a frozen weight packed as bf16") };
         let Some(update) = self.update.filter(|update| !update.rows.is_empty()) else {
             return Ok(run(Ready { packed, out, update: None }));
         };
         let rank = update.a.dim(0)?;
-        if update.a.dims() != [rank, input] || update.b.dims() != [out, rank] {
-            bail!("fused: update A {:?}, B {:?} on a map [{out}, {input}]", update.a.shape(), update.b.shape());
-        }
         with_values(&update.a, |a| {
             with_values(&update.b, |b| {
                 run(Ready { packed, out, update: Some(RowUpdate::new((a, b), rank, update.scale)) })
@@ -65,7 +62,7 @@ impl<'a> Map<'a> {
 }
 
 /// Whether parts of this module can stand for operations on `x` and these maps: no gradient is wanted, the weights are
-/// packed, the machine has units for them, and there are rows enough for all threads.
+/// packed, the machine has units for them, and there are rows enough for all threads; on a GPU any number will do.
 pub fn can_fuse(x: &Tensor, maps: &[Map<'_>]) -> bool {
     let is_plain = |map: &Map<'_>| {
         let no_gradient = map.update.is_none_or(|update| !update.a.track_op() && !update.b.track_op());
@@ -211,7 +208,11 @@ fn check(what: &str, x: &Tensor, maps: &[Map<'_>], shapes: &[(usize, usize)]) ->
         bail!("{what}: an update at rows beyond {}", x.dims()[0]);
     }
     for (map, expected) in maps.iter().zip(shapes) {
-        if map.weight.dims()? != *expected || map.update.is_some_and(|update| update.rows[..] != *rows) {
+        let fits = |update: &LowRank| {
+            let rank = update.a.dims().first().copied().unwrap_or(0);
+            update.a.dims() == [rank, expected.1] && update.b.dims() == [expected.0, rank] && update.rows[..] == *rows
+        };
+        if map.weight.dims()? != *expected || !map.update.is_none_or(fits) {
             bail!("{what}: expected a map {expected:?}, found {:?}, or updates of other rows", map.weight.dims()?);
         }
     }

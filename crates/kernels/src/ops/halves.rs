@@ -37,10 +37,16 @@ impl ParameterGradients {
     }
 }
 
-/// Whether halves of this module can stand for the operations: `x` leads to a variable, the weights are frozen.
+/// Whether halves of this module can stand for the operations: `x` leads to a variable, the weights are frozen, and updates
+/// are variables themselves.
 pub fn can_halve(x: &Tensor, norm: Norm<'_>, maps: &[Map<'_>]) -> bool {
-    let is_frozen = |map: &Map<'_>| matches!(map.weight, Weight::Frozen(_));
-    x.track_op() && !norm.weight.track_op() && maps.iter().all(is_frozen)
+    // A gradient is kept for a variable; what an update were computed from would get none.
+    let is_known = |x: &Tensor| x.is_variable() || !x.track_op();
+    let is_plain = |map: &Map<'_>| {
+        let known = map.update.is_none_or(|update| is_known(&update.a) && is_known(&update.b));
+        matches!(map.weight, Weight::Frozen(_)) && known
+    };
+    x.track_op() && !norm.weight.track_op() && maps.iter().all(is_plain)
 }
 
 /// A map outside the graph, and which tensors its update's gradients are of.

@@ -169,13 +169,15 @@ impl CustomOp2 for Dense {
                 unsafe { Product::new(Precision::F32, mnk, a, b, gpu.pointer(&c)).run(gpu)? };
                 Ok(Some(gpu.tensor(c, like.shape())))
             };
-            let dx =
-                |(): ()| product(x, (t, input, out), Mat::rows(dy_at.pointer, out), Mat::rows(w_at.pointer, input));
-            let dw = |(): ()| {
-                product(w, (out, input, t), Mat::transposed(dy_at.pointer, out), Mat::rows(x_at.pointer, input))
-            };
-            let wanted = |operand: &Tensor| operand.track_op().then_some(());
-            return Ok((wanted(x).map_or(Ok(None), dx)?, wanted(w).map_or(Ok(None), dw)?));
+            let (dy_rows, dy_columns) = (Mat::rows(dy_at.pointer, out), Mat::transposed(dy_at.pointer, out));
+            let (mut dx, mut dw) = (None, None);
+            if x.track_op() {
+                dx = product(x, (t, input, out), dy_rows, Mat::rows(w_at.pointer, input))?;
+            }
+            if w.track_op() {
+                dw = product(w, (out, input, t), dy_columns, Mat::rows(x_at.pointer, input))?;
+            }
+            return Ok((dx, dw));
         }
         let dx = if x.track_op() {
             let mut dx = vec![0f32; t * input];

@@ -2,11 +2,13 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot set up its case fails there")]
 
 mod adamw;
+mod attention;
 mod bf16;
 mod errors;
 mod forward;
 mod fused;
 mod gradients;
+mod halves;
 mod mask;
 mod matrix;
 mod numerics;

@@ -76,7 +76,11 @@ impl KvCache {
         let at = (piece.at + local.start - piece.local.start) as usize;
         let range = at..at + local.len();
         Ok(Self {
-            layers: self.layers.iter().map(|layer| Arc::new(layer.slice(range.clone()))).collect(),
+            layers: self
+                .layers
+                .iter()
+                .map(|layer| layer.slice(range.clone()).map(Arc::new))
+                .collect::<Result<_, _>>()?,
             rows: vec![vec![Piece { local: 0..local.len() as u32, at: 0 }]],
             positions: self.positions[range].to_vec(),
         })
@@ -102,7 +106,7 @@ impl KvCache {
             at += local.len() as u32;
         }
         Ok(Self {
-            layers: self.layers.iter().map(|layer| Arc::new(layer.select(&places))).collect(),
+            layers: self.layers.iter().map(|layer| layer.select(&places).map(Arc::new)).collect::<Result<_, _>>()?,
             positions: places.iter().flat_map(|place| &self.positions[place.clone()]).copied().collect(),
             rows: vec![kept],
         })

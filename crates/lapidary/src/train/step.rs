@@ -164,7 +164,8 @@ fn micro_batches<'a>(
         let mut cache = model.decoder.new_cache();
         let prefix = Segment::of_rows(passes.rows().iter().map(|row| (row.layout, 0..row.part.start)));
         if prefix.num_tokens() > 0 {
-            // On a CPU rows of a prefix in bf16 would have to agree with the whole row's in a graph.
+            // Its keys are the same for every pass behind it. On a CPU, where f32 costs less, they are those of a row that is
+            // not split, too.
             let bf16_attention = !model.decoder.device().is_cpu();
             model.decoder.append(
                 &prefix,

@@ -399,7 +399,7 @@ fn saved_and_loaded(trained: &str, tolerance: f64) {
     std::fs::rename(&model, shop.path("moved")).unwrap();
     let moved = Lapidary::load(&shop.path("moved"), &shop.model()).unwrap();
     assert_eq!((moved.fingerprint(), moved.embed(&texts).unwrap()), (loaded.fingerprint(), unit));
-    every_file_counts(&shop.path("moved"), &shop.model(), loaded.fingerprint());
+    every_file_counts(&shop.path("moved"), &shop.model(), &loaded.fingerprint());
     wrong_base(&shop);
 }
 
