@@ -31,6 +31,15 @@ pub(crate) type Q8_0 = [u8; 34];
 /// the low and the high halves of 32 bytes; number = scale * factor * nibble - minimum.
 pub(crate) type Q4K = [u8; 144];
 
+/// GGML Q5_K: as Q4_K, with a fifth bit of each number: of part i in bit i of 32 bytes ahead of the nibbles.
+pub(crate) type Q5K = [u8; 176];
+
+/// GGML Q5_0: f16 scale, 32 fifth bits, 32 nibbles as in Q4_1; number = scale * (bits - 16).
+pub(crate) type Q5_0 = [u8; 22];
+
+/// GGML Q5_1: f16 scale, f16 minimum, 32 fifth bits, 32 nibbles; number = scale * bits + minimum.
+pub(crate) type Q5_1 = [u8; 24];
+
 /// GGML Q6_K, halves of 128 numbers: the low 4 bits of all, the high 2 bits of all, sixteen signed factors of 16 numbers
 /// each, f16 scale; number = scale * factor * (bits - 32).
 pub(crate) type Q6K = [u8; 210];
@@ -69,6 +78,16 @@ impl Block for Q4_1 {
     }
 }
 
+/// Factor and minimum of a part: six bits each, those of the last four parts in halves.
+#[inline(always)]
+fn factors_of_part(factors: &[u8], part: usize) -> [f32; 2] {
+    let found = match part {
+        0..4 => [factors[part] & 63, factors[part + 4] & 63],
+        _ => [factors[part + 4] & 15 | factors[part - 4] >> 6 << 4, factors[part + 4] >> 4 | factors[part] >> 6 << 4],
+    };
+    found.map(f32::from)
+}
+
 impl Block for Q4K {
     const PARTS: usize = 8;
 
@@ -76,19 +95,64 @@ impl Block for Q4K {
     fn numbers(&self, part: usize) -> [Vector; 2] {
         let [d0, d1, m0, m1, rest @ ..] = self;
         let (factors, nibbles) = rest.split_at(12);
-        let (factor, minimum) = match part {
-            0..4 => (factors[part] & 63, factors[part + 4] & 63),
-            _ => {
-                (factors[part + 4] & 15 | factors[part - 4] >> 6 << 4, factors[part + 4] >> 4 | factors[part] >> 6 << 4)
-            }
-        };
-        let (scale, offset) = (half([*d0, *d1]) * f32::from(factor), -(half([*m0, *m1]) * f32::from(minimum)));
+        let [factor, minimum] = factors_of_part(factors, part);
+        let (scale, offset) = (half([*d0, *d1]) * factor, -(half([*m0, *m1]) * minimum));
         let bytes = [0, LANES].map(|first| sixteen(nibbles, part / 2 * 32 + first));
         if part.is_multiple_of(2) {
             bytes.map(|bytes| Vector::of_low_nibbles(bytes, scale, offset))
         } else {
             bytes.map(|bytes| Vector::of_high_nibbles(bytes, scale, offset))
         }
+    }
+}
+
+impl Block for Q5K {
+    const PARTS: usize = 8;
+
+    #[inline(always)]
+    fn numbers(&self, part: usize) -> [Vector; 2] {
+        let [d0, d1, m0, m1, rest @ ..] = self;
+        let (factors, rest) = rest.split_at(12);
+        let (high, nibbles) = rest.split_at(32);
+        let [factor, minimum] = factors_of_part(factors, part);
+        let (scale, offset) = (half([*d0, *d1]) * factor, -(half([*m0, *m1]) * minimum));
+        [0, LANES].map(|first| {
+            let (bytes, high) = (sixteen(nibbles, part / 2 * 32 + first), sixteen(high, first));
+            let bits = |i: usize| {
+                let nibble = if part.is_multiple_of(2) { bytes[i] & 15 } else { bytes[i] >> 4 };
+                nibble | (high[i] >> part & 1) << 4
+            };
+            Vector::of_signed(&std::array::from_fn(bits)).times(Vector::splat(scale)).plus(Vector::splat(offset))
+        })
+    }
+}
+
+/// The five bits of 32 numbers: low ones in nibbles as in Q4_1, a high one each of a word.
+#[inline(always)]
+fn five_bits(high: &[u8], nibbles: &[u8]) -> [[u8; LANES]; 2] {
+    let high = high.iter().rev().fold(0u32, |word, byte| word << 8 | u32::from(*byte));
+    let bit = |i: usize| ((high >> i & 1) as u8) << 4;
+    [std::array::from_fn(|i| nibbles[i] & 15 | bit(i)), std::array::from_fn(|i| nibbles[i] >> 4 | bit(i + LANES))]
+}
+
+impl Block for Q5_0 {
+    const PARTS: usize = 1;
+
+    #[inline(always)]
+    fn numbers(&self, _: usize) -> [Vector; 2] {
+        let scale = Vector::splat(half([self[0], self[1]]));
+        five_bits(&self[2..6], &self[6..])
+            .map(|bits| Vector::of_signed(&bits.map(|bits| bits.wrapping_sub(16))).times(scale))
+    }
+}
+
+impl Block for Q5_1 {
+    const PARTS: usize = 1;
+
+    #[inline(always)]
+    fn numbers(&self, _: usize) -> [Vector; 2] {
+        let [scale, minimum] = [0, 2].map(|at| Vector::splat(half([self[at], self[at + 1]])));
+        five_bits(&self[4..8], &self[8..]).map(|bits| Vector::of_signed(&bits).times(scale).plus(minimum))
     }
 }
 
