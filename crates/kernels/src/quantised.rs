@@ -118,21 +118,31 @@ impl Block for Q5K {
         let (scale, offset) = (half([*d0, *d1]) * factor, -(half([*m0, *m1]) * minimum));
         [0, LANES].map(|first| {
             let (bytes, high) = (sixteen(nibbles, part / 2 * 32 + first), sixteen(high, first));
-            let bits = |i: usize| {
-                let nibble = if part.is_multiple_of(2) { bytes[i] & 15 } else { bytes[i] >> 4 };
-                nibble | (high[i] >> part & 1) << 4
+            // What four bits stand for and what the fifth adds are exact: only the minimum rounds.
+            let four = if part.is_multiple_of(2) {
+                Vector::of_low_nibbles(bytes, scale, 0.0)
+            } else {
+                Vector::of_high_nibbles(bytes, scale, 0.0)
             };
-            Vector::of_signed(&std::array::from_fn(bits)).times(Vector::splat(scale)).plus(Vector::splat(offset))
+            four.plus_where(bits_of(high, part), 16.0 * scale).plus(Vector::splat(offset))
         })
     }
 }
 
-/// The five bits of 32 numbers: low ones in nibbles as in Q4_1, a high one each of a word.
+/// Bit `bit` of each byte.
 #[inline(always)]
-fn five_bits(high: &[u8], nibbles: &[u8]) -> [[u8; LANES]; 2] {
-    let high = high.iter().rev().fold(0u32, |word, byte| word << 8 | u32::from(*byte));
-    let bit = |i: usize| ((high >> i & 1) as u8) << 4;
-    [std::array::from_fn(|i| nibbles[i] & 15 | bit(i)), std::array::from_fn(|i| nibbles[i] >> 4 | bit(i + LANES))]
+fn bits_of(bytes: &[u8; LANES], bit: usize) -> u16 {
+    let mut bits = 0;
+    for (i, byte) in bytes.iter().enumerate() {
+        bits |= u16::from(byte >> bit & 1) << i;
+    }
+    bits
+}
+
+/// The fifth bits of the first and the second sixteen numbers of a block.
+#[inline(always)]
+fn fifth_bits([a, b, c, d]: [u8; 4]) -> [u16; 2] {
+    [u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d])]
 }
 
 impl Block for Q5_0 {
@@ -140,9 +150,13 @@ impl Block for Q5_0 {
 
     #[inline(always)]
     fn numbers(&self, _: usize) -> [Vector; 2] {
-        let scale = Vector::splat(half([self[0], self[1]]));
-        five_bits(&self[2..6], &self[6..])
-            .map(|bits| Vector::of_signed(&bits.map(|bits| bits.wrapping_sub(16))).times(scale))
+        let [d0, d1, h0, h1, h2, h3, nibbles @ ..] = self;
+        let scale = half([*d0, *d1]);
+        let [low, high] = fifth_bits([*h0, *h1, *h2, *h3]);
+        [
+            Vector::of_low_nibbles(nibbles, scale, -16.0 * scale).plus_where(low, 16.0 * scale),
+            Vector::of_high_nibbles(nibbles, scale, -16.0 * scale).plus_where(high, 16.0 * scale),
+        ]
     }
 }
 
@@ -151,8 +165,13 @@ impl Block for Q5_1 {
 
     #[inline(always)]
     fn numbers(&self, _: usize) -> [Vector; 2] {
-        let [scale, minimum] = [0, 2].map(|at| Vector::splat(half([self[at], self[at + 1]])));
-        five_bits(&self[4..8], &self[8..]).map(|bits| Vector::of_signed(&bits).times(scale).plus(minimum))
+        let [d0, d1, m0, m1, h0, h1, h2, h3, nibbles @ ..] = self;
+        let (scale, minimum) = (half([*d0, *d1]), Vector::splat(half([*m0, *m1])));
+        let [low, high] = fifth_bits([*h0, *h1, *h2, *h3]);
+        [
+            Vector::of_low_nibbles(nibbles, scale, 0.0).plus_where(low, 16.0 * scale).plus(minimum),
+            Vector::of_high_nibbles(nibbles, scale, 0.0).plus_where(high, 16.0 * scale).plus(minimum),
+        ]
     }
 }
 
@@ -167,15 +186,11 @@ impl Block for Q6K {
         let scale = half([scale[0], scale[1]]);
         // Of each half: parts 0 and 1 in the low nibbles, 2 and 3 in the high ones; two bits of each in one byte.
         let (of_half, quarter) = (part / 4, part % 4);
-        std::array::from_fn(|i| {
+        [0, 1].map(|i| {
             let low = sixteen(low, of_half * 64 + quarter % 2 * 32 + i * LANES);
             let high = sixteen(high, of_half * 32 + i * LANES);
-            let bits = |at: usize| {
-                let nibble = if quarter < 2 { low[at] & 15 } else { low[at] >> 4 };
-                (nibble | (high[at] >> (2 * quarter) & 3) << 4).wrapping_sub(32)
-            };
             let factor = f32::from(factors[part * 2 + i].cast_signed());
-            Vector::of_signed(&std::array::from_fn(bits)).times(Vector::splat(scale * factor))
+            Vector::of_six_bits(low, quarter > 1, high, 2 * quarter as u8).times(Vector::splat(scale * factor))
         })
     }
 }

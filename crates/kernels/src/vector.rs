@@ -25,10 +25,11 @@ pub(crate) fn fetch<T>(address: *const T) {
 mod register {
     use super::LANES;
     use std::arch::x86_64::{
-        __m512, __m512i, _mm_loadu_si128, _mm512_add_epi32, _mm512_add_ps, _mm512_castps_si512, _mm512_castsi512_ps,
-        _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_div_ps, _mm512_fmadd_ps,
-        _mm512_loadu_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_permutexvar_ps, _mm512_reduce_add_ps,
-        _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32, _mm512_srli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
+        __m512, __m512i, _mm_loadu_si128, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512,
+        _mm512_castsi512_ps, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_div_ps,
+        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_add_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps,
+        _mm512_or_si512, _mm512_permutexvar_ps, _mm512_reduce_add_ps, _mm512_set1_epi32, _mm512_set1_ps,
+        _mm512_slli_epi32, _mm512_srli_epi32, _mm512_srlv_epi32, _mm512_storeu_ps, _mm512_sub_ps,
     };
 
     #[derive(Clone, Copy)]
@@ -136,6 +137,30 @@ mod register {
             let places =
                 unsafe { _mm512_srli_epi32::<4>(_mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()))) };
             Self::named(places, scale, offset)
+        }
+
+        /// Six bits each, less 32: the low four those of the low halves of bytes, or of the high ones, the other two those
+        /// of bytes from bit `shift` on.
+        #[inline(always)]
+        pub(crate) fn of_six_bits(low: &[u8; LANES], is_high_half: bool, high: &[u8; LANES], shift: u8) -> Self {
+            // SAFETY: as above; 16 bytes are read of each.
+            unsafe {
+                let low = _mm512_cvtepu8_epi32(_mm_loadu_si128(low.as_ptr().cast()));
+                let low = if is_high_half { _mm512_srli_epi32::<4>(low) } else { low };
+                let low = _mm512_and_si512(low, _mm512_set1_epi32(15));
+                let high = _mm512_cvtepu8_epi32(_mm_loadu_si128(high.as_ptr().cast()));
+                let high = _mm512_srlv_epi32(high, _mm512_set1_epi32(i32::from(shift)));
+                let high = _mm512_slli_epi32::<4>(_mm512_and_si512(high, _mm512_set1_epi32(3)));
+                let bits = _mm512_add_epi32(_mm512_or_si512(low, high), _mm512_set1_epi32(-32));
+                Self(_mm512_cvtepi32_ps(bits))
+            }
+        }
+
+        /// Itself, and `x` more where a bit of `places` is set.
+        #[inline(always)]
+        pub(crate) fn plus_where(self, places: u16, x: f32) -> Self {
+            // SAFETY: as above.
+            Self(unsafe { _mm512_mask_add_ps(self.0, places, self.0, _mm512_set1_ps(x)) })
         }
 
         /// All sixteen numbers that a nibble can stand for first; each place then names one.
@@ -246,6 +271,28 @@ mod array {
         #[inline(always)]
         pub(crate) fn of_high_nibbles(bytes: &[u8; LANES], scale: f32, offset: f32) -> Self {
             Self(bytes.map(|byte| f32::from(byte >> 4) * scale + offset))
+        }
+
+        /// Six bits each, less 32: the low four those of the low halves of bytes, or of the high ones, the other two those
+        /// of bytes from bit `shift` on.
+        #[inline(always)]
+        pub(crate) fn of_six_bits(low: &[u8; LANES], is_high_half: bool, high: &[u8; LANES], shift: u8) -> Self {
+            let mut numbers = [0f32; LANES];
+            for (number, (low, high)) in numbers.iter_mut().zip(low.iter().zip(high)) {
+                let low = if is_high_half { low >> 4 } else { low & 15 };
+                *number = f32::from(low | (high >> shift & 3) << 4) - 32.0;
+            }
+            Self(numbers)
+        }
+
+        /// Itself, and `x` more where a bit of `places` is set.
+        #[inline(always)]
+        pub(crate) fn plus_where(self, places: u16, x: f32) -> Self {
+            let mut numbers = self.0;
+            for (i, number) in numbers.iter_mut().enumerate() {
+                *number += if places >> i & 1 == 1 { x } else { 0.0 };
+            }
+            Self(numbers)
         }
     }
 }
