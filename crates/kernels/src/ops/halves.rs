@@ -3,6 +3,7 @@
 //! The graph then has one edge for each half in place of a dozen, so that gradients of what lies between are not first
 //! cleared, then added to, and gradients of the low-rank updates are kept aside as they are found.
 
+use super::add::Add;
 use super::attention::{Attention, attention_to_go_back};
 use super::fused::{Map, Norm};
 use super::linear::{LowRank, Weight, linear, linear_backward};
@@ -12,7 +13,7 @@ use super::swiglu::{Activation, Gated, gated};
 use super::{AttentionSpec, add};
 use crate::KvLayer;
 use crate::matrix::Matrix;
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, TensorId, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Storage, Tensor, TensorId, bail};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -108,35 +109,54 @@ impl ReadyNorm {
 }
 
 /// `x + y`, where `y` was made of `x` outside the graph, and `H` leads its gradient back.
-struct Half<H>(H);
+struct Half<H> {
+    half: H,
+    /// Until the sum is taken: no backward pass reads it.
+    y: Mutex<Option<Tensor>>,
+}
 
 trait Back: Send + Sync {
     /// The gradient by `x` of `x + y`, from that of the sum.
     fn back(&self, x: &Tensor, d: &Tensor) -> Result<Tensor>;
 }
 
-impl<H: Back> CustomOp2 for Half<H> {
+impl<H: Back + 'static> Half<H> {
+    fn sum(x: &Tensor, y: Tensor, half: H) -> Result<Tensor> {
+        x.contiguous()?.apply_op1(Self { half, y: Mutex::new(Some(y)) })
+    }
+
+    fn take_y(&self) -> Result<Tensor> {
+        let y = self.y.lock().unwrap_or_else(PoisonError::into_inner).take();
+        y.map_or_else(|| bail!("halves: a sum is taken once"), |y| y.contiguous())
+    }
+}
+
+impl<H: Back + 'static> CustomOp1 for Half<H> {
     fn name(&self) -> &'static str {
         "half of a layer"
     }
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        super::add::Add.cpu_fwd(s1, l1, s2, l2)
+    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let y = self.take_y()?;
+        let (storage, layout) = y.storage_and_layout();
+        match &*storage {
+            Storage::Cpu(y) => Add.cpu_fwd(s, l, y, layout),
+            _ => bail!("halves: operands on two devices"),
+        }
     }
 
     #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        s1: &candle_core::CudaStorage,
-        l1: &Layout,
-        s2: &candle_core::CudaStorage,
-        l2: &Layout,
-    ) -> Result<(candle_core::CudaStorage, Shape)> {
-        super::add::Add.cuda_fwd(s1, l1, s2, l2)
+    fn cuda_fwd(&self, s: &candle_core::CudaStorage, l: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
+        let y = self.take_y()?;
+        let (storage, layout) = y.storage_and_layout();
+        match &*storage {
+            Storage::Cuda(y) => Add.cuda_fwd(s, l, y, layout),
+            _ => bail!("halves: operands on two devices"),
+        }
     }
 
-    fn bwd(&self, x: &Tensor, _y: &Tensor, _sum: &Tensor, d: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((Some(self.0.back(&x.detach(), &d.detach())?), None))
+    fn bwd(&self, x: &Tensor, _sum: &Tensor, d: &Tensor) -> Result<Option<Tensor>> {
+        self.half.back(&x.detach(), &d.detach()).map(Some)
     }
 }
 
@@ -191,7 +211,7 @@ pub fn attention_half(
     let y = maps[3].run(&found.reshape((t, ()))?)?;
     let (rope, gradients) = (heads.rope.cloned(), Arc::clone(gradients));
     let half = AttentionHalf { norm, maps, rope, attention, normed, heads: [q, k, v], found, gradients };
-    x.contiguous()?.apply_op2(&y, Half(half))
+    Half::sum(x, y, half)
 }
 
 impl Back for AttentionHalf {
@@ -248,7 +268,7 @@ pub fn feed_forward_half(
     let y = maps[2].run(&hidden)?;
     let gradients = Arc::clone(gradients);
     let half = FeedForwardHalf { norm, maps, activation, normed, gate, up, hidden, gradients };
-    x.contiguous()?.apply_op2(&y, Half(half))
+    Half::sum(x, y, half)
 }
 
 impl Back for FeedForwardHalf {
