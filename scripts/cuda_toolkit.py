@@ -124,7 +124,7 @@ def link(at, to):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path, help="where the toolkit goes, about 1.5 GB")
+    parser.add_argument("directory", type=Path, help="where the toolkit goes, about 1.2 GB")
     toolkit = parser.parse_args().directory.resolve()
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         sys.exit("this lays out a toolkit for x86-64 Linux alone")
