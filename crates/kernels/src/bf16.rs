@@ -7,6 +7,7 @@
 //! already, and on the portable path, to the rounding of f32.
 
 use crate::cpu::{self, View, rows_of};
+use crate::vector::LANES;
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -17,8 +18,9 @@ mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod blocks;
+mod int8;
 
-pub(crate) use blocks::{Blocks, Outputs, Rounded};
+pub(crate) use blocks::{Blocks, ByLine, Outputs, Rounded};
 
 /// Columns of a panel, and rows and columns of a block of outputs.
 pub(crate) const BLOCK: usize = 32;
@@ -29,6 +31,29 @@ const TASK_ROWS: usize = 128;
 #[repr(C, align(64))]
 #[derive(Clone, Copy)]
 struct Line([u16; 32]);
+
+fn zero_lines(count: usize) -> Vec<Line> {
+    vec![Line([0; 32]); count]
+}
+
+/// What the numbers of a packed matrix, and of the rows that meet it, are rounded to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// Products summed in f32.
+    Bf16,
+    /// Whole numbers, rows and columns with a scale each ([`int8`]); products summed in 32 bits, without rounding.
+    Int8,
+}
+
+impl Format {
+    /// Summands that are multiplied in one step: a line of a row.
+    fn step(self) -> usize {
+        match self {
+            Self::Bf16 => BLOCK,
+            Self::Int8 => int8::STEP,
+        }
+    }
+}
 
 /// The units that do the products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,20 +70,26 @@ pub(crate) enum Units {
 
 impl Units {
     /// The best of this machine.
-    pub(crate) fn best() -> Self {
-        static BEST: OnceLock<Units> = OnceLock::new();
-        *BEST.get_or_init(|| Self::available()[0])
+    pub(crate) fn best(format: Format) -> Self {
+        static BEST: [OnceLock<Units>; 2] = [const { OnceLock::new() }; 2];
+        *BEST[format as usize].get_or_init(|| Self::available(format)[0])
     }
 
     /// All of this machine, best first.
-    pub(crate) fn available() -> Vec<Self> {
+    pub(crate) fn available(format: Format) -> Vec<Self> {
         let mut units = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            if amx::is_available() {
+            use std::arch::is_x86_feature_detected;
+            if amx::is_available(format) {
                 units.push(Self::Amx);
             }
-            if std::arch::is_x86_feature_detected!("avx512f") && std::arch::is_x86_feature_detected!("avx512bf16") {
+            let has_vectors = is_x86_feature_detected!("avx512f")
+                && match format {
+                    Format::Bf16 => is_x86_feature_detected!("avx512bf16"),
+                    Format::Int8 => is_x86_feature_detected!("avx512vnni"),
+                };
+            if has_vectors {
                 units.push(Self::Avx512);
             }
         }
@@ -67,11 +98,13 @@ impl Units {
     }
 }
 
-/// A matrix `[k, n]` of bf16 numbers, packed for products `[t, k] x [k, n]`.
+/// A matrix `[k, n]` of rounded numbers, packed for products `[t, k] x [k, n]`.
 pub(crate) struct Packed {
     lines: Vec<Line>,
     k: usize,
     n: usize,
+    /// Of numbers of eight bits.
+    columns: Option<int8::Columns>,
 }
 
 /// The upper half of the f32 bits, rounded to nearest even.
@@ -113,10 +146,10 @@ fn widen(x: u16) -> f32 {
 }
 
 impl Packed {
-    /// Packs `[k, n]` numbers; the number of row i and column j stands at `at(i, j)` of `values`.
+    /// Packs `[k, n]` numbers as bf16; the number of row i and column j stands at `at(i, j)` of `values`.
     pub(crate) fn new(values: &[f32], (k, n): (usize, usize), at: impl Fn(usize, usize) -> usize + Sync) -> Self {
         let lines_of_panel = k.div_ceil(BLOCK) * BLOCK;
-        let mut lines = vec![Line([0; 32]); n.div_ceil(BLOCK) * lines_of_panel];
+        let mut lines = zero_lines(n.div_ceil(BLOCK) * lines_of_panel);
         lines.par_chunks_mut(lines_of_panel).enumerate().for_each(|(panel, lines)| {
             for j in 0..BLOCK.min(n - panel * BLOCK) {
                 for i in 0..k {
@@ -124,23 +157,32 @@ impl Packed {
                 }
             }
         });
-        Self { lines, k, n }
+        Self { lines, k, n, columns: None }
+    }
+
+    /// What its numbers are.
+    pub(crate) fn format(&self) -> Format {
+        if self.columns.is_some() { Format::Int8 } else { Format::Bf16 }
     }
 
     fn lines_of_panel(&self) -> usize {
-        self.k.div_ceil(BLOCK) * BLOCK
+        self.k.div_ceil(self.format().step()) * BLOCK
     }
 
     /// Column `j`, `[k]`.
     pub(crate) fn column(&self, j: usize, out: &mut [f32]) {
+        if let Some(columns) = &self.columns {
+            return self.column_of_bytes(columns, j, out);
+        }
         let panel = &self.lines[j / BLOCK * self.lines_of_panel()..];
         for (i, out) in out.iter_mut().enumerate() {
             *out = widen(panel[i / 2 * 2 + j % BLOCK / 16].0[j % 16 * 2 + i % 2]);
         }
     }
 
-    /// `y = x B` over the columns `columns` and the summands `summands` of the matrix: row i of `x` has
-    /// `summands.len()` numbers, row i of `y` starts at `i * y_stride`. With `keep`, the products are added to `y`.
+    /// `y = x B` over the columns `columns` and the summands `summands` of the matrix, all of them where it is of eight
+    /// bits: row i of `x` has `summands.len()` numbers, row i of `y` starts at `i * y_stride`. With `keep`, the products
+    /// are added to `y`.
     ///
     /// # Safety
     /// With `keep`, the outputs in `y` hold numbers already: they are read.
@@ -160,6 +202,7 @@ impl Packed {
         let t = x.len() / k;
         assert!(x.len() == t * k && n <= y_stride && (t - 1) * y_stride + n <= y.len(), "product: sizes disagree");
         assert!(summands.end <= self.k && columns.end <= self.n, "product: beyond the matrix");
+        assert!(self.columns.is_none() || k == self.k, "product: a row of eight bits has one scale");
         assert!(summands.start.is_multiple_of(BLOCK) && columns.start.is_multiple_of(BLOCK), "product: between blocks");
         let panels = columns.start / BLOCK..columns.end.div_ceil(BLOCK);
         // Few rows: their panels are shared out among the threads; many: the rows are.
@@ -233,18 +276,18 @@ impl Job<'_> {
                 let _tiles = amx::Tiles::new();
                 // SAFETY: the units were found to be there, the tiles are set up, and the caller answers for the rest.
                 unsafe {
-                    self.blocks(|(a, a_stride, at), b, steps, c, c_stride, keep| {
+                    self.blocks(|(a, a_stride, at), (b, _), steps, (c, c_stride), keep| {
                         let panel = b.wrapping_add(self.packed.lines_of_panel() * BLOCK);
                         let ahead = amx::Ahead::new(panel, (at / BLOCK, self.rows.div_ceil(BLOCK)), steps);
-                        amx::block((a, a_stride), (b, ahead), steps, (c, c_stride), keep)
+                        amx::block(self.packed.format(), (a, a_stride), (b, ahead), steps, (c, c_stride, keep))
                     })
                 };
             }
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the units were found to be there, and the caller answers for the rest.
             Units::Avx512 => unsafe {
-                self.blocks(|(a, a_stride, _), b, steps, c, c_stride, keep| {
-                    avx512::block((a, a_stride), b, steps, (c, c_stride), keep)
+                self.blocks(|(a, a_stride, _), (b, panel), steps, c, keep| {
+                    avx512::block_of(self.packed, panel, ((a, a_stride), b, steps), c, keep)
                 })
             },
             // SAFETY: as the caller says.
@@ -252,14 +295,19 @@ impl Job<'_> {
         }
     }
 
-    /// Runs `block((a, a_stride, first), b, steps, c, c_stride, keep)` on blocks of 32 x 32 outputs, those of the rows from
-    /// `first` on: bytes of `a` between rows, `steps` of 32 summands, numbers of `c` between rows.
+    /// Runs `block((a, a_stride, first), (b, panel), steps, (c, c_stride), keep)` on blocks of 32 x 32 outputs, those of the
+    /// rows from `first` on: bytes of `a` between rows, lines of a row, numbers of `c` between rows.
     ///
     /// # Safety
     /// As of [`Self::run`], and `block` reads 32 rows of `steps` lines at `a`, 32 times `steps` lines at `b`, and
     /// writes 32 x 32 numbers at `c`.
-    unsafe fn blocks(&self, block: impl Fn((*const u16, usize, usize), *const u16, usize, *mut f32, usize, bool)) {
-        let Rounded { lines: rounded, steps } = Rounded::of(self.x, self.summands.len());
+    unsafe fn blocks(
+        &self,
+        block: impl Fn((*const u16, usize, usize), (*const u16, usize), usize, (*mut f32, usize), bool),
+    ) {
+        let is_scaled = self.packed.columns.is_some();
+        let Rounded { lines: rounded, steps, scales, .. } =
+            Rounded::of(self.packed.format(), self.x, self.summands.len());
         for panel in self.panels.clone() {
             let b = &self.packed.lines[panel * self.packed.lines_of_panel() + self.summands.start..][..steps * BLOCK];
             let first_column = panel * BLOCK - self.columns.start;
@@ -269,12 +317,15 @@ impl Job<'_> {
                 let (rows, b, stride) = (BLOCK.min(self.rows - first), b.as_ptr().cast::<u16>(), steps * 64);
                 // SAFETY: the output has these rows and this column.
                 let c = unsafe { self.output.row(first).first.add(first_column) };
-                if rows == BLOCK && columns == BLOCK {
-                    block((a, stride, first), b, steps, c, self.output.stride, self.keep);
+                if rows == BLOCK && columns == BLOCK && !is_scaled {
+                    block((a, stride, first), (b, panel), steps, (c, self.output.stride), self.keep);
                     continue;
                 }
                 let mut whole = [[0f32; BLOCK]; BLOCK];
-                block((a, stride, first), b, steps, whole.as_mut_ptr().cast(), BLOCK, false);
+                block((a, stride, first), (b, panel), steps, (whole.as_mut_ptr().cast(), BLOCK), false);
+                if is_scaled {
+                    self.packed.scale_sums(&scales[first..first + BLOCK], panel, &mut whole);
+                }
                 for (row, values) in whole.iter().enumerate().take(rows) {
                     for (column, value) in values.iter().enumerate().take(columns) {
                         // SAFETY: the output has these rows and columns; with `keep` they hold numbers.
@@ -291,19 +342,30 @@ impl Job<'_> {
     /// # Safety
     /// As of [`Self::run`].
     unsafe fn portable(&self) {
-        let k = self.summands.len();
-        let x: Vec<f32> = self.x.iter().map(|x| widen(round(*x))).collect();
+        let format = self.packed.format();
+        let x = Rounded::of(format, self.x, self.summands.len());
+        let k = x.steps * format.step();
+        let rows: Vec<f32> = x.lines[..self.rows * x.steps].iter().flat_map(|line| line.numbers(format)).collect();
+        // Summands of a column that stand side by side in a line of sixteen columns.
+        let together = k / (x.steps * LANES);
         let mut b = vec![0f32; k * BLOCK];
         let mut y = vec![0f32; self.rows * BLOCK];
         for panel in self.panels.clone() {
             let lines = &self.packed.lines[panel * self.packed.lines_of_panel() + self.summands.start..];
-            for (i, row) in b.chunks_mut(BLOCK).enumerate() {
-                for (j, b) in row.iter_mut().enumerate() {
-                    *b = widen(lines[i / 2 * 2 + j / 16].0[j % 16 * 2 + i % 2]);
+            for (i, row) in b.chunks_mut(BLOCK * together).enumerate() {
+                for (half, line) in lines[2 * i..2 * i + 2].iter().enumerate() {
+                    for (at, number) in line.numbers(format).enumerate() {
+                        row[at % together * BLOCK + half * LANES + at / together] = number;
+                    }
                 }
             }
-            let (x, b): (View<'_>, View<'_>) = (rows_of(&x, k), rows_of(&b, BLOCK));
-            cpu::gemm(&mut y, BLOCK, (self.rows, BLOCK, k), x, b, false);
+            let (rows, b): (View<'_>, View<'_>) = (rows_of(&rows, k), rows_of(&b, BLOCK));
+            cpu::gemm(&mut y, BLOCK, (self.rows, BLOCK, k), rows, b, false);
+            if let Some(columns) = &self.packed.columns {
+                for (y, row) in y.chunks_mut(BLOCK).zip(&x.scales) {
+                    y.iter_mut().zip(&columns.scales[panel * BLOCK..]).for_each(|(y, column)| *y *= row * column);
+                }
+            }
             let first_column = panel * BLOCK - self.columns.start;
             let columns = BLOCK.min(self.columns.len() - first_column);
             for (row, y) in y.chunks(BLOCK).enumerate() {
@@ -316,6 +378,15 @@ impl Job<'_> {
                 }
             }
         }
+    }
+}
+
+impl Line {
+    fn numbers(&self, format: Format) -> impl Iterator<Item = f32> {
+        (0..format.step()).map(move |i| match format {
+            Format::Bf16 => widen(self.0[i]),
+            Format::Int8 => f32::from(self.bytes()[i] as i8),
+        })
     }
 }
 
@@ -337,7 +408,7 @@ mod tests {
             for (summands, columns) in [(0..k, 0..n), (if k > 32 { 32 } else { 0 }..k, if n > 32 { 32 } else { 0 }..n)]
             {
                 let x = numbers(t * summands.len());
-                for units in Units::available() {
+                for units in Units::available(Format::Bf16) {
                     for keep in [false, true] {
                         let mut y: Vec<_> = before.iter().copied().map(MaybeUninit::new).collect();
                         // SAFETY: `y` holds numbers.
@@ -377,7 +448,7 @@ mod tests {
             // SAFETY: as above.
             y.into_iter().map(|y| unsafe { y.assume_init() }.to_bits()).collect::<Vec<u32>>()
         };
-        for units in Units::available().into_iter().filter(|units| *units != Units::Portable) {
+        for units in Units::available(Format::Bf16).into_iter().filter(|units| *units != Units::Portable) {
             let all = product(units, &x);
             for row in [0, 1, 31, 32, 150, 199] {
                 assert_eq!(product(units, &x[row * k..(row + 1) * k]), all[row * n..(row + 1) * n], "{units:?} {row}");

@@ -1,7 +1,7 @@
 //! Frozen matrices in the format in which they were stored; numbers become f32 a block at a time, inside the products.
 
 use crate::StorageType;
-use crate::bf16::{Packed, Units};
+use crate::bf16::{Format, Packed, Units};
 use crate::cpu::{self, View, rows_of};
 #[cfg(feature = "cuda")]
 use crate::cuda::{DeviceMatrix, Gpu};
@@ -33,7 +33,7 @@ enum Storage {
     Q4K(Vec<quantised::Q4K>),
     Q5K(Vec<quantised::Q5K>),
     Q6K(Vec<quantised::Q6K>),
-    /// bf16 for products in bf16: W^T for the forward pass, and W once a backward pass asks for it.
+    /// Rounded for faster products: W^T for the forward pass, and W as bf16 once a backward pass asks for it.
     Packed {
         forward: Packed,
         backward: OnceLock<Packed>,
@@ -122,6 +122,9 @@ impl Matrix {
         if let Some(matrix) = self.on_gpu.get() {
             return Ok(matrix);
         }
+        if self.packed().is_some_and(|packed| packed.format() == Format::Int8) {
+            bail!("{self:?} in eight bits: there are such products on the CPU alone");
+        }
         let matrix = DeviceMatrix::new(gpu, &self.to_f32(), self.packed().is_some())?;
         Ok(self.on_gpu.get_or_init(|| matrix))
     }
@@ -146,7 +149,23 @@ impl Matrix {
         Self::of(storage, StorageType::BF16, rows, cols)
     }
 
-    /// W^T as it is packed for products in bf16, where it is.
+    /// The same numbers rounded to eight bits for products of whole numbers: each 64 summands and more are turned by a
+    /// Hadamard matrix, then every row of the matrix has a scale of its own, and so has, on its way in, every row of the
+    /// other operand. Twice the rate of bf16 on a CPU with units for it (AVX-512-VNNI, AMX).
+    ///
+    /// # Errors
+    /// When there are so many columns that a sum could pass 32 bits.
+    pub fn to_int8(&self) -> Result<Self> {
+        const MOST: usize = i32::MAX as usize / (255 * 127);
+        if self.cols > MOST {
+            bail!("{self:?}: sums of eight-bit products hold at most {MOST} columns");
+        }
+        let forward = Packed::int8(&self.to_f32(), (self.cols, self.rows));
+        let storage = Storage::Packed { forward, backward: OnceLock::new() };
+        Ok(Self::of(storage, StorageType::BF16, self.rows, self.cols))
+    }
+
+    /// W^T as it is packed for faster products, where it is.
     pub(crate) fn packed(&self) -> Option<&Packed> {
         match &self.storage {
             Storage::Packed { forward, .. } => Some(forward),
@@ -210,7 +229,7 @@ impl Matrix {
             let rows = block_rows.min(self.rows - first);
             let numbers = match &self.storage {
                 Storage::F32(v) => Numbers::F32(&v[first * cols..(first + rows) * cols]),
-                Storage::Packed { forward, .. } => Numbers::Bf16(self, forward),
+                Storage::Packed { forward, .. } => Numbers::Packed(self, forward),
                 _ => {
                     scratch.resize(rows * cols, 0f32);
                     scratch.par_chunks_mut(16 * cols).enumerate().for_each(|(c, chunk)| {
@@ -240,7 +259,7 @@ impl Matrix {
         let whole = |numbers| Block { first: 0, rows: self.rows, cols: self.cols, numbers };
         match &self.storage {
             Storage::Packed { forward, .. } => {
-                whole(Numbers::Bf16(self, forward)).forward(x, t, y.spare_capacity_mut(), self.rows);
+                whole(Numbers::Packed(self, forward)).forward(x, t, y.spare_capacity_mut(), self.rows);
             }
             _ => self.for_blocks(|block| {
                 block.forward(x, t, &mut y.spare_capacity_mut()[block.first..], self.rows);
@@ -299,7 +318,7 @@ impl Matrix {
             // SAFETY: nothing is kept, so that nothing is read.
             unsafe {
                 self.packed_backward().product(
-                    Units::best(),
+                    Units::best(Format::Bf16),
                     dy,
                     (sums, columns),
                     dx.spare_capacity_mut(),
@@ -337,7 +356,7 @@ impl Matrix {
 /// The numbers of a block of rows.
 enum Numbers<'a> {
     F32(&'a [f32]),
-    Bf16(&'a Matrix, &'a Packed),
+    Packed(&'a Matrix, &'a Packed),
 }
 
 /// Some consecutive rows of a matrix, ready for products.
@@ -358,10 +377,10 @@ impl Block<'_> {
                 let shape = (t, self.rows, self.cols);
                 cpu::gemm_into(y, y_stride, shape, rows_of(x, self.cols), cpu::transposed(numbers, self.cols));
             }
-            Numbers::Bf16(_, packed) => {
-                let columns = self.first..self.first + self.rows;
+            Numbers::Packed(_, packed) => {
+                let (units, columns) = (Units::best(packed.format()), self.first..self.first + self.rows);
                 // SAFETY: nothing is kept, so that nothing is read.
-                unsafe { packed.product(Units::best(), x, (0..self.cols, columns), y, y_stride, false) };
+                unsafe { packed.product(units, x, (0..self.cols, columns), y, y_stride, false) };
             }
         }
     }
@@ -373,12 +392,13 @@ impl Block<'_> {
                 let shape = (t, self.cols, self.rows);
                 cpu::gemm(dx, self.cols, shape, rows_of(dy, self.rows), rows_of(numbers, self.cols), true);
             }
-            Numbers::Bf16(matrix, _) => {
+            Numbers::Packed(matrix, _) => {
                 let rows = self.first..self.first + self.rows;
                 // SAFETY: `dx` was a slice of numbers, and a product writes numbers only.
                 unsafe {
                     let dx = cpu::as_uninit(dx);
-                    matrix.packed_backward().product(Units::best(), dy, (rows, 0..self.cols), dx, self.cols, true);
+                    let units = Units::best(Format::Bf16);
+                    matrix.packed_backward().product(units, dy, (rows, 0..self.cols), dx, self.cols, true);
                 }
             }
         }

@@ -25,11 +25,12 @@ pub(crate) fn fetch<T>(address: *const T) {
 mod register {
     use super::LANES;
     use std::arch::x86_64::{
-        __m512, __m512i, _mm_loadu_si128, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512,
-        _mm512_castsi512_ps, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_div_ps,
-        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_add_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps,
-        _mm512_or_si512, _mm512_permutexvar_ps, _mm512_reduce_add_ps, _mm512_set1_epi32, _mm512_set1_ps,
-        _mm512_slli_epi32, _mm512_srli_epi32, _mm512_srlv_epi32, _mm512_storeu_ps, _mm512_sub_ps,
+        __m512, __m512i, _mm_loadu_si128, _mm_storeu_si128, _mm512_abs_ps, _mm512_add_epi32, _mm512_add_ps,
+        _mm512_and_si512, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cvtepi8_epi32, _mm512_cvtepi32_epi8,
+        _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtps_epi32, _mm512_div_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
+        _mm512_mask_add_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_permutexvar_ps,
+        _mm512_reduce_add_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32, _mm512_srli_epi32,
+        _mm512_srlv_epi32, _mm512_storeu_ps, _mm512_sub_ps,
     };
 
     #[derive(Clone, Copy)]
@@ -114,6 +115,26 @@ mod register {
                 let bits = _mm512_slli_epi32::<BY>(_mm512_castps_si512(self.0));
                 _mm512_castsi512_ps(_mm512_add_epi32(bits, _mm512_set1_epi32(plus)))
             })
+        }
+
+        #[inline(always)]
+        pub(crate) fn abs(self) -> Self {
+            // SAFETY: as above.
+            Self(unsafe { _mm512_abs_ps(self.0) })
+        }
+
+        /// The bits, read as whole numbers.
+        #[inline(always)]
+        pub(crate) fn of_whole_bits(self) -> Self {
+            // SAFETY: as above.
+            Self(unsafe { _mm512_cvtepi32_ps(_mm512_castps_si512(self.0)) })
+        }
+
+        /// The nearest whole numbers, which lie between -128 and 127, as signed bytes.
+        #[inline(always)]
+        pub(crate) fn store_signed(self, to: &mut [u8; LANES]) {
+            // SAFETY: as above; 16 bytes are written.
+            unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(self.0))) };
         }
 
         /// Signed bytes as numbers.
@@ -253,6 +274,24 @@ mod array {
         #[inline(always)]
         pub(crate) fn shifted<const BY: u32>(self, plus: i32) -> Self {
             Self(self.0.map(|x| f32::from_bits((x.to_bits() << BY).wrapping_add(plus.cast_unsigned()))))
+        }
+
+        #[inline(always)]
+        pub(crate) fn abs(self) -> Self {
+            Self(self.0.map(f32::abs))
+        }
+
+        /// The bits, read as whole numbers.
+        #[inline(always)]
+        pub(crate) fn of_whole_bits(self) -> Self {
+            Self(self.0.map(|x| x.to_bits().cast_signed() as f32))
+        }
+
+        /// The nearest whole numbers, which lie between -128 and 127, as signed bytes.
+        #[inline(always)]
+        pub(crate) fn store_signed(self, to: &mut [u8; LANES]) {
+            // Added to a number below 2^22, it leaves the nearest whole number in the lowest bits.
+            to.iter_mut().zip(self.0).for_each(|(to, x)| *to = (x + 12_582_912.0).to_bits() as u8);
         }
 
         /// Signed bytes as numbers.

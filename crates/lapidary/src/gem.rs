@@ -104,9 +104,12 @@ impl Lapidary {
     /// When memory for the copies cannot be had.
     pub fn set_weight_format(&mut self, format: WeightFormat) -> Result<(), Error> {
         self.base.decoder.set_weight_format(format)?;
-        if format == WeightFormat::Bf16 {
-            self.fingerprint = fingerprint_of(&[self.fingerprint.as_bytes(), b"bf16"]);
-        }
+        let rounding: &[u8] = match format {
+            WeightFormat::Stored | WeightFormat::F32 => return Ok(()),
+            WeightFormat::Bf16 => b"bf16",
+            WeightFormat::Int8 => b"int8",
+        };
+        self.fingerprint = fingerprint_of(&[self.fingerprint.as_bytes(), rounding]);
         Ok(())
     }
 

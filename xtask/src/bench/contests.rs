@@ -103,6 +103,7 @@ fn embedding(sentences: &str, paragraphs: &str) -> Vec<Contest> {
             items: "tokens",
             sides: vec![
                 ours("bf16", &job, json!({"weights": "bf16"})),
+                ours("int8", &job, json!({"weights": "int8"})),
                 ours("quantised as shipped", &job, json!({"weights": "stored"})),
                 ours("f32", &job, json!({"weights": "f32"})),
                 peer("torch", ", bf16", &job, json!({"dtype": "bfloat16"})),
@@ -136,6 +137,7 @@ fn generation(paragraphs: &str) -> Vec<Contest> {
         sides: vec![
             ours("quantised as shipped", &job, json!({"weights": "stored"})),
             ours("bf16", &job, json!({"weights": "bf16"})),
+            ours("int8", &job, json!({"weights": "int8"})),
             ours("f32", &job, json!({"weights": "f32"})),
             peer("llama-cpp", ", quantised as shipped", &job, json!({})),
         ],
@@ -149,6 +151,7 @@ fn generation(paragraphs: &str) -> Vec<Contest> {
         sides: vec![
             ours("quantised as shipped", &job, json!({"weights": "stored"})),
             ours("bf16", &job, json!({"weights": "bf16"})),
+            ours("int8", &job, json!({"weights": "int8"})),
             ours("f32", &job, json!({"weights": "f32"})),
             peer("llama-cpp", ", quantised as shipped", &job, json!({})),
         ],
@@ -160,6 +163,7 @@ fn generation(paragraphs: &str) -> Vec<Contest> {
         items: "tokens",
         sides: vec![
             ours("bf16", &job, json!({"weights": "bf16"})),
+            ours("int8", &job, json!({"weights": "int8"})),
             ours("quantised as shipped", &job, json!({"weights": "stored"})),
             ours("f32", &job, json!({"weights": "f32"})),
             peer("llama-cpp", ", quantised as shipped", &job, json!({})),
@@ -177,6 +181,8 @@ fn generation(paragraphs: &str) -> Vec<Contest> {
             ours("the document as 6 special tokens", &job, json!({"num_special_tokens": 6})),
             ours("the document in full", &job, json!({"num_special_tokens": 0})),
             ours("its keys and values kept", &job, json!({"num_special_tokens": 0, "keep": true})),
+            ours("int8, the document as 6 special tokens", &job, json!({"weights": "int8", "num_special_tokens": 6})),
+            ours("int8, the document in full", &job, json!({"weights": "int8", "num_special_tokens": 0})),
         ],
     };
     vec![decode, decode_8, prefill, answer]

@@ -2,19 +2,21 @@
 //!
 //! The intrinsics are not stable in Rust, so the instructions are written out. No tile outlives one `asm` block.
 
-use super::BLOCK;
+use super::{BLOCK, Format};
 use std::arch::asm;
 use std::sync::OnceLock;
 
-/// Whether the CPU has bf16 tiles and the system lets this process use them.
-pub(super) fn is_available() -> bool {
-    static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| {
+/// Whether the CPU has tiles of the format and the system lets this process use them.
+pub(super) fn is_available(format: Format) -> bool {
+    static AVAILABLE: OnceLock<[bool; 2]> = OnceLock::new();
+    AVAILABLE.get_or_init(|| {
         const BF16: u32 = 1 << 22;
         const TILE: u32 = 1 << 24;
+        const INT8: u32 = 1 << 25;
         let leaf = std::arch::x86_64::__cpuid_count(7, 0);
-        leaf.edx & (BF16 | TILE) == BF16 | TILE && permitted()
-    })
+        let permitted = leaf.edx & TILE != 0 && permitted();
+        [BF16, INT8].map(|numbers| leaf.edx & numbers != 0 && permitted)
+    })[format as usize]
 }
 
 /// Asks the kernel for the tile state, which it allocates for processes that ask alone.
@@ -45,9 +47,9 @@ struct Config {
 pub(super) struct Tiles(());
 
 impl Tiles {
-    /// Sets the tiles up; [`is_available`] has said yes.
+    /// Sets the tiles up; [`is_available`] has said yes to one of the formats.
     pub(super) fn new() -> Self {
-        assert!(is_available(), "tiles on a machine without them");
+        assert!(is_available(Format::Bf16) || is_available(Format::Int8), "tiles on a machine without them");
         let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], bytes_per_row: [0; 16], rows: [0; 16] };
         config.bytes_per_row[..8].fill(64);
         config.rows[..8].fill(16);
@@ -85,7 +87,7 @@ impl Ahead {
 /// The sums of a block, with instructions that fetch among those of a step. A macro, because a loop over a number of lines
 /// takes a twentieth of a product that does not wait for memory.
 macro_rules! sums {
-    ([$($fetch:literal),*], [$($more:literal),*], $a:expr, $a_stride:expr, $b:expr, $next:expr, $steps:expr, $c:expr, $c_stride:expr, $keep:expr) => {
+    ($dot:literal, [$($fetch:literal),*], [$($more:literal),*], $a:expr, $a_stride:expr, $b:expr, $next:expr, $steps:expr, $c:expr, $c_stride:expr, $keep:expr) => {
         asm!(
             "test {keep:e}, {keep:e}",
             "jnz 2f",
@@ -106,10 +108,10 @@ macro_rules! sums {
             "tileloadd tmm7, [{b} + {b_stride}*1 + 64]",
             $($more,)*
             "tileloadd tmm5, [{a_low} + {a_stride}*1]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
+            concat!($dot, " tmm0, tmm4, tmm6"),
+            concat!($dot, " tmm1, tmm4, tmm7"),
+            concat!($dot, " tmm2, tmm5, tmm6"),
+            concat!($dot, " tmm3, tmm5, tmm7"),
             "add {a}, 64",
             "add {a_low}, 64",
             "add {b}, 2048",
@@ -137,49 +139,61 @@ macro_rules! sums {
     };
 }
 
+/// The same of either kind of fetching; what both ask for stands once.
+macro_rules! block {
+    ($dot:literal, ($a:expr, $a_stride:expr), ($b:expr, $ahead:expr), $steps:expr, ($c:expr, $c_stride:expr, $keep:expr)) => {
+        if $ahead.whole {
+            sums!(
+                $dot,
+                ["mov {keep:e}, 32", "4:", "prefetcht1 [{next}]", "add {next}, 64", "dec {keep:e}", "jnz 4b"],
+                [],
+                $a,
+                $a_stride,
+                $b,
+                $ahead.next,
+                $steps,
+                $c,
+                $c_stride,
+                $keep
+            )
+        } else {
+            sums!(
+                $dot,
+                ["prefetcht1 [{next}]", "prefetcht1 [{next} + 64]"],
+                ["prefetcht1 [{next} + 128]", "prefetcht1 [{next} + 192]", "add {next}, 256"],
+                $a,
+                $a_stride,
+                $b,
+                $ahead.next,
+                $steps,
+                $c,
+                $c_stride,
+                $keep
+            )
+        }
+    };
+}
+
 /// `c = a b`, or `c += a b` with `keep`: 32 rows of `steps` lines at `a`, so many bytes apart, by a panel of 32 columns at
-/// `b`; rows of `c` so many numbers apart. Some of what comes next is fetched with each step.
+/// `b`; rows of `c` so many numbers apart, which are whole ones of 32 bits where those of `a` and `b` have eight. Some of
+/// what comes next is fetched with each step.
 ///
 /// # Safety
 /// [`Tiles`] are set up on this thread; `a` has 32 rows, `b` has `32 * steps` lines, `c` 32 rows of 32 numbers, which hold
 /// numbers if they are kept; `steps` is at least 1.
 #[inline]
 pub(super) unsafe fn block(
+    format: Format,
     (a, a_stride): (*const u16, usize),
     (b, ahead): (*const u16, Ahead),
     steps: usize,
-    (c, c_stride): (*mut f32, usize),
-    keep: bool,
+    (c, c_stride, keep): (*mut f32, usize, bool),
 ) {
-    let next = ahead.next;
     // SAFETY: the instructions exist here; they read and write what the caller says is there.
     unsafe {
-        if ahead.whole {
-            sums!(
-                ["mov {keep:e}, 32", "4:", "prefetcht1 [{next}]", "add {next}, 64", "dec {keep:e}", "jnz 4b"],
-                [],
-                a,
-                a_stride,
-                b,
-                next,
-                steps,
-                c,
-                c_stride,
-                keep
-            );
-        } else {
-            sums!(
-                ["prefetcht1 [{next}]", "prefetcht1 [{next} + 64]"],
-                ["prefetcht1 [{next} + 128]", "prefetcht1 [{next} + 192]", "add {next}, 256"],
-                a,
-                a_stride,
-                b,
-                next,
-                steps,
-                c,
-                c_stride,
-                keep
-            );
+        match format {
+            Format::Bf16 => block!("tdpbf16ps", (a, a_stride), (b, ahead), steps, (c, c_stride, keep)),
+            Format::Int8 => block!("tdpbssd", (a, a_stride), (b, ahead), steps, (c, c_stride, keep)),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Products a block at a time.
 
-use super::{BLOCK, Line, Packed, Units, round, round_line};
+use super::{BLOCK, Format, Line, Packed, Units, int8, round, round_line, zero_lines};
 #[cfg(target_arch = "x86_64")]
 use super::{amx, avx512};
 use std::marker::PhantomData;
@@ -8,35 +8,50 @@ use std::marker::PhantomData;
 /// Numbers of half a line.
 const HALF: usize = BLOCK / 2;
 
-/// Rows rounded to bf16, each padded with zeros to whole lines, and rows of zeros up to whole blocks.
+/// Rounded rows, each padded with zeros to whole lines, and rows of zeros up to whole blocks.
 pub(crate) struct Rounded {
     pub(super) lines: Vec<Line>,
     pub(super) steps: usize,
+    /// Of eight bits: what a whole number of a row stands for.
+    pub(super) scales: Vec<f32>,
+    /// Of eight bits: place for a row.
+    turned: Vec<f32>,
 }
 
 impl Rounded {
     /// Rows of zeros, `width` numbers each.
-    pub(crate) fn zeros(rows: usize, width: usize) -> Self {
-        let steps = width.div_ceil(BLOCK);
-        Self { lines: vec![Line([0; BLOCK]); rows.next_multiple_of(BLOCK) * steps], steps }
+    pub(crate) fn zeros(format: Format, rows: usize, width: usize) -> Self {
+        let (steps, rows) = (width.div_ceil(format.step()), rows.next_multiple_of(BLOCK));
+        let (scales, turned) = match format {
+            Format::Bf16 => (0, 0),
+            Format::Int8 => (rows, steps * int8::STEP),
+        };
+        Self { lines: zero_lines(rows * steps), steps, scales: vec![0.0; scales], turned: vec![0.0; turned] }
     }
 
     /// Rows of `width` numbers.
-    pub(crate) fn of(x: &[f32], width: usize) -> Self {
+    pub(crate) fn of(format: Format, x: &[f32], width: usize) -> Self {
+        if format == Format::Int8 {
+            let mut rounded = Self::zeros(format, x.len() / width, width);
+            x.chunks_exact(width).enumerate().for_each(|(row, x)| rounded.set_row(row, x));
+            return rounded;
+        }
         let (rows, steps) = (x.len() / width, width.div_ceil(BLOCK));
         let mut lines = Vec::with_capacity(rows.next_multiple_of(BLOCK) * steps);
         x.chunks_exact(width).for_each(|x| lines.extend(round_row(x)));
         lines.resize(rows.next_multiple_of(BLOCK) * steps, Line([0; BLOCK]));
-        Self { lines, steps }
+        Self { lines, steps, scales: Vec::new(), turned: Vec::new() }
     }
 
     pub(crate) fn set_row(&mut self, row: usize, x: &[f32]) {
-        for (to, line) in self.lines[row * self.steps..(row + 1) * self.steps].iter_mut().zip(round_row(x)) {
-            *to = line;
+        let lines = &mut self.lines[row * self.steps..(row + 1) * self.steps];
+        match self.scales.get_mut(row) {
+            Some(scale) => *scale = int8::round_row(x, &mut self.turned, lines),
+            None => lines.iter_mut().zip(round_row(x)).for_each(|(to, line)| *to = line),
         }
     }
 
-    /// Takes another shape; the numbers are any until they are set.
+    /// Takes another shape, of bf16; the numbers are any until they are set.
     pub(crate) fn reshape(&mut self, rows: usize, width: usize) {
         self.steps = width.div_ceil(BLOCK);
         self.lines.resize(rows.next_multiple_of(BLOCK) * self.steps, Line([0; BLOCK]));
@@ -66,6 +81,43 @@ fn round_part(x: &[f32]) -> Line {
     }
 }
 
+/// Rows to be rounded that come a line of 32 numbers at a time: those of eight bits wait until they are whole.
+pub(crate) enum ByLine {
+    Rounded(Rounded),
+    Whole { rows: Vec<f32>, width: usize },
+}
+
+impl ByLine {
+    pub(crate) fn new(format: Format, rows: usize, width: usize) -> Self {
+        match format {
+            Format::Bf16 => Self::Rounded(Rounded::zeros(format, rows, width)),
+            Format::Int8 => Self::Whole { rows: vec![0.0; rows * width], width },
+        }
+    }
+
+    /// Numbers `32 * at..` of a row.
+    #[inline]
+    pub(crate) fn set_line(&mut self, row: usize, at: usize, x: &[f32; BLOCK]) {
+        match self {
+            Self::Rounded(rounded) => rounded.set_line(row, at, x),
+            Self::Whole { rows, width } => {
+                let to = &mut rows[row * *width + at * BLOCK..(row + 1) * *width];
+                match to.first_chunk_mut() {
+                    Some(whole) => *whole = *x,
+                    None => to.copy_from_slice(&x[..to.len()]),
+                }
+            }
+        }
+    }
+
+    pub(crate) fn finish(self) -> Rounded {
+        match self {
+            Self::Rounded(rounded) => rounded,
+            Self::Whole { rows, width } => Rounded::of(Format::Int8, &rows, width),
+        }
+    }
+}
+
 /// 32 x 32 outputs, row by row; a half row is a cache line.
 #[repr(C, align(64))]
 pub(crate) struct Outputs(pub(crate) [[f32; BLOCK]; BLOCK]);
@@ -87,10 +139,10 @@ pub(crate) struct Blocks {
 }
 
 impl Blocks {
-    /// None where the machine has no units for bf16. One at a time on a thread, and no [`Packed::product`] beside it: the
+    /// None where the machine has no units for the format. One at a time on a thread, and no [`Packed::product`] beside it: the
     /// end of either takes the tiles away.
-    pub(crate) fn new() -> Option<Self> {
-        let units = Units::best();
+    pub(crate) fn new(format: Format) -> Option<Self> {
+        let units = Units::best(format);
         (units != Units::Portable).then(|| Self {
             units,
             #[cfg(target_arch = "x86_64")]
@@ -99,10 +151,11 @@ impl Blocks {
         })
     }
 
-    /// Rows `first..first + 32` of `x` by a panel of 32 columns of `b`; columns beyond the matrix are zero.
+    /// Rows `first..first + 32` of `x` by a panel of 32 columns of `b`; columns beyond the matrix are zero. The outputs are
+    /// there after [`Packed::finish`].
     #[inline]
-    pub(crate) fn product(&self, x: &Rounded, first: usize, b: &Packed, panel: usize, out: &mut Outputs) {
-        assert_eq!(x.steps, b.k.div_ceil(BLOCK), "product: rows of another width");
+    pub(crate) fn start(&self, x: &Rounded, first: usize, b: &Packed, panel: usize, out: &mut Outputs) {
+        assert_eq!(x.steps * BLOCK, b.lines_of_panel(), "product: rows of another width");
         let num_blocks = x.lines.len() / (BLOCK * x.steps);
         // SAFETY: 32 rows of 32 outputs are there.
         unsafe { self.run(x, (first, num_blocks), (b, panel), (out.0.as_mut_ptr().cast(), BLOCK)) };
@@ -113,6 +166,7 @@ impl Blocks {
     #[inline]
     pub(crate) fn product_of_few(&self, x: &Rounded, (b, panel): (&Packed, usize), (out, stride): (&mut [f32], usize)) {
         assert!(stride >= BLOCK && out.len() >= (BLOCK - 1) * stride + BLOCK, "product: no room for the outputs");
+        assert!(b.columns.is_none(), "product: few rows are of bf16");
         // As if many more rows were to come: what was just packed need not be fetched at once.
         // SAFETY: the assertion above.
         unsafe { self.run(x, (0, usize::MAX), (b, panel), (out.as_mut_ptr(), stride)) };
@@ -124,13 +178,13 @@ impl Blocks {
         &self,
         x: &Rounded,
         (first, num_blocks): (usize, usize),
-        (b, panel): (&Packed, usize),
+        (packed, panel): (&Packed, usize),
         (out, stride): (*mut f32, usize),
     ) {
-        let (steps, lines_of_panel) = (x.steps, b.lines_of_panel());
+        let (steps, lines_of_panel) = (x.steps, packed.lines_of_panel());
         assert!(0 < steps && steps * BLOCK <= lines_of_panel, "product: rows are too wide");
         let a = (x.lines[first * steps..(first + BLOCK) * steps].as_ptr().cast::<u16>(), steps * 64);
-        let b = b.lines[panel * lines_of_panel..(panel + 1) * lines_of_panel].as_ptr().cast::<u16>();
+        let b = packed.lines[panel * lines_of_panel..(panel + 1) * lines_of_panel].as_ptr().cast::<u16>();
         match self.units {
             #[cfg(target_arch = "x86_64")]
             Units::Amx => {
@@ -138,20 +192,28 @@ impl Blocks {
                 let ahead = amx::Ahead::new(next, (first / BLOCK, num_blocks), steps);
                 // SAFETY: the units were found to be there and the tiles are set up on this thread; the slices above
                 // have the rows and lines that are read, and for the outputs the caller answers.
-                unsafe { amx::block(a, (b, ahead), steps, (out, stride), false) };
+                unsafe { amx::block(packed.format(), a, (b, ahead), steps, (out, stride, false)) };
             }
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Units::Avx512 => unsafe { avx512::block(a, b, steps, (out, stride), false) },
+            Units::Avx512 => unsafe { avx512::block_of(packed, panel, (a, b, steps), (out, stride), false) },
             Units::Portable => unreachable!("`new` has none of these ({a:?}, {b:?}, {out:?}, {stride}, {num_blocks})"),
         }
     }
 }
 
 impl Packed {
+    /// What is left to do to a block that [`Blocks::start`] was asked for.
+    #[inline]
+    pub(crate) fn finish(&self, x: &Rounded, (first, panel): (usize, usize), out: &mut Outputs) {
+        if self.columns.is_some() {
+            self.scale_sums(&x.scales[first..first + BLOCK], panel, &mut out.0);
+        }
+    }
+
     /// A matrix without numbers, to be filled.
     pub(crate) fn empty() -> Self {
-        Self { lines: Vec::new(), k: 0, n: 0 }
+        Self { lines: Vec::new(), k: 0, n: 0, columns: None }
     }
 
     /// Becomes `[k, n]` numbers whose column j is `column(j)`.

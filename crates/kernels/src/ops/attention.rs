@@ -3,7 +3,7 @@
 //! Visibility is a list of key intervals per query: no `[T, S]` mask exists, hidden keys cost nothing, and the
 //! softmax is in f32. Keys are numbered over `[past | new]`.
 
-use crate::bf16::{BLOCK, Units};
+use crate::bf16::{BLOCK, Format, Units};
 use crate::cpu::{axpy, dot, exp, output, slice, tensor, with_values};
 #[cfg(feature = "cuda")]
 use crate::cuda;
@@ -125,7 +125,7 @@ impl AttentionSpec {
     /// All queries in order: in groups where products may be of bf16 numbers and there are rows enough for a block of
     /// them, `per_key` rows for each query.
     fn parts(&self, per_key: usize) -> Vec<Part<'_>> {
-        let may_round = self.bf16 && self.softcap.is_none() && Units::best() != Units::Portable;
+        let may_round = self.bf16 && self.softcap.is_none() && Units::best(Format::Bf16) != Units::Portable;
         let mut parts = Vec::new();
         let mut rest = self.mask.blocks.as_slice();
         // The first key of a block whose queries all begin there and see many.

@@ -1,18 +1,20 @@
-//! Parts of a decoder layer in one piece, outside any graph, on frozen weights packed as bf16: what lies between two
+//! Parts of a decoder layer in one piece, outside any graph, on frozen weights packed as bf16 or int8: what lies between two
 //! products stays in a core's cache instead of going through memory. Each part gives the bits of the operations that it
 //! stands for, row by row in any company.
 
 use super::linear::{LowRank, Weight};
 use super::rms_norm::RmsNorm;
-use super::row_update::RowUpdate;
 use super::swiglu::Activation;
-use crate::bf16::{BLOCK, Blocks, Outputs, Packed, Rounded, Units};
+use crate::bf16::{BLOCK, Format, Packed, Rounded, Units};
 use crate::cpu::{filled, tensor, with_values};
 #[cfg(feature = "cuda")]
 use crate::cuda;
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
+use run::{Adapted, FeedForward, Normed, Ready, product};
 use std::mem::MaybeUninit;
+
+mod run;
 
 /// Rows that a task takes: with what is between the products they stay in a core's second-level cache.
 const TASK_ROWS: usize = 256;
@@ -20,7 +22,7 @@ const TASK_ROWS: usize = 256;
 /// A linear map with its update.
 #[derive(Debug, Clone, Copy)]
 pub struct Map<'a> {
-    /// Frozen, packed as bf16, without bias.
+    /// Frozen, packed, without bias.
     pub weight: &'a Weight,
     /// Acts on the same tokens in all maps of a part.
     pub update: Option<&'a LowRank>,
@@ -48,28 +50,30 @@ impl<'a> Map<'a> {
     /// The map on slices; `run` is given it.
     fn with<R>(&self, run: impl FnOnce(Ready<'_>) -> R) -> Result<R> {
         let (out, _) = self.weight.dims()?;
-        let Some(packed) = self.packed() else { bail!("fused: expected a frozen weight packed as bf16") };
+        let Some(packed) = self.packed() else { bail!("fused: expected a frozen weight, packed") };
         let Some(update) = self.update.filter(|update| !update.rows.is_empty()) else {
-            return Ok(run(Ready { packed, out, update: None }));
+            return Ok(run(Ready::new(packed, out, None)));
         };
         let rank = update.a.dim(0)?;
         with_values(&update.a, |a| {
-            with_values(&update.b, |b| {
-                run(Ready { packed, out, update: Some(RowUpdate::new((a, b), rank, update.scale)) })
-            })
+            with_values(&update.b, |b| run(Ready::new(packed, out, Some(((a, b), rank, update.scale)))))
         })?
     }
 }
 
 /// Whether parts of this module can stand for operations on `x` and these maps: no gradient is wanted, the weights are
-/// packed, the machine has units for them, and there are rows enough for all threads; on a GPU any number will do.
+/// packed in one format, the machine has units for it, and there are rows enough for all threads; on a GPU any number will do.
 pub fn can_fuse(x: &Tensor, maps: &[Map<'_>]) -> bool {
     let is_plain = |map: &Map<'_>| {
         let no_gradient = map.update.is_none_or(|update| !update.a.track_op() && !update.b.track_op());
         map.packed().is_some() && no_gradient
     };
     let enough = x.dim(0).is_ok_and(|t| t >= BLOCK * rayon::current_num_threads());
-    let has_units = x.device().is_cuda() || (enough && Units::best() != Units::Portable);
+    let formats = || maps.iter().filter_map(Map::packed).map(Packed::format);
+    let has_units = formats().next().is_some_and(|format| {
+        let has_units = Units::best(format) != Units::Portable;
+        formats().all(|other| other == format) && (x.device().is_cuda() || (enough && has_units))
+    });
     has_units && !x.track_op() && maps.iter().all(is_plain)
 }
 
@@ -112,87 +116,8 @@ impl Norm<'_> {
     }
 }
 
-/// A map on slices.
-struct Ready<'a> {
-    packed: &'a Packed,
-    out: usize,
-    update: Option<RowUpdate<'a>>,
-}
-
-impl Ready<'_> {
-    /// What the update adds to its rows comes from these, `[n, r]`; nothing without an update.
-    fn downs(&self, rows: &[&[f32]]) -> Vec<f32> {
-        self.update.as_ref().map(|update| update.downs(rows)).unwrap_or_default()
-    }
-
-    fn num_panels(&self) -> usize {
-        self.out.div_ceil(BLOCK)
-    }
-}
-
-/// The adapted ones of a task's rows: place of a row among them.
-struct Adapted(Vec<Option<usize>>);
-
-impl Adapted {
-    fn new(rows: &[u32], first: usize, count: usize) -> Self {
-        let mut places = vec![None; count];
-        let from = rows.partition_point(|row| (*row as usize) < first);
-        for (place, row) in rows[from..].iter().take_while(|row| (**row as usize) < first + count).enumerate() {
-            places[*row as usize - first] = Some(place);
-        }
-        Self(places)
-    }
-
-    fn rows(&self) -> impl Iterator<Item = usize> {
-        self.0.iter().enumerate().filter_map(|(row, place)| place.map(|_| row))
-    }
-
-    /// Adds an update to the rows `first..` of a block of outputs.
-    #[inline]
-    fn add(&self, map: &Ready<'_>, downs: &[f32], (first, panel): (usize, usize), outputs: &mut Outputs) {
-        let Some(update) = &map.update else { return };
-        let columns = BLOCK.min(map.out - panel * BLOCK);
-        for (place, outputs) in self.0[first..].iter().zip(&mut outputs.0) {
-            if let Some(place) = place {
-                update.add(&downs[place * update.rank..(place + 1) * update.rank], panel, &mut outputs[..columns]);
-            }
-        }
-    }
-}
-
-/// Rows of a task that go through a norm: as f32 where they are adapted, and rounded.
-struct Normed {
-    rounded: Rounded,
-    adapted: Vec<f32>,
-}
-
-impl Normed {
-    fn new(x: &[f32], norm: (&RmsNorm, &[f32]), adapted: &Adapted) -> Self {
-        let width = norm.1.len();
-        let mut rounded = Rounded::zeros(x.len() / width, width);
-        let (mut row_of, mut kept) = (vec![0f32; width], Vec::new());
-        for (row, x) in x.chunks_exact(width).enumerate() {
-            row_of.iter_mut().zip(norm.0.row(x, norm.1)).for_each(|(y, x)| *y = x);
-            rounded.set_row(row, &row_of);
-            if adapted.0[row].is_some() {
-                kept.extend_from_slice(&row_of);
-            }
-        }
-        Self { rounded, adapted: kept }
-    }
-}
-
-/// Starts of the blocks of a task's rows, each with the number of its rows.
-fn row_blocks(rows: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..rows).step_by(BLOCK).map(move |first| (first, BLOCK.min(rows - first)))
-}
-
 fn task_rows(t: usize) -> usize {
     t.div_ceil(rayon::current_num_threads()).next_multiple_of(BLOCK).min(TASK_ROWS)
-}
-
-fn units() -> Blocks {
-    Blocks::new().unwrap_or_else(|| unreachable!("`can_fuse` has said no"))
 }
 
 fn rows_of<'a>(maps: &[Map<'a>]) -> &'a [u32] {
@@ -247,7 +172,7 @@ pub fn norm_linears<const N: usize>(x: &Tensor, norm: Norm<'_>, maps: [Map<'_>; 
         return outputs.try_into().map_err(|_| candle_core::Error::Msg("norm_linears: another number of maps".into()));
     }
     let rms = RmsNorm { eps: norm.eps, offset: norm.offset };
-    let rows = rows_of(&maps);
+    let (rows, format) = (rows_of(&maps), maps[0].packed().map_or(Format::Bf16, Packed::format));
     let outputs = with_values(x, |x| {
         with_values(norm.weight, |w| {
             // The rows are normed and rounded once for all maps.
@@ -257,7 +182,7 @@ pub fn norm_linears<const N: usize>(x: &Tensor, norm: Norm<'_>, maps: [Map<'_>; 
                 .enumerate()
                 .map(|(task, x)| {
                     let adapted = Adapted::new(rows, task * per_task, x.len() / d);
-                    let normed = Normed::new(x, (&rms, w), &adapted);
+                    let normed = Normed::new(format, x, (&rms, w), &adapted);
                     (adapted, normed)
                 })
                 .collect();
@@ -280,37 +205,6 @@ pub fn norm_linears<const N: usize>(x: &Tensor, norm: Norm<'_>, maps: [Map<'_>; 
         })?
     })??;
     outputs.try_into().map_err(|_| candle_core::Error::Msg("norm_linears: another number of maps".into()))
-}
-
-/// Every output of a task's rows, added to what `onto` has, if it has anything.
-fn product(
-    map: &Ready<'_>,
-    x: &Rounded,
-    (adapted, downs): (&Adapted, &[f32]),
-    onto: Option<&[f32]>,
-    y: &mut [MaybeUninit<f32>],
-) {
-    let (units, out) = (units(), map.out);
-    let mut sums = Outputs::new();
-    for panel in 0..map.num_panels() {
-        let columns = BLOCK.min(out - panel * BLOCK);
-        for (first, count) in row_blocks(y.len() / out) {
-            units.product(x, first, map.packed, panel, &mut sums);
-            adapted.add(map, downs, (first, panel), &mut sums);
-            for (row, sums) in sums.0.iter().enumerate().take(count) {
-                let at = (first + row) * out + panel * BLOCK;
-                let y = &mut y[at..at + columns];
-                match onto {
-                    None => y.iter_mut().zip(sums).for_each(|(y, sum)| {
-                        y.write(*sum);
-                    }),
-                    Some(onto) => y.iter_mut().zip(&onto[at..at + columns]).zip(sums).for_each(|((y, onto), sum)| {
-                        y.write(onto + sum);
-                    }),
-                }
-            }
-        }
-    }
 }
 
 /// `residual + x W^T`.
@@ -340,7 +234,7 @@ pub fn add_linear(residual: &Tensor, x: &Tensor, map: Map<'_>) -> Result<Tensor>
             y.par_chunks_mut(per_task * out).zip(inputs).enumerate().for_each(|(task, (y, (x, residual)))| {
                 let adapted = Adapted::new(rows, task * per_task, x.len() / d);
                 let downs = map.downs(&adapted.rows().map(|row| &x[row * d..(row + 1) * d]).collect::<Vec<_>>());
-                product(&map, &Rounded::of(x, d), (&adapted, &downs), Some(residual), y);
+                product(&map, &Rounded::of(map.format(), x, d), (&adapted, &downs), Some(residual), y);
             });
         };
         // SAFETY: the tasks have all rows, and `product` writes each number of its rows.
@@ -389,47 +283,4 @@ pub fn feed_forward(x: &Tensor, norm: Norm<'_>, maps: [Map<'_>; 3], activation: 
         with_values(norm.weight, |w| gate.with(|gate| up.with(|up| down.with(|down| run(x, w, [gate, up, down]))))?)?
     })???;
     tensor(y, (t, d))
-}
-
-struct FeedForward<'a> {
-    /// Gate, up, down.
-    maps: [Ready<'a>; 3],
-    norm: (&'a RmsNorm, &'a [f32]),
-}
-
-impl FeedForward<'_> {
-    fn run(&self, x: &[f32], adapted: &Adapted, y: &mut [MaybeUninit<f32>], activation: Activation) {
-        let [gate, up, down] = &self.maps;
-        let (d, f) = (down.out, gate.out);
-        let rows = x.len() / d;
-        let normed = Normed::new(x, self.norm, adapted);
-        let normed_adapted: Vec<&[f32]> = normed.adapted.chunks(d).collect();
-        let (gate_downs, up_downs) = (gate.downs(&normed_adapted), up.downs(&normed_adapted));
-        let mut hidden = Rounded::zeros(rows, f);
-        let num_kept = if down.update.is_some() { adapted.rows().count() } else { 0 };
-        let mut hidden_adapted = vec![0f32; num_kept * f];
-        {
-            let units = units();
-            let (mut gates, mut ups) = (Outputs::new(), Outputs::new());
-            for panel in 0..gate.num_panels() {
-                let columns = BLOCK.min(f - panel * BLOCK);
-                for (first, count) in row_blocks(rows) {
-                    units.product(&normed.rounded, first, gate.packed, panel, &mut gates);
-                    units.product(&normed.rounded, first, up.packed, panel, &mut ups);
-                    adapted.add(gate, &gate_downs, (first, panel), &mut gates);
-                    adapted.add(up, &up_downs, (first, panel), &mut ups);
-                    for (row, (gates, ups)) in gates.0.iter().zip(&ups.0).enumerate().take(count) {
-                        let mut line = [0f32; BLOCK];
-                        activation.line(gates, ups, &mut line);
-                        hidden.set_line(first + row, panel, &line);
-                        if let Some(place) = adapted.0[first + row].filter(|_| !hidden_adapted.is_empty()) {
-                            hidden_adapted[place * f + panel * BLOCK..][..columns].copy_from_slice(&line[..columns]);
-                        }
-                    }
-                }
-            }
-        }
-        let down_downs = down.downs(&hidden_adapted.chunks(f).collect::<Vec<_>>());
-        product(down, &hidden, (adapted, &down_downs), Some(x), y);
-    }
 }

@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 const EPS: f32 = 1e-5;
 
-fn weight(rng: &mut ChaCha8Rng, out: usize, input: usize) -> Weight {
+fn weight(rng: &mut ChaCha8Rng, int8: bool, out: usize, input: usize) -> Weight {
     let matrix = Matrix::from_f32(uniform(rng, out * input), out, input).unwrap();
-    Weight::Frozen(Arc::new(matrix.to_bf16()))
+    Weight::Frozen(Arc::new(if int8 { matrix.to_int8().unwrap() } else { matrix.to_bf16() }))
 }
 
 fn update(rng: &mut ChaCha8Rng, (out, input, rank): (usize, usize, usize), rows: &[u32]) -> LowRank {
@@ -23,26 +23,42 @@ fn update(rng: &mut ChaCha8Rng, (out, input, rank): (usize, usize, usize), rows:
     }
 }
 
-/// Whether there are units for bf16; where there are none nothing is fused.
-fn has_units() -> bool {
+/// Whether there are units for the format; where there are none nothing is fused.
+fn has_units(int8: bool) -> bool {
     if device().is_cuda() {
         return true;
     }
     #[cfg(target_arch = "x86_64")]
-    let has = std::arch::is_x86_feature_detected!("avx512bf16");
+    let has = if int8 {
+        std::arch::is_x86_feature_detected!("avx512vnni")
+    } else {
+        std::arch::is_x86_feature_detected!("avx512bf16")
+    };
     #[cfg(not(target_arch = "x86_64"))]
-    let has = false;
+    let has = false && int8;
     has
 }
 
 #[test]
 fn parts_have_the_bits_of_their_operations() {
+    parts_of(false);
+}
+
+#[test]
+fn parts_of_eight_bits_have_the_bits_of_their_operations() {
+    // There are such products on the CPU alone.
+    if !device().is_cuda() {
+        parts_of(true);
+    }
+}
+
+fn parts_of(int8: bool) {
     let mut rng = generator(71);
     let enough = 32 * rayon::current_num_threads();
     for (t, d, f) in [(enough, 64, 96), (enough + 45, 40, 70), (enough * 5 + 1, 96, 160)] {
-        let [gate, up] = [(); 2].map(|()| weight(&mut rng, f, d));
-        let [q, o] = [(); 2].map(|()| weight(&mut rng, d, d));
-        let (k, down) = (weight(&mut rng, 33, d), weight(&mut rng, d, f));
+        let [gate, up] = [(); 2].map(|()| weight(&mut rng, int8, f, d));
+        let [q, o] = [(); 2].map(|()| weight(&mut rng, int8, d, d));
+        let (k, down) = (weight(&mut rng, int8, 33, d), weight(&mut rng, int8, d, f));
         let (x, norm) = (tensor(&uniform(&mut rng, t * d), [t, d]), tensor(&uniform(&mut rng, d), [d]));
         let all: Vec<u32> = (0..t as u32).collect();
         let some: Vec<u32> = all.iter().copied().filter(|row| row % 7 == 3 || *row + 2 > t as u32).collect();
@@ -55,8 +71,8 @@ fn parts_have_the_bits_of_their_operations() {
             let linear = |x: &Tensor, weight, update| ops::linear(x, weight, None, update).unwrap();
             let of_norm = Norm { weight: &norm, eps: EPS, offset: 1.0 };
             let maps = [map(&gate, on_gate), map(&up, on_up), map(&down, on_down)];
-            assert_eq!(can_fuse(&x, &maps), has_units());
-            if !has_units() {
+            assert_eq!(can_fuse(&x, &maps), has_units(int8));
+            if !has_units(int8) {
                 continue;
             }
             for activation in [Activation::Silu, Activation::GeluTanh] {
@@ -87,7 +103,7 @@ fn parts_have_the_bits_of_their_operations() {
 fn what_cannot_be_fused_is_refused() {
     let mut rng = generator(72);
     let t = 32 * rayon::current_num_threads();
-    let weight = weight(&mut rng, 32, 32);
+    let [weight, eight_bits] = [false, true].map(|int8| weight(&mut rng, int8, 32, 32));
     let map = Map { weight: &weight, update: None };
     let numbers = uniform(&mut rng, t * 32);
     let (few, x) = (tensor(&numbers[..31 * 32], [31, 32]), tensor(&numbers, [t, 32]));
@@ -95,6 +111,7 @@ fn what_cannot_be_fused_is_refused() {
     // A GPU takes few rows too.
     assert!(can_fuse(&few, &[map]) == device().is_cuda() && !can_fuse(&var(&numbers, [t, 32]), &[map]));
     assert!(!can_fuse(&x, &[Map { weight: &plain, update: None }]));
+    assert!(!can_fuse(&x, &[map, Map { weight: &eight_bits, update: None }]));
     assert!(add_linear(&few, &few, map).is_ok() == device().is_cuda());
     assert!(add_linear(&few, &x, map).is_err());
     let norm = Norm { weight: &few, eps: EPS, offset: 0.0 };

@@ -56,6 +56,20 @@ fn to_bf16_rounds_to_nearest() {
     }
 }
 
+/// Rows of whole numbers, 127 of which stand for the largest of the row once it is turned: an even spread of numbers below 1
+/// is off by no more than a hundredth.
+#[test]
+fn to_int8_rounds_by_row() {
+    let mut rng = generator(42);
+    let exact = Matrix::from_f32(uniform(&mut rng, 5 * 100), 5, 100).unwrap();
+    let rounded = exact.to_int8().unwrap();
+    assert_eq!((rounded.rows(), rounded.cols()), (5, 100));
+    let distance: f32 = exact.to_f32().iter().zip(rounded.to_f32()).map(|(a, b)| (a - b).powi(2)).sum();
+    assert!((distance / 500.0).sqrt() < 0.01, "{distance}");
+    let wide = Matrix::from_f32(vec![1.0; 1 << 17], 1, 1 << 17).unwrap();
+    assert!(wide.to_int8().unwrap_err().to_string().contains("at most 66311 columns"));
+}
+
 #[test]
 fn wrong_sizes_are_refused() {
     for storage_type in STORAGE_TYPES {

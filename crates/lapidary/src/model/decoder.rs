@@ -307,6 +307,7 @@ impl Decoder {
                 *weight = Weight::Frozen(match format {
                     WeightFormat::Stored => return Ok(()),
                     WeightFormat::Bf16 => Arc::new(matrix.to_bf16()),
+                    WeightFormat::Int8 => Arc::new(matrix.to_int8()?),
                     WeightFormat::F32 => Arc::new(Matrix::from_f32(matrix.to_f32(), matrix.rows(), matrix.cols())?),
                 });
             }

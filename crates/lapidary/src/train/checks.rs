@@ -3,7 +3,7 @@
 use super::recipe::{Recipe, Trained};
 use super::teacher::Teachers;
 use crate::Error;
-use crate::model::{BaseModel, GemConfig};
+use crate::model::{BaseModel, GemConfig, WeightFormat};
 use layout::{Example, Layout, Loss, Method, Rng};
 use rand::SeedableRng as _;
 use std::path::Path;
@@ -33,6 +33,13 @@ pub(super) fn check_settings(recipe: &Recipe, method: &dyn Method) -> Result<(),
         let expected = format!("{expected} with method {}", method.name());
         Err(Error::Setting { field: field.into(), expected, found: found.into() })
     };
+    if recipe.weights == WeightFormat::Int8 {
+        return wrong(
+            "weights",
+            "\"stored\", \"bf16\" or \"f32\": nothing is trained through eight bits, not",
+            "\"int8\"",
+        );
+    }
     let wants_vectors = method.objective().terms.iter().any(|term| term.loss != Loss::NextToken);
     if !wants_vectors && !recipe.loss.teacher.methods.is_empty() {
         return wrong("loss.teacher.methods", "none, because no vector is trained,", "some");

@@ -6,7 +6,7 @@
 //! with any others.
 
 use super::{AttentionSpec, Keys};
-use crate::bf16::{BLOCK, Blocks, Outputs, Packed, Rounded};
+use crate::bf16::{BLOCK, Blocks, Format, Outputs, Packed, Rounded};
 use crate::cpu::exp_of;
 use crate::vector::{LANES, Vector};
 use std::ops::Range;
@@ -35,7 +35,7 @@ pub(super) struct Scratch {
 
 impl Default for Scratch {
     fn default() -> Self {
-        let (keys, values, weights) = (Packed::empty(), Packed::empty(), Rounded::zeros(0, 0));
+        let (keys, values, weights) = (Packed::empty(), Packed::empty(), Rounded::zeros(Format::Bf16, 0, 0));
         Self { keys, values, scores: Vec::new(), weights, sums: Outputs::new() }
     }
 }
@@ -54,7 +54,7 @@ impl AttentionSpec {
         let per_key = heads / keys.kv_heads;
         let end = |query: usize| self.mask.intervals(group.queries.start + query)[0].1 as usize - group.from;
         let num_keys = (0..count).map(end).max().unwrap_or(0);
-        let units = Blocks::new().unwrap_or_else(|| unreachable!("there are units where there are groups"));
+        let units = Blocks::new(Format::Bf16).unwrap_or_else(|| unreachable!("there are units where there are groups"));
         for head in 0..keys.kv_heads {
             scratch.keys.fill_columns((h, num_keys), |key| keys.at(group.from + key, head).0);
             scratch.values.fill_rows((num_keys, h), |key| keys.at(group.from + key, head).1);
@@ -64,7 +64,7 @@ impl AttentionSpec {
             for first in (0..num_rows).step_by(BLOCK) {
                 let rows = first..num_rows.min(first + BLOCK);
                 let ends: Vec<usize> = rows.clone().map(|row| end(row / per_key)).collect();
-                let mut scaled = Rounded::zeros(BLOCK, h);
+                let mut scaled = Rounded::zeros(Format::Bf16, BLOCK, h);
                 for (to, row) in rows.clone().enumerate() {
                     let q: Vec<f32> = q[at(row)..][..h].iter().map(|q| self.scale * q).collect();
                     scaled.set_row(to, &q);
