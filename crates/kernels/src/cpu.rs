@@ -157,8 +157,8 @@ fn fits(view: &View<'_>, rows: usize, cols: usize) -> bool {
 }
 
 /// `c[i, j] = keep * c[i, j] + sum_k a[i, k] b[k, j]` for `[m, k] x [k, n]`; row i of `c` starts at
-/// `i * c_stride`. Each output is summed by one thread, so the thread count does not change results; with AVX-512 its
-/// order of summation depends on `k` alone, so that a row has the same bits alone and in any company.
+/// `i * c_stride`. Each output is summed by one thread, so the thread count does not change results; with AVX-512
+/// and more than 16 rows its order of summation depends on `k` alone, so that a row has the same bits in any company.
 pub(crate) fn gemm(
     c: &mut [f32],
     c_stride: usize,
@@ -222,7 +222,7 @@ pub(crate) unsafe fn product(
     assert!(n <= c_stride && (m - 1) * c_stride + n <= c.len(), "gemm: output too small");
     assert!(fits(&a, m, k) && fits(&b, k, n), "gemm: operand too small");
     #[cfg(target_arch = "x86_64")]
-    if k > 0 && f32_product::is_available() {
+    if k > 0 && f32_product::pays(m, &b) {
         let c = Output { first: c.as_mut_ptr().cast::<f32>(), stride: c_stride };
         // SAFETY: the machine has the instructions, the assertions above keep every address inside its slice, and `c` is
         // borrowed mutably; with `keep` it holds numbers, as the caller says.

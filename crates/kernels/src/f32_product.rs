@@ -16,7 +16,7 @@ use std::ops::Range;
 mod avx512;
 mod pack;
 
-use avx512::{FETCHED, Operands, Outputs, ROWS};
+use avx512::{FETCHED, Operands, Outputs, ROWS, STEPS};
 use pack::Part;
 
 /// Summands that are added up in registers at a time.
@@ -33,6 +33,12 @@ const REPAYING_ROWS: usize = 512;
 /// Whether the machine has what the products need.
 pub(crate) fn is_available() -> bool {
     std::arch::is_x86_feature_detected!("avx512f")
+}
+
+/// Whether the machine has the instructions, and `[m, _] x b` so many rows that it pays to pack `b`. Where its rows are whole
+/// the `gemm` crate reads few of them in place.
+pub(crate) fn pays(m: usize, b: &View<'_>) -> bool {
+    m >= if b.col_stride == 1 { 17 } else { 4 } && is_available()
 }
 
 /// 16 numbers in a cache line of their own.
@@ -64,6 +70,13 @@ fn part(len: usize, parts: usize, i: usize) -> Range<usize> {
     i * len / parts..(i + 1) * len / parts
 }
 
+/// How often rows are shared out, where columns are shared out `across` times: each thread has work and, where there are
+/// many rows, so much that one which is held up does not keep the others waiting.
+fn down(rows: usize, across: usize, threads: usize) -> usize {
+    let enough = threads.div_ceil(across).min(rows.div_ceil(ROWS));
+    enough.max((4 * threads).div_ceil(across).min(rows / REPAYING_ROWS))
+}
+
 /// `c = a b` or `c += a b`: `[m, k] x [k, n]`.
 pub(crate) struct Product<'a> {
     pub(crate) mnk: (usize, usize, usize),
@@ -88,7 +101,7 @@ impl Product<'_> {
         let widest = (PACKED_NUMBERS / (PANEL * k.min(MAX_SUMMANDS))).max(1);
         let threads = if m * n * k < 1 << 16 { 1 } else { rayon::current_num_threads() };
         let across = panels.div_ceil(widest).next_multiple_of(threads).min(panels);
-        let down = if threads == 1 { 1 } else { (4 * threads).div_ceil(across).min(m / REPAYING_ROWS).max(1) };
+        let down = if threads == 1 { 1 } else { down(m, across, threads) };
         let run = |i: usize| {
             let panels = part(panels, across, i % across);
             task(part(m, down, i / across), panels.start * PANEL..(panels.end * PANEL).min(n));
@@ -161,18 +174,30 @@ impl Product<'_> {
             unsafe { part.copy_to(room, A_STRIDE, summands) };
             (a, a_stride) = (room, A_STRIDE);
         }
-        let fetched = rows.len().div_ceil(packed.columns.len().div_ceil(PANEL));
         for (panel, (b, columns)) in packed.panels().enumerate() {
-            let row = |i: usize| next.start + (panel * fetched + i.min(fetched - 1)).min(next.len() - 1);
-            let next: [_; FETCHED] = std::array::from_fn(|i| if self.a.col_stride == 1 { of(row(i)) } else { a });
+            let (next, next_stride) = self.ahead(packed, panel, &next);
             // SAFETY: the rows and the columns are of the output, those of the operands packed or in place.
             unsafe {
                 let Output { first, stride } = self.c.row(rows.start);
                 let c = first.add(columns.start);
                 let outputs = Outputs { c, stride, columns: columns.len(), keep: packed.keep };
-                avx512::tile(rows.len(), Operands { a, a_stride, b, summands, next }, outputs);
+                let operands = Operands { a, a_stride, b, summands, next, next_stride };
+                avx512::tile(rows.len(), operands, outputs);
             }
         }
+    }
+
+    /// What to ask for during the tile of a panel, so that the rows `next` are in the second-level cache after the last.
+    fn ahead(&self, packed: &Packed, panel: usize, next: &Range<usize>) -> ([*const f32; FETCHED], usize) {
+        let summands = &packed.summands;
+        if self.a.col_stride == 1 {
+            let rows = next.len().div_ceil(packed.columns.len().div_ceil(PANEL));
+            let row = |i: usize| next.start + (panel * rows + i.min(rows - 1)).min(next.len() - 1);
+            return (std::array::from_fn(|i| at(&self.a, row(i), summands.start)), STEPS);
+        }
+        let stretch = summands.len() / STEPS;
+        let first = |i: usize| summands.start + (panel * FETCHED + i) * stretch;
+        (std::array::from_fn(|i| at(&self.a, next.start, first(i).min(summands.end - 1))), self.a.col_stride)
     }
 }
 

@@ -11,10 +11,10 @@ use std::arch::x86_64::{
 pub(super) const LANES: usize = 16;
 /// Most rows of a tile: 28 of 32 registers hold its sums, beside two of columns and one of a row.
 pub(super) const ROWS: usize = 14;
-/// Rows that are asked for during a tile.
+/// Rows, or stretches of them, that are asked for during a tile.
 pub(super) const FETCHED: usize = 3;
 /// Summands between two requests for what the next tiles need.
-const STEPS: usize = 8;
+pub(super) const STEPS: usize = 8;
 /// Columns are asked for so many summands before they are read.
 const AHEAD: usize = 12;
 
@@ -30,8 +30,9 @@ pub(super) struct Operands {
     pub(super) a_stride: usize,
     pub(super) b: *const f32,
     pub(super) summands: usize,
-    /// Rows that are needed soon.
+    /// What is needed soon: lines of numbers so many numbers apart, as long as the tile lasts.
     pub(super) next: [*const f32; FETCHED],
+    pub(super) next_stride: usize,
 }
 
 /// Where the outputs of a tile go: rows `stride` numbers apart.
@@ -66,60 +67,85 @@ pub(super) unsafe fn tile(rows: usize, operands: Operands, outputs: Outputs) {
 
 /// As [`tile`], for `R` rows and `V` registers of columns.
 #[target_feature(enable = "avx512f")]
+#[inline(never)]
 unsafe fn tile_of<const R: usize, const V: usize>(operands: Operands, outputs: Outputs) {
-    let Operands { a, a_stride, mut b, summands, mut next } = operands;
+    let Operands { a, a_stride, mut b, summands, next, next_stride } = operands;
     let mut sums = [[_mm512_setzero_ps(); V]; R];
     let mut rows = Rows::new(a, a_stride);
-    let mut next_c = outputs.c.wrapping_add(V * LANES);
-    for body in 0..summands / STEPS {
+    let mut ahead = Ahead { c: outputs.c.wrapping_add(V * LANES), stride: outputs.stride, rows: R, next, next_stride };
+    for _ in 0..summands / STEPS {
         macro_rules! steps {
             ($($k:literal)*) => {
                 // SAFETY: there are so many summands.
-                $(unsafe { step(&mut sums, &mut rows, b, $k) };)*
+                $(unsafe { step::<R, V, $k, false>(&mut sums, rows, b) };)*
             };
         }
         // [`STEPS`] of them, written out: a loop with a counter of its own takes longer.
         steps!(0 1 2 3 4 5 6 7);
         rows.advance(STEPS);
         b = b.wrapping_add(STEPS * PANEL);
-        // The next tile's outputs, and rows of the tiles after the last panel.
-        fetch::<_MM_HINT_ET0>(next_c);
-        fetch::<_MM_HINT_ET0>(next_c.wrapping_add(LANES));
-        next_c = next_c.wrapping_add(if body + 1 < R { outputs.stride } else { 0 });
-        for row in &mut next {
-            fetch::<_MM_HINT_T1>(*row);
-            *row = row.wrapping_add(STEPS);
-        }
+        ahead.fetch();
     }
-    for k in 0..summands % STEPS {
+    for _ in 0..summands % STEPS {
         // SAFETY: as above.
-        unsafe { step(&mut sums, &mut rows, b, k) };
+        unsafe { step::<R, V, 0, true>(&mut sums, rows, b) };
+        rows.advance(1);
+        b = b.wrapping_add(PANEL);
     }
     // SAFETY: as the caller says.
     unsafe { write(sums, outputs) };
 }
 
-/// One summand more of each output: number `k` of each row, and the columns of row `k` of `b`.
+/// One summand more of each output: number `K` of each row, and the columns of row `K` of `b`.
+///
+/// `REST` tells the two places apart that call it with the same numbers: a function that is called in one place alone is
+/// made part of it, so that the sums stay in registers.
 ///
 /// # Safety
 /// As of [`tile`].
 #[target_feature(enable = "avx512f")]
 #[inline]
-unsafe fn step<const R: usize, const V: usize>(sums: &mut [[__m512; V]; R], rows: &mut Rows, b: *const f32, k: usize) {
-    rows.settle();
-    let b = b.wrapping_add(k * PANEL);
+unsafe fn step<const R: usize, const V: usize, const K: usize, const REST: bool>(
+    sums: &mut [[__m512; V]; R],
+    rows: Rows,
+    b: *const f32,
+) {
+    let b = b.wrapping_add(K * PANEL);
     let mut columns = [_mm512_setzero_ps(); V];
     for (v, columns) in columns.iter_mut().enumerate() {
         fetch::<_MM_HINT_T0>(b.wrapping_add(AHEAD * PANEL + v * LANES));
         // SAFETY: a panel has 32 columns of each summand, in cache lines of their own.
         *columns = unsafe { _mm512_load_ps(b.add(v * LANES)) };
     }
-    for (r, sums) in sums.iter_mut().enumerate() {
-        // SAFETY: there are `R` rows of so many summands.
-        let x = _mm512_set1_ps(unsafe { *rows.of(r).add(k) });
-        for (sum, columns) in sums.iter_mut().zip(columns) {
-            *sum = _mm512_fmadd_ps(x, columns, *sum);
-        }
+    macro_rules! rows {
+        ($($r:literal)*) => {
+            $(if $r < R {
+                // SAFETY: there are `R` rows of so many summands.
+                let x = unsafe { rows.number::<$r, K>() };
+                for (sum, columns) in sums[$r].iter_mut().zip(columns) {
+                    add_product(sum, x, columns);
+                }
+            })*
+        };
+    }
+    // Written out, so that each row's address is known where its instruction is.
+    rows!(0 1 2 3 4 5 6 7 8 9 10 11 12 13);
+}
+
+/// `sum += x * columns`, where it is written: the compiler would gather what many products read before it does them, and
+/// have no registers for it.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn add_product(sum: &mut __m512, x: __m512, columns: __m512) {
+    // SAFETY: the instruction changes the sum alone.
+    unsafe {
+        asm!(
+            "vfmadd231ps {sum}, {x}, {columns}",
+            sum = inout(zmm_reg) *sum,
+            x = in(zmm_reg) x,
+            columns = in(zmm_reg) columns,
+            options(nomem, nostack, preserves_flags),
+        );
     }
 }
 
@@ -145,6 +171,30 @@ unsafe fn write<const R: usize, const V: usize>(sums: [[__m512; V]; R], outputs:
     }
 }
 
+/// What the next tiles need: the outputs of the next, and rows.
+struct Ahead {
+    c: *const f32,
+    stride: usize,
+    /// Rows of outputs that are still to be asked for.
+    rows: usize,
+    next: [*const f32; FETCHED],
+    next_stride: usize,
+}
+
+impl Ahead {
+    #[inline(always)]
+    fn fetch(&mut self) {
+        fetch::<_MM_HINT_ET0>(self.c);
+        fetch::<_MM_HINT_ET0>(self.c.wrapping_add(LANES));
+        self.c = self.c.wrapping_add(if self.rows > 1 { self.stride } else { 0 });
+        self.rows = self.rows.saturating_sub(1);
+        for next in &mut self.next {
+            fetch::<_MM_HINT_T1>(*next);
+            *next = next.wrapping_add(self.next_stride);
+        }
+    }
+}
+
 /// Asks for the cache line of an address, which need not be one of ours.
 #[inline(always)]
 fn fetch<const HINT: i32>(address: *const f32) {
@@ -153,6 +203,7 @@ fn fetch<const HINT: i32>(address: *const f32) {
 }
 
 /// Where rows begin: addresses of all of them follow from these five registers within the instructions that read them.
+#[derive(Clone, Copy)]
 struct Rows {
     first: *const f32,
     eighth: *const f32,
@@ -175,35 +226,40 @@ impl Rows {
         self.eighth = self.eighth.wrapping_add(numbers);
     }
 
-    /// Keeps the compiler from taking a register for each row, of which there are not enough, and from reading columns of
-    /// later steps, whose registers the sums need.
-    #[inline(always)]
-    fn settle(&mut self) {
-        // SAFETY: no instruction; the values stay what they are.
-        unsafe {
-            asm!(
-                "/* {0} {1} {2} {3} {4} */",
-                inout(reg) self.first,
-                inout(reg) self.eighth,
-                inout(reg) self.stride,
-                inout(reg) self.stride_3,
-                inout(reg) self.stride_5,
-                options(nostack, preserves_flags),
-            );
+    /// Number `K` of a row in all places; the compiler would take a register for each row's address.
+    ///
+    /// # Safety
+    /// The CPU has AVX-512; the row has the number.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    unsafe fn number<const ROW: usize, const K: usize>(self) -> __m512 {
+        let from = if ROW < 7 { self.first } else { self.eighth };
+        macro_rules! broadcast {
+            ($address:literal, $stride:expr) => {{
+                let x: __m512;
+                // SAFETY: four bytes are read, of a number that is there. That no memory changes is not said, so that
+                // columns of later steps are not read before, whose registers the sums need.
+                unsafe {
+                    asm!(
+                        concat!("vbroadcastss {x}, dword ptr [{from} + ", $address, " + {at}]"),
+                        x = out(zmm_reg) x,
+                        from = in(reg) from,
+                        stride = in(reg) $stride,
+                        at = const K * size_of::<f32>(),
+                        options(nostack, preserves_flags),
+                    );
+                }
+                x
+            }};
         }
-    }
-
-    #[inline(always)]
-    fn of(&self, row: usize) -> *const f32 {
-        let from = if row < 7 { self.first } else { self.eighth };
-        from.wrapping_byte_add(match row % 7 {
-            0 => 0,
-            1 => self.stride,
-            2 => 2 * self.stride,
-            3 => self.stride_3,
-            4 => 4 * self.stride,
-            5 => self.stride_5,
-            _ => 2 * self.stride_3,
-        })
+        match ROW % 7 {
+            0 => broadcast!("{stride}", 0usize),
+            1 => broadcast!("{stride}", self.stride),
+            2 => broadcast!("2 * {stride}", self.stride),
+            3 => broadcast!("{stride}", self.stride_3),
+            4 => broadcast!("4 * {stride}", self.stride),
+            5 => broadcast!("{stride}", self.stride_5),
+            _ => broadcast!("2 * {stride}", self.stride_3),
+        }
     }
 }
