@@ -3,8 +3,8 @@
 use super::PANEL;
 use std::arch::asm;
 use std::arch::x86_64::{
-    __m512, __mmask16, _MM_HINT_ET0, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm512_add_ps, _mm512_fmadd_ps,
-    _mm512_load_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps,
+    __m512, __mmask16, _MM_HINT_ET0, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm512_add_ps, _mm512_load_ps,
+    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_setzero_ps,
 };
 
 /// Numbers of a register.
@@ -55,9 +55,12 @@ pub(super) unsafe fn tile(rows: usize, operands: Operands, outputs: Outputs) {
     macro_rules! tiles {
         ($($count:literal)*) => {
             match (rows, outputs.columns > LANES) {
-                // SAFETY: as the caller says.
-                $(($count, true) => unsafe { tile_of::<$count, 2>(operands, outputs) },
-                ($count, false) => unsafe { tile_of::<$count, 1>(operands, outputs) },)*
+                $(
+                    // SAFETY: as the caller says.
+                    ($count, true) => unsafe { tile_of::<$count, 2>(operands, outputs) },
+                    // SAFETY: as above.
+                    ($count, false) => unsafe { tile_of::<$count, 1>(operands, outputs) },
+                )*
                 _ => unreachable!("{rows} rows of at most {ROWS}"),
             }
         };
