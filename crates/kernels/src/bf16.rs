@@ -6,7 +6,7 @@
 //! that a row's result is the same bits alone and in any company; where products are added to numbers that are there
 //! already, and on the portable path, to the rounding of f32.
 
-use crate::cpu::{self, View, rows_of};
+use crate::cpu::{self, Output, View, rows_of};
 use crate::vector::LANES;
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
@@ -230,27 +230,6 @@ impl Packed {
             // for what is read there.
             unsafe { job.run(units) };
         });
-    }
-}
-
-/// Where outputs go.
-#[derive(Clone, Copy)]
-struct Output {
-    first: *mut f32,
-    stride: usize,
-}
-
-// SAFETY: a place to write to, shared by tasks that write to different parts of it.
-unsafe impl Sync for Output {}
-// SAFETY: as above.
-unsafe impl Send for Output {}
-
-impl Output {
-    /// # Safety
-    /// The row is one of the output.
-    unsafe fn row(self, row: usize) -> Self {
-        // SAFETY: as the caller says.
-        Self { first: unsafe { self.first.add(row * self.stride) }, stride: self.stride }
     }
 }
 

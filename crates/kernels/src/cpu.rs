@@ -1,5 +1,7 @@
 //! Slices of f32 on the CPU: access to tensors, dot products and matrix products.
 
+#[cfg(target_arch = "x86_64")]
+use crate::f32_product::{self, Product};
 use crate::vector::{LANES, Vector};
 use candle_core::{CpuStorage, Layout, Result, Shape, Storage, Tensor, bail};
 use std::mem::MaybeUninit;
@@ -127,12 +129,36 @@ pub(crate) fn transposed(values: &[f32], cols: usize) -> View<'_> {
     View { values, row_stride: 1, col_stride: cols }
 }
 
+/// Where outputs go: row i is `i * stride` numbers from the first.
+#[derive(Clone, Copy)]
+pub(crate) struct Output {
+    pub(crate) first: *mut f32,
+    pub(crate) stride: usize,
+}
+
+// SAFETY: a place to write to, shared by tasks that write to different parts of it.
+unsafe impl Sync for Output {}
+// SAFETY: as above.
+unsafe impl Send for Output {}
+
+impl Output {
+    /// The output from a row on.
+    ///
+    /// # Safety
+    /// The row is one of the output.
+    pub(crate) unsafe fn row(self, row: usize) -> Self {
+        // SAFETY: as the caller says.
+        Self { first: unsafe { self.first.add(row * self.stride) }, stride: self.stride }
+    }
+}
+
 fn fits(view: &View<'_>, rows: usize, cols: usize) -> bool {
     rows == 0 || cols == 0 || (rows - 1) * view.row_stride + (cols - 1) * view.col_stride < view.values.len()
 }
 
 /// `c[i, j] = keep * c[i, j] + sum_k a[i, k] b[k, j]` for `[m, k] x [k, n]`; row i of `c` starts at
-/// `i * c_stride`. Each output is summed by one thread, so the thread count does not change results.
+/// `i * c_stride`. Each output is summed by one thread, so the thread count does not change results; with AVX-512
+/// and more than 16 rows its order of summation depends on `k` alone, so that a row has the same bits in any company.
 pub(crate) fn gemm(
     c: &mut [f32],
     c_stride: usize,
@@ -195,6 +221,14 @@ pub(crate) unsafe fn product(
     }
     assert!(n <= c_stride && (m - 1) * c_stride + n <= c.len(), "gemm: output too small");
     assert!(fits(&a, m, k) && fits(&b, k, n), "gemm: operand too small");
+    #[cfg(target_arch = "x86_64")]
+    if k > 0 && f32_product::pays(m, &b) {
+        let c = Output { first: c.as_mut_ptr().cast::<f32>(), stride: c_stride };
+        // SAFETY: the machine has the instructions, the assertions above keep every address inside its slice, and `c` is
+        // borrowed mutably; with `keep` it holds numbers, as the caller says.
+        unsafe { Product { mnk: (m, n, k), a, b, c, keep }.run() };
+        return;
+    }
     let parallelism = if m * n * k < 1 << 16 { gemm::Parallelism::None } else { gemm::Parallelism::Rayon(0) };
     // SAFETY: the assertions above keep every address inside its slice, and `c` is borrowed mutably,
     // so that it overlaps neither operand.
@@ -225,8 +259,61 @@ pub(crate) unsafe fn product(
 
 #[cfg(test)]
 mod tests {
-    use super::{exp, exp_of};
+    use super::{View, exp, exp_of, gemm};
     use crate::vector::{LANES, Vector};
+    use rand::{Rng as _, SeedableRng as _};
+
+    /// Strides of `[rows, cols]`: numbers of a row side by side, of a column, of neither; with gaps and without.
+    fn strides(rows: usize, cols: usize) -> [(usize, usize); 4] {
+        [(cols, 1), (cols + 3, 1), (1, rows + 2), (2 * cols + 1, 2)]
+    }
+
+    /// Against sums in f64, over sizes with and without remainders, all kinds of views, added or not.
+    #[test]
+    fn products_are_sums() {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
+        let shapes = [
+            (1, 1, 1),
+            (2, 40, 3),
+            (3, 17, 5),
+            (13, 16, 64),
+            (14, 32, 576),
+            (15, 33, 577),
+            (29, 70, 400),
+            (45, 700, 20),
+            (600, 45, 1200),
+            (16, 8, 2500),
+            (20, 9, 1024),
+        ];
+        for (mnk, which) in shapes.into_iter().flat_map(|mnk| (0..16).map(move |which| (mnk, which))) {
+            let ((m, n, k), keep) = (mnk, which % 3 == 0);
+            let (row_stride, col_stride) = strides(m, k)[which % 4];
+            let (b_row_stride, b_col_stride) = strides(k, n)[which / 4];
+            let mut numbers = |count| (0..count).map(|_| rng.random_range(-1f32..1.0)).collect::<Vec<f32>>();
+            let a = numbers((m - 1) * row_stride + (k - 1) * col_stride + 1);
+            let b = numbers((k - 1) * b_row_stride + (n - 1) * b_col_stride + 1);
+            let before = numbers(m * (n + 1));
+            let mut c = before.clone();
+            let (a_view, b_view) = (
+                View { values: &a, row_stride, col_stride },
+                View { values: &b, row_stride: b_row_stride, col_stride: b_col_stride },
+            );
+            gemm(&mut c, n + 1, mnk, a_view, b_view, keep);
+            for (i, (c, before)) in c.chunks(n + 1).zip(before.chunks(n + 1)).enumerate() {
+                assert_eq!(c[n], before[n], "a number beside the output");
+                for j in 0..n {
+                    let product = |s| {
+                        let x = f64::from(a[i * row_stride + s * col_stride]);
+                        x * f64::from(b[s * b_row_stride + j * b_col_stride])
+                    };
+                    let want = f64::from(if keep { before[j] } else { 0.0 }) + (0..k).map(product).sum::<f64>();
+                    // k roundings, each half a unit in the last place of a partial sum, which grow as the root of k.
+                    let tolerance = 1e-7 * (k as f64 + 2.0);
+                    assert!((f64::from(c[j]) - want).abs() < tolerance, "{mnk:?} {which} ({i}, {j}): {} {want}", c[j]);
+                }
+            }
+        }
+    }
 
     #[test]
     fn exp_of_many_has_the_bits_of_exp() {

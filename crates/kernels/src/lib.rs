@@ -12,6 +12,8 @@ mod buffer;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(target_arch = "x86_64")]
+mod f32_product;
 mod kv;
 mod matrix;
 pub mod ops;
