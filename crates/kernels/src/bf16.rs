@@ -17,8 +17,10 @@ mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod blocks;
+mod transposed;
 
 pub(crate) use blocks::{Blocks, Outputs, Rounded};
+pub(crate) use transposed::transposed_product;
 
 /// Columns of a panel, and rows and columns of a block of outputs.
 pub(crate) const BLOCK: usize = 32;
@@ -131,6 +133,11 @@ impl Packed {
         self.k.div_ceil(BLOCK) * BLOCK
     }
 
+    /// n.
+    pub(crate) fn columns(&self) -> usize {
+        self.n
+    }
+
     /// Column `j`, `[k]`.
     pub(crate) fn column(&self, j: usize, out: &mut [f32]) {
         let panel = &self.lines[j / BLOCK * self.lines_of_panel()..];
@@ -153,41 +160,72 @@ impl Packed {
         y_stride: usize,
         keep: bool,
     ) {
-        let (k, n) = (summands.len(), columns.len());
-        if k == 0 || n == 0 || x.is_empty() {
+        let k = summands.len();
+        if k == 0 || x.is_empty() {
             return;
         }
-        let t = x.len() / k;
-        assert!(x.len() == t * k && n <= y_stride && (t - 1) * y_stride + n <= y.len(), "product: sizes disagree");
-        assert!(summands.end <= self.k && columns.end <= self.n, "product: beyond the matrix");
-        assert!(summands.start.is_multiple_of(BLOCK) && columns.start.is_multiple_of(BLOCK), "product: between blocks");
-        let panels = columns.start / BLOCK..columns.end.div_ceil(BLOCK);
-        // Few rows: their panels are shared out among the threads; many: the rows are.
-        let tasks = t.div_ceil(TASK_ROWS);
-        let shares = rayon::current_num_threads().div_ceil(tasks).min(panels.len());
-        let per_share = panels.len().div_ceil(shares);
-        let output = Output { first: y.as_mut_ptr().cast::<f32>(), stride: y_stride };
-        (0..tasks * shares).into_par_iter().for_each(|task| {
-            let rows = task / shares * TASK_ROWS..(task / shares * TASK_ROWS + TASK_ROWS).min(t);
-            let from = panels.start + task % shares * per_share;
-            let panels = from..(from + per_share).min(panels.end);
-            let job = Job {
-                packed: self,
-                x: &x[rows.start * k..rows.end * k],
-                rows: rows.len(),
-                summands: summands.clone(),
-                columns: columns.clone(),
-                panels,
-                // SAFETY: the assertions above keep row `rows.start` inside of `y`.
-                output: unsafe { output.row(rows.start) },
-                keep,
-            };
-            // SAFETY: tasks have rows or columns of their own, so that no two write the same outputs; each stays
-            // within its rows and the columns, which the assertions above keep inside of `y`; the caller answers
-            // for what is read there.
-            unsafe { job.run(units) };
-        });
+        assert!(x.len().is_multiple_of(k) && summands.end <= self.k, "product: sizes disagree");
+        let x = Rounded::of(x, k);
+        // SAFETY: as the caller says.
+        unsafe {
+            sum_of_products(units, &[Term { x: &x, matrix: self, from: summands.start }], columns, (y, y_stride), keep)
+        };
     }
+}
+
+/// Rows by a matrix, or by the part of it that begins with summand `from`.
+pub(crate) struct Term<'a> {
+    pub(crate) x: &'a Rounded,
+    pub(crate) matrix: &'a Packed,
+    pub(crate) from: usize,
+}
+
+impl<'a> Term<'a> {
+    /// By all of the matrix.
+    pub(crate) fn new(x: &'a Rounded, matrix: &'a Packed) -> Self {
+        Self { x, matrix, from: 0 }
+    }
+}
+
+/// The sum over the terms of `x B`, over the columns `columns` of the matrices; row i of `y` starts at `i * y_stride`. With
+/// `keep`, it is added to `y`. All terms have the same rows.
+///
+/// # Safety
+/// With `keep`, the outputs in `y` hold numbers already: they are read.
+pub(crate) unsafe fn sum_of_products(
+    units: Units,
+    terms: &[Term<'_>],
+    columns: Range<usize>,
+    (y, y_stride): (&mut [MaybeUninit<f32>], usize),
+    keep: bool,
+) {
+    let (t, n) = (terms.first().map_or(0, |term| term.x.rows), columns.len());
+    if t == 0 || n == 0 {
+        return;
+    }
+    assert!(n <= y_stride && (t - 1) * y_stride + n <= y.len(), "product: sizes disagree");
+    assert!(columns.start.is_multiple_of(BLOCK), "product: between blocks");
+    for Term { x, matrix, from } in terms {
+        assert!(x.rows == t && columns.end <= matrix.n, "product: beyond the matrix");
+        assert!(from.is_multiple_of(BLOCK) && 0 < x.steps, "product: between blocks");
+        assert!(from + x.steps * BLOCK <= matrix.lines_of_panel(), "product: beyond the matrix");
+    }
+    let panels = columns.start / BLOCK..columns.end.div_ceil(BLOCK);
+    // Few rows: their panels are shared out among the threads; many: the rows are.
+    let tasks = t.div_ceil(TASK_ROWS);
+    let shares = rayon::current_num_threads().div_ceil(tasks).min(panels.len());
+    let per_share = panels.len().div_ceil(shares);
+    let output = Output { first: y.as_mut_ptr().cast::<f32>(), stride: y_stride };
+    (0..tasks * shares).into_par_iter().for_each(|task| {
+        let rows = task / shares * TASK_ROWS..(task / shares * TASK_ROWS + TASK_ROWS).min(t);
+        let from = panels.start + task % shares * per_share;
+        let panels = from..(from + per_share).min(panels.end);
+        // SAFETY: the assertions above keep row `rows.start` inside of `y`.
+        let output = unsafe { output.row(rows.start) };
+        // SAFETY: tasks have rows or columns of their own, so that no two write the same outputs; each stays within its rows
+        // and the columns, which the assertions above keep inside of `y`; the caller answers for what is read there.
+        unsafe { Job { terms, rows, columns: columns.clone(), panels, output, keep }.run(units) };
+    });
 }
 
 /// Where outputs go.
@@ -213,14 +251,23 @@ impl Output {
 
 /// Some rows times some panels.
 struct Job<'a> {
-    packed: &'a Packed,
-    x: &'a [f32],
-    rows: usize,
-    summands: Range<usize>,
+    terms: &'a [Term<'a>],
+    rows: Range<usize>,
     columns: Range<usize>,
     panels: Range<usize>,
+    /// Where the first of the rows goes.
     output: Output,
     keep: bool,
+}
+
+/// What a block of 32 x 32 outputs is a product of: bytes between the rows of `a`, `steps` of 32 summands, and which of so
+/// many blocks of rows it is.
+struct Operands {
+    a: (*const u16, usize),
+    b: *const u16,
+    steps: usize,
+    lines_of_panel: usize,
+    place: (usize, usize),
 }
 
 impl Job<'_> {
@@ -233,48 +280,49 @@ impl Job<'_> {
                 let _tiles = amx::Tiles::new();
                 // SAFETY: the units were found to be there, the tiles are set up, and the caller answers for the rest.
                 unsafe {
-                    self.blocks(|(a, a_stride, at), b, steps, c, c_stride, keep| {
-                        let panel = b.wrapping_add(self.packed.lines_of_panel() * BLOCK);
-                        let ahead = amx::Ahead::new(panel, (at / BLOCK, self.rows.div_ceil(BLOCK)), steps);
-                        amx::block((a, a_stride), (b, ahead), steps, (c, c_stride), keep)
-                    })
-                };
+                    self.blocks(|Operands { a, b, steps, lines_of_panel, place }, c, keep| {
+                        let ahead = amx::Ahead::new(b.wrapping_add(lines_of_panel * BLOCK), place, steps);
+                        amx::block(a, (b, ahead), steps, c, keep);
+                    });
+                }
             }
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the units were found to be there, and the caller answers for the rest.
-            Units::Avx512 => unsafe {
-                self.blocks(|(a, a_stride, _), b, steps, c, c_stride, keep| {
-                    avx512::block((a, a_stride), b, steps, (c, c_stride), keep)
-                })
-            },
+            Units::Avx512 => unsafe { self.blocks(|of, c, keep| avx512::block(of.a, of.b, of.steps, c, keep)) },
             // SAFETY: as the caller says.
             Units::Portable => unsafe { self.portable() },
         }
     }
 
-    /// Runs `block((a, a_stride, first), b, steps, c, c_stride, keep)` on blocks of 32 x 32 outputs, those of the rows from
-    /// `first` on: bytes of `a` between rows, `steps` of 32 summands, numbers of `c` between rows.
+    /// Runs `block(operands, (c, c_stride), keep)` on blocks of 32 x 32 outputs: numbers of `c` between rows.
     ///
     /// # Safety
     /// As of [`Self::run`], and `block` reads 32 rows of `steps` lines at `a`, 32 times `steps` lines at `b`, and
     /// writes 32 x 32 numbers at `c`.
-    unsafe fn blocks(&self, block: impl Fn((*const u16, usize, usize), *const u16, usize, *mut f32, usize, bool)) {
-        let Rounded { lines: rounded, steps } = Rounded::of(self.x, self.summands.len());
+    unsafe fn blocks(&self, block: impl Fn(Operands, (*mut f32, usize), bool)) {
+        let run = |panel: usize, first: usize, c: (*mut f32, usize), keep: bool| {
+            for (i, term) in self.terms.iter().enumerate() {
+                let (steps, lines_of_panel) = (term.x.steps, term.matrix.lines_of_panel());
+                let b = &term.matrix.lines[panel * lines_of_panel + term.from..][..steps * BLOCK];
+                let a = &term.x.lines[first * steps..(first + BLOCK) * steps];
+                let (a, b) = ((a.as_ptr().cast::<u16>(), steps * 64), b.as_ptr().cast::<u16>());
+                let place = ((first - self.rows.start) / BLOCK, self.rows.len().div_ceil(BLOCK));
+                block(Operands { a, b, steps, lines_of_panel, place }, c, keep || i > 0);
+            }
+        };
         for panel in self.panels.clone() {
-            let b = &self.packed.lines[panel * self.packed.lines_of_panel() + self.summands.start..][..steps * BLOCK];
             let first_column = panel * BLOCK - self.columns.start;
             let columns = BLOCK.min(self.columns.len() - first_column);
-            for first in (0..self.rows).step_by(BLOCK) {
-                let a = rounded[first * steps..(first + BLOCK) * steps].as_ptr().cast::<u16>();
-                let (rows, b, stride) = (BLOCK.min(self.rows - first), b.as_ptr().cast::<u16>(), steps * 64);
+            for first in self.rows.clone().step_by(BLOCK) {
+                let rows = BLOCK.min(self.rows.end - first);
                 // SAFETY: the output has these rows and this column.
-                let c = unsafe { self.output.row(first).first.add(first_column) };
+                let c = unsafe { self.output.row(first - self.rows.start).first.add(first_column) };
                 if rows == BLOCK && columns == BLOCK {
-                    block((a, stride, first), b, steps, c, self.output.stride, self.keep);
+                    run(panel, first, (c, self.output.stride), self.keep);
                     continue;
                 }
                 let mut whole = [[0f32; BLOCK]; BLOCK];
-                block((a, stride, first), b, steps, whole.as_mut_ptr().cast(), BLOCK, false);
+                run(panel, first, (whole.as_mut_ptr().cast(), BLOCK), false);
                 for (row, values) in whole.iter().enumerate().take(rows) {
                     for (column, value) in values.iter().enumerate().take(columns) {
                         // SAFETY: the output has these rows and columns; with `keep` they hold numbers.
@@ -291,19 +339,28 @@ impl Job<'_> {
     /// # Safety
     /// As of [`Self::run`].
     unsafe fn portable(&self) {
-        let k = self.summands.len();
-        let x: Vec<f32> = self.x.iter().map(|x| widen(round(*x))).collect();
-        let mut b = vec![0f32; k * BLOCK];
-        let mut y = vec![0f32; self.rows * BLOCK];
+        let rows = self.rows.len();
+        let mut y = vec![0f32; rows * BLOCK];
+        let (mut x, mut b) = (Vec::new(), Vec::new());
         for panel in self.panels.clone() {
-            let lines = &self.packed.lines[panel * self.packed.lines_of_panel() + self.summands.start..];
-            for (i, row) in b.chunks_mut(BLOCK).enumerate() {
-                for (j, b) in row.iter_mut().enumerate() {
-                    *b = widen(lines[i / 2 * 2 + j / 16].0[j % 16 * 2 + i % 2]);
+            for (i, term) in self.terms.iter().enumerate() {
+                let steps = term.x.steps;
+                let k = steps * BLOCK;
+                if self.terms.len() > 1 || x.is_empty() {
+                    x.clear();
+                    let lines = &term.x.lines[self.rows.start * steps..self.rows.end * steps];
+                    x.extend(lines.iter().flat_map(|line| line.0).map(widen));
                 }
+                b.resize(k * BLOCK, 0.0);
+                let lines = &term.matrix.lines[panel * term.matrix.lines_of_panel() + term.from..];
+                for (i, row) in b.chunks_mut(BLOCK).enumerate() {
+                    for (j, b) in row.iter_mut().enumerate() {
+                        *b = widen(lines[i / 2 * 2 + j / 16].0[j % 16 * 2 + i % 2]);
+                    }
+                }
+                let (x, b): (View<'_>, View<'_>) = (rows_of(&x, k), rows_of(&b, BLOCK));
+                cpu::gemm(&mut y, BLOCK, (rows, BLOCK, k), x, b, i > 0);
             }
-            let (x, b): (View<'_>, View<'_>) = (rows_of(&x, k), rows_of(&b, BLOCK));
-            cpu::gemm(&mut y, BLOCK, (self.rows, BLOCK, k), x, b, false);
             let first_column = panel * BLOCK - self.columns.start;
             let columns = BLOCK.min(self.columns.len() - first_column);
             for (row, y) in y.chunks(BLOCK).enumerate() {

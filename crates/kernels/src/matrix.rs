@@ -322,7 +322,8 @@ impl Matrix {
         dx
     }
 
-    fn packed_backward(&self) -> &Packed {
+    /// W as it is packed for the gradient of rows; asked of packed matrices alone.
+    pub(crate) fn packed_backward(&self) -> &Packed {
         let Storage::Packed { backward, .. } = &self.storage else { unreachable!("asked of packed matrices alone") };
         if let Some(packed) = backward.get() {
             return packed;

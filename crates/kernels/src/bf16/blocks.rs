@@ -3,14 +3,20 @@
 use super::{BLOCK, Line, Packed, Units, round, round_line};
 #[cfg(target_arch = "x86_64")]
 use super::{amx, avx512};
+use crate::cpu::filled;
+use rayon::prelude::*;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 /// Numbers of half a line.
-const HALF: usize = BLOCK / 2;
+pub(super) const HALF: usize = BLOCK / 2;
+/// Rows that a thread rounds at a time.
+const MIN_ROWS: usize = 32;
 
 /// Rows rounded to bf16, each padded with zeros to whole lines, and rows of zeros up to whole blocks.
 pub(crate) struct Rounded {
     pub(super) lines: Vec<Line>,
+    pub(super) rows: usize,
     pub(super) steps: usize,
 }
 
@@ -18,16 +24,48 @@ impl Rounded {
     /// Rows of zeros, `width` numbers each.
     pub(crate) fn zeros(rows: usize, width: usize) -> Self {
         let steps = width.div_ceil(BLOCK);
-        Self { lines: vec![Line([0; BLOCK]); rows.next_multiple_of(BLOCK) * steps], steps }
+        Self { lines: vec![Line([0; BLOCK]); rows.next_multiple_of(BLOCK) * steps], rows, steps }
     }
 
     /// Rows of `width` numbers.
     pub(crate) fn of(x: &[f32], width: usize) -> Self {
-        let (rows, steps) = (x.len() / width, width.div_ceil(BLOCK));
-        let mut lines = Vec::with_capacity(rows.next_multiple_of(BLOCK) * steps);
-        x.chunks_exact(width).for_each(|x| lines.extend(round_row(x)));
-        lines.resize(rows.next_multiple_of(BLOCK) * steps, Line([0; BLOCK]));
-        Self { lines, steps }
+        Self::fill(x.len() / width, width, |row, lines, _| {
+            lines.iter_mut().zip(round_row(&x[row * width..(row + 1) * width])).for_each(|(to, line)| {
+                to.write(line);
+            });
+        })
+    }
+
+    /// Rows of `width` numbers; `fill` writes all lines of a row, and has numbers of its thread to work with.
+    fn fill(rows: usize, width: usize, fill: impl Fn(usize, &mut [MaybeUninit<Line>], &mut Vec<f32>) + Sync) -> Self {
+        let steps = width.div_ceil(BLOCK);
+        let len = rows.next_multiple_of(BLOCK) * steps;
+        let fill = |lines: &mut [MaybeUninit<Line>]| {
+            let (of_rows, rest) = lines.split_at_mut(rows * steps);
+            let of_rows = of_rows.par_chunks_mut(steps).enumerate().with_min_len(MIN_ROWS);
+            of_rows.for_each_init(Vec::new, |numbers, (row, lines)| fill(row, lines, numbers));
+            rest.iter_mut().for_each(|line| {
+                line.write(Line([0; BLOCK]));
+            });
+        };
+        // SAFETY: `fill` writes the lines of each row, and the rest are written above.
+        Self { lines: unsafe { filled(len, fill) }, rows, steps }
+    }
+
+    /// Rows of `width` numbers, which `write` writes.
+    pub(crate) fn written(rows: usize, width: usize, write: impl Fn(usize, &mut [f32]) + Sync) -> Self {
+        Self::fill(rows, width, |row, lines, numbers| {
+            numbers.resize(width, 0.0);
+            write(row, numbers);
+            lines.iter_mut().zip(round_row(numbers)).for_each(|(to, line)| {
+                to.write(line);
+            });
+        })
+    }
+
+    /// Number of rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
     }
 
     pub(crate) fn set_row(&mut self, row: usize, x: &[f32]) {
@@ -38,7 +76,7 @@ impl Rounded {
 
     /// Takes another shape; the numbers are any until they are set.
     pub(crate) fn reshape(&mut self, rows: usize, width: usize) {
-        self.steps = width.div_ceil(BLOCK);
+        (self.rows, self.steps) = (rows, width.div_ceil(BLOCK));
         self.lines.resize(rows.next_multiple_of(BLOCK) * self.steps, Line([0; BLOCK]));
     }
 
@@ -219,7 +257,7 @@ impl Line {
     }
 
     #[inline(always)]
-    fn of_pairs(pairs: [u32; HALF]) -> Self {
+    pub(super) fn of_pairs(pairs: [u32; HALF]) -> Self {
         Self(std::array::from_fn(|i| (pairs[i / 2] >> (i % 2 * 16)) as u16))
     }
 }

@@ -6,16 +6,19 @@
 use super::add::Add;
 use super::attention::{Attention, attention_to_go_back};
 use super::fused::{Map, Norm};
-use super::linear::{LowRank, Weight, linear, linear_backward};
+use super::linear::Weight;
 use super::rms_norm::{RmsNorm, rms_norm};
 use super::rope::{Rope, RopeTable, rope};
 use super::swiglu::{Activation, Gated, gated};
 use super::{AttentionSpec, add};
 use crate::KvLayer;
-use crate::matrix::Matrix;
+use crate::cpu::with_values;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Storage, Tensor, TensorId, bail};
+use maps::{Operand, Ready, back};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+
+mod maps;
 
 /// Gradients of trained tensors that lie within operations, found while a graph is walked back.
 #[derive(Debug, Default)]
@@ -50,39 +53,9 @@ pub fn can_halve(x: &Tensor, norm: Norm<'_>, maps: &[Map<'_>]) -> bool {
     x.track_op() && !norm.weight.track_op() && maps.iter().all(is_plain)
 }
 
-/// A map outside the graph, and which tensors its update's gradients are of.
-struct Ready {
-    weight: Arc<Matrix>,
-    update: Option<(LowRank, [TensorId; 2])>,
-}
-
-impl Ready {
-    fn of(map: &Map<'_>) -> Result<Self> {
-        let Weight::Frozen(weight) = map.weight else { bail!("halves: expected a frozen weight") };
-        let detached = |update: &LowRank| {
-            let ids = [update.a.id(), update.b.id()];
-            (LowRank { a: update.a.detach(), b: update.b.detach(), ..update.clone() }, ids)
-        };
-        Ok(Self { weight: Arc::clone(weight), update: map.update.map(detached) })
-    }
-
-    fn update(&self) -> Option<&LowRank> {
-        self.update.as_ref().map(|(update, _)| update)
-    }
-
-    fn run(&self, x: &Tensor) -> Result<Tensor> {
-        linear(x, &Weight::Frozen(Arc::clone(&self.weight)), None, self.update())
-    }
-
-    /// The gradient by `x`; those of the update go to `gradients`.
-    fn back(&self, x: &Tensor, dy: &Tensor, gradients: &ParameterGradients) -> Result<Tensor> {
-        let (dx, found) = linear_backward(&self.weight, self.update(), x, dy)?;
-        if let (Some((_, [a, b])), Some([da, db])) = (&self.update, found) {
-            gradients.add(*a, da)?;
-            gradients.add(*b, db)?;
-        }
-        Ok(dx)
-    }
+/// Whether rows before these maps are rounded once for all of them.
+fn rounds(x: &Tensor, maps: &[Map<'_>]) -> bool {
+    x.device().is_cpu() && maps.iter().all(|map| map.weight.is_packed())
 }
 
 /// A norm before a half.
@@ -96,8 +69,11 @@ impl ReadyNorm {
         Self { op: RmsNorm { eps: norm.eps, offset: norm.offset }, weight: norm.weight.clone() }
     }
 
-    fn run(&self, x: &Tensor) -> Result<Tensor> {
-        rms_norm(x, &self.weight, self.op.eps, self.op.offset)
+    fn run(&self, x: &Tensor, rounds: bool) -> Result<Operand> {
+        if !rounds {
+            return rms_norm(x, &self.weight, self.op.eps, self.op.offset).map(Operand::Plain);
+        }
+        with_values(x, |x| with_values(&self.weight, |w| Operand::Rounded(self.op.rounded(x, w))))?
     }
 
     /// The gradient by `x` of the norm and of what goes past it: `d` on its way back beside `d_normed`.
@@ -179,10 +155,11 @@ struct AttentionHalf {
     maps: [Ready; 4],
     rope: Option<Arc<RopeTable>>,
     attention: Attention,
-    /// The normed rows; queries, keys and values as attention takes them; what it gives.
-    normed: Tensor,
+    /// The normed rows; queries, keys and values as attention takes them; what it gives, and as rows.
+    normed: Operand,
     heads: [Tensor; 3],
     found: Tensor,
+    rows: Operand,
     gradients: Arc<ParameterGradients>,
 }
 
@@ -202,34 +179,36 @@ pub fn attention_half(
 ) -> Result<Tensor> {
     let (inside, t, norm) = (x.detach(), x.dim(0)?, ReadyNorm::of(norm));
     let [q, k, v, o] = maps.each_ref().map(Ready::of);
-    let maps = [q?, k?, v?, o?];
-    let normed = norm.run(&inside)?;
-    let of_heads = |map: &Ready| map.run(&normed)?.reshape((t, (), heads.head_dim));
+    let (mut maps, rounds) = ([q?, k?, v?, o?], rounds(x, maps));
+    let normed = norm.run(&inside, rounds)?;
+    let of_heads = |map: &mut Ready| map.run(&normed)?.reshape((t, (), heads.head_dim));
     let turned = |x: Tensor| heads.rope.map_or_else(|| Ok(x.clone()), |table| rope(&x, table));
-    let (q, k, v) = (turned(of_heads(&maps[0])?)?, turned(of_heads(&maps[1])?)?, of_heads(&maps[2])?);
+    let [q, k, v] = [turned(of_heads(&mut maps[0])?)?, turned(of_heads(&mut maps[1])?)?, of_heads(&mut maps[2])?];
     let (found, attention) = attention_to_go_back([&q, &k, &v], heads.past, heads.spec)?;
-    let y = maps[3].run(&found.reshape((t, ()))?)?;
+    let rows = Operand::new(&found, rounds)?;
+    let y = maps[3].run(&rows)?;
     let (rope, gradients) = (heads.rope.cloned(), Arc::clone(gradients));
-    let half = AttentionHalf { norm, maps, rope, attention, normed, heads: [q, k, v], found, gradients };
+    let half = AttentionHalf { norm, maps, rope, attention, normed, heads: [q, k, v], found, rows, gradients };
     Half::sum(x, y, half)
 }
 
 impl Back for AttentionHalf {
     fn back(&self, x: &Tensor, d: &Tensor) -> Result<Tensor> {
         let [q, k, v] = &self.heads;
-        let flat = |x: &Tensor| x.reshape((x.dim(0)?, ()));
-        let d_found = self.maps[3].back(&flat(&self.found)?, d, &self.gradients)?.reshape(self.found.shape())?;
+        let rounds = matches!(self.normed, Operand::Rounded(_));
+        let d_found = back(&[(&self.maps[3], Operand::new(d, rounds)?)], &self.rows, &self.gradients)?;
+        let d_found = d_found.reshape(self.found.shape())?;
         let found = self.attention.backward([q, k, v], (&self.found, &d_found), [true; 3])?;
         let [Some(dq), Some(dk), Some(dv)] = found else { bail!("halves: no gradient of attention") };
         let turned_back = |x: &Tensor, d: Tensor| match &self.rope {
             Some(table) => Rope(Arc::clone(table)).bwd(x, x, &d)?.map_or_else(|| bail!("halves: no rotation"), Ok),
             None => Ok(d),
         };
-        let through = |map: &Ready, d: Tensor| map.back(&self.normed, &flat(&d)?, &self.gradients);
-        let d_normed = through(&self.maps[2], dv)?;
-        let d_normed = add(&d_normed, &through(&self.maps[1], turned_back(k, dk)?)?)?;
-        let d_normed = add(&d_normed, &through(&self.maps[0], turned_back(q, dq)?)?)?;
-        self.norm.back(x, &d_normed, d)
+        let [dq, dk] = [turned_back(q, dq)?, turned_back(k, dk)?];
+        let [q, k, v, _] = &self.maps;
+        let through = [(v, dv), (k, dk), (q, dq)].map(|(map, d)| Ok((map, Operand::new(&d, rounds)?)));
+        let through = through.into_iter().collect::<Result<Vec<_>>>()?;
+        self.norm.back(x, &back(&through, &self.normed, &self.gradients)?, d)
     }
 }
 
@@ -238,10 +217,10 @@ struct FeedForwardHalf {
     /// Gate, up, down.
     maps: [Ready; 3],
     activation: Activation,
-    normed: Tensor,
+    normed: Operand,
     gate: Tensor,
     up: Tensor,
-    hidden: Tensor,
+    hidden: Operand,
     gradients: Arc<ParameterGradients>,
 }
 
@@ -261,10 +240,10 @@ pub fn feed_forward_half(
 ) -> Result<Tensor> {
     let (inside, norm) = (x.detach(), ReadyNorm::of(norm));
     let [gate, up, down] = maps.each_ref().map(Ready::of);
-    let maps = [gate?, up?, down?];
-    let normed = norm.run(&inside)?;
+    let (mut maps, rounds) = ([gate?, up?, down?], rounds(x, maps));
+    let normed = norm.run(&inside, rounds)?;
     let (gate, up) = (maps[0].run(&normed)?, maps[1].run(&normed)?);
-    let hidden = gated(&gate, &up, activation)?;
+    let hidden = Operand::new(&gated(&gate, &up, activation)?, rounds)?;
     let y = maps[2].run(&hidden)?;
     let gradients = Arc::clone(gradients);
     let half = FeedForwardHalf { norm, maps, activation, normed, gate, up, hidden, gradients };
@@ -274,10 +253,10 @@ pub fn feed_forward_half(
 impl Back for FeedForwardHalf {
     fn back(&self, x: &Tensor, d: &Tensor) -> Result<Tensor> {
         let [gate, up, down] = &self.maps;
-        let d_hidden = down.back(&self.hidden, d, &self.gradients)?;
+        let rounds = matches!(self.normed, Operand::Rounded(_));
+        let d_hidden = back(&[(down, Operand::new(d, rounds)?)], &self.hidden, &self.gradients)?;
         let [d_gate, d_up] = Gated(self.activation).gradients(&self.gate, &self.up, &d_hidden)?;
-        let d_normed = up.back(&self.normed, &d_up, &self.gradients)?;
-        let d_normed = add(&d_normed, &gate.back(&self.normed, &d_gate, &self.gradients)?)?;
-        self.norm.back(x, &d_normed, d)
+        let through = [(up, Operand::new(&d_up, rounds)?), (gate, Operand::new(&d_gate, rounds)?)];
+        self.norm.back(x, &back(&through, &self.normed, &self.gradients)?, d)
     }
 }

@@ -1,8 +1,9 @@
 //! Linear maps: a frozen or trained weight, a bias, and a low-rank update (LoRA, arXiv 2106.09685) gated per token.
 
+use super::rounded::{self, Back, Update, UpdateGradients};
 use super::row_update::{DOWN_ROWS, RowUpdate};
 use super::rows::Rows;
-use crate::bf16::BLOCK;
+use crate::bf16::{BLOCK, Rounded};
 use crate::cpu::{self, View, filled, gemm, gemm_into, output, rows_of, slice, tensor, transposed, with_values};
 #[cfg(feature = "cuda")]
 use crate::cuda::{self, Mat, Precision, Product};
@@ -87,7 +88,8 @@ pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, update: Option
     let y = match (weight, update) {
         (Weight::Frozen(w), None) => x.apply_op1(Frozen(Arc::clone(w)))?,
         (Weight::Frozen(w), Some(u)) => {
-            let op = Adapted { weight: Arc::clone(w), scale: u.scale, rows: Arc::clone(&u.rows) };
+            let rounds = w.packed().is_some() && [&x, &u.a, &u.b].into_iter().any(Tensor::track_op);
+            let op = Adapted { weight: Arc::clone(w), scale: u.scale, rows: Arc::clone(&u.rows), rounds };
             x.apply_op3(&u.a.contiguous()?, &u.b.contiguous()?, op)?
         }
         (Weight::Dense(w), None) => x.apply_op2(&w.contiguous()?, Dense)?,
@@ -205,6 +207,8 @@ struct Adapted {
     weight: Arc<Matrix>,
     scale: f32,
     rows: Arc<Rows>,
+    /// The update's products are of bf16 numbers in the forward pass too.
+    rounds: bool,
 }
 
 /// The rows `rows` of `x [_, width]`, one after the other.
@@ -265,7 +269,23 @@ impl Adapted {
 }
 
 impl Adapted {
+    fn update<'a>(&'a self, (a, b): (&'a [f32], &'a [f32])) -> Update<'a> {
+        Update { a, b, rank: a.len() / self.weight.cols(), scale: self.scale, rows: &self.rows }
+    }
+
+    /// As [`Self::gradients`], with products of bf16 numbers.
+    fn rounded_gradients(&self, (x, wants_dx): (&[f32], bool), ab: (&[f32], &[f32]), dy: &[f32]) -> Gradients {
+        let (x, dy) = (Rounded::of(x, self.weight.cols()), Rounded::of(dy, self.weight.rows()));
+        let update = self.update(ab);
+        let downs = update.columns_of_downs(&x);
+        let (back, UpdateGradients { da, db }) = Back::adapted(&self.weight, (update, &x, &downs), &dy);
+        Gradients { dx: wants_dx.then(|| Back::by_rows(&[back])), da, db }
+    }
+
     fn gradients(&self, (x, wants_dx): (&[f32], bool), (a, b): (&[f32], &[f32]), dy: &[f32]) -> Gradients {
+        if self.weight.packed().is_some() {
+            return self.rounded_gradients((x, wants_dx), (a, b), dy);
+        }
         let (input, out, n) = (self.weight.cols(), self.weight.rows(), self.rows.len());
         let (t, rank) = (x.len() / input, a.len() / input);
         let (x_rows, dy_rows) = (gather(x, input, &self.rows), gather(dy, out, &self.rows));
@@ -334,6 +354,10 @@ impl CustomOp3 for Adapted {
     ) -> Result<(CpuStorage, Shape)> {
         let (x, a, b) = (slice(s1, l1, "linear")?, slice(s2, l2, "linear")?, slice(s3, l3, "linear")?);
         let (t, rank, out) = (l1.dims()[0], l2.dims()[0], l3.dims()[0]);
+        if let Some(packed) = self.weight.packed().filter(|_| self.rounds) {
+            let x = Rounded::of(x, self.weight.cols());
+            return Ok(output(rounded::forward(packed, Some(self.update((a, b))), &x).y, (t, out)));
+        }
         let mut y = self.weight.forward(x, t);
         self.add_update(&mut y, x, &RowUpdate::new((a, b), rank, self.scale));
         Ok(output(y, (t, out)))
@@ -399,7 +423,7 @@ pub(super) fn linear_backward(
     let Some(update) = update.filter(|update| !update.rows.is_empty()) else {
         return Ok((Frozen(Arc::clone(weight)).bwd(x, x, dy)?.ok_or_else(missing)?, None));
     };
-    let op = Adapted { weight: Arc::clone(weight), scale: update.scale, rows: Arc::clone(&update.rows) };
+    let op = Adapted { weight: Arc::clone(weight), scale: update.scale, rows: Arc::clone(&update.rows), rounds: true };
     match op.backward([x, &update.a, &update.b], dy, [true; 3])? {
         [Some(dx), Some(da), Some(db)] => Ok((dx, Some([da, db]))),
         _ => Err(missing()),

@@ -1,5 +1,6 @@
 //! Root-mean-square layer norm (arXiv 1910.07467), in f32.
 
+use crate::bf16::Rounded;
 use crate::cpu::{dot, filled, output, slice, tensor, with_values};
 #[cfg(feature = "cuda")]
 use crate::cuda;
@@ -36,6 +37,16 @@ impl RmsNorm {
     pub(super) fn row<'a>(&self, x: &'a [f32], w: &'a [f32]) -> impl Iterator<Item = f32> + 'a {
         let (scale, offset) = (self.inverse_rms(x), self.offset);
         x.iter().zip(w).map(move |(x, w)| x * scale * (w + offset))
+    }
+}
+
+impl RmsNorm {
+    /// The norm of each row, rounded.
+    pub(super) fn rounded(&self, x: &[f32], w: &[f32]) -> Rounded {
+        let width = w.len();
+        Rounded::written(x.len() / width, width, |row, y| {
+            y.iter_mut().zip(self.row(&x[row * width..(row + 1) * width], w)).for_each(|(y, x)| *y = x);
+        })
     }
 }
 
