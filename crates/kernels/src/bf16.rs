@@ -168,22 +168,26 @@ impl Packed {
         let x = Rounded::of(x, k);
         // SAFETY: as the caller says.
         unsafe {
-            sum_of_products(units, &[Term { x: &x, matrix: self, from: summands.start }], columns, (y, y_stride), keep)
+            let term = Term { from: summands.start, ..Term::new(&x, self) };
+            sum_of_products(units, &[term], columns, (y, y_stride), keep)
         };
     }
 }
 
-/// Rows by a matrix, or by the part of it that begins with summand `from`.
+/// Rows by a matrix, or a part of the rows by a part of it.
 pub(crate) struct Term<'a> {
-    pub(crate) x: &'a Rounded,
-    pub(crate) matrix: &'a Packed,
-    pub(crate) from: usize,
+    x: &'a Rounded,
+    /// The lines of each row that take part.
+    lines: Range<usize>,
+    matrix: &'a Packed,
+    /// The summand that the first number of those lines is multiplied with.
+    from: usize,
 }
 
 impl<'a> Term<'a> {
-    /// By all of the matrix.
+    /// All rows by all of the matrix.
     pub(crate) fn new(x: &'a Rounded, matrix: &'a Packed) -> Self {
-        Self { x, matrix, from: 0 }
+        Self { x, lines: 0..x.steps, matrix, from: 0 }
     }
 }
 
@@ -205,10 +209,10 @@ pub(crate) unsafe fn sum_of_products(
     }
     assert!(n <= y_stride && (t - 1) * y_stride + n <= y.len(), "product: sizes disagree");
     assert!(columns.start.is_multiple_of(BLOCK), "product: between blocks");
-    for Term { x, matrix, from } in terms {
-        assert!(x.rows == t && columns.end <= matrix.n, "product: beyond the matrix");
-        assert!(from.is_multiple_of(BLOCK) && 0 < x.steps, "product: between blocks");
-        assert!(from + x.steps * BLOCK <= matrix.lines_of_panel(), "product: beyond the matrix");
+    for Term { x, lines, matrix, from } in terms {
+        assert!(x.rows == t && columns.end <= matrix.n.next_multiple_of(BLOCK), "product: beyond the matrix");
+        assert!(from.is_multiple_of(BLOCK) && !lines.is_empty() && lines.end <= x.steps, "product: between blocks");
+        assert!(from + lines.len() * BLOCK <= matrix.lines_of_panel(), "product: beyond the matrix");
     }
     let panels = columns.start / BLOCK..columns.end.div_ceil(BLOCK);
     // Few rows: their panels are shared out among the threads; many: the rows are.
@@ -246,6 +250,13 @@ impl Output {
     unsafe fn row(self, row: usize) -> Self {
         // SAFETY: as the caller says.
         Self { first: unsafe { self.first.add(row * self.stride) }, stride: self.stride }
+    }
+
+    /// # Safety
+    /// The column is one of the output.
+    unsafe fn column(self, column: usize) -> Self {
+        // SAFETY: as the caller says.
+        Self { first: unsafe { self.first.add(column) }, stride: self.stride }
     }
 }
 
@@ -302,10 +313,10 @@ impl Job<'_> {
     unsafe fn blocks(&self, block: impl Fn(Operands, (*mut f32, usize), bool)) {
         let run = |panel: usize, first: usize, c: (*mut f32, usize), keep: bool| {
             for (i, term) in self.terms.iter().enumerate() {
-                let (steps, lines_of_panel) = (term.x.steps, term.matrix.lines_of_panel());
+                let (steps, lines_of_panel) = (term.lines.len(), term.matrix.lines_of_panel());
                 let b = &term.matrix.lines[panel * lines_of_panel + term.from..][..steps * BLOCK];
-                let a = &term.x.lines[first * steps..(first + BLOCK) * steps];
-                let (a, b) = ((a.as_ptr().cast::<u16>(), steps * 64), b.as_ptr().cast::<u16>());
+                let a = &term.x.lines[first * term.x.steps..(first + BLOCK) * term.x.steps][term.lines.start..];
+                let (a, b) = ((a.as_ptr().cast::<u16>(), term.x.steps * 64), b.as_ptr().cast::<u16>());
                 let place = ((first - self.rows.start) / BLOCK, self.rows.len().div_ceil(BLOCK));
                 block(Operands { a, b, steps, lines_of_panel, place }, c, keep || i > 0);
             }
@@ -344,12 +355,13 @@ impl Job<'_> {
         let (mut x, mut b) = (Vec::new(), Vec::new());
         for panel in self.panels.clone() {
             for (i, term) in self.terms.iter().enumerate() {
-                let steps = term.x.steps;
-                let k = steps * BLOCK;
+                let k = term.lines.len() * BLOCK;
                 if self.terms.len() > 1 || x.is_empty() {
                     x.clear();
-                    let lines = &term.x.lines[self.rows.start * steps..self.rows.end * steps];
-                    x.extend(lines.iter().flat_map(|line| line.0).map(widen));
+                    for row in self.rows.clone() {
+                        let lines = &term.x.lines[row * term.x.steps..][term.lines.clone()];
+                        x.extend(lines.iter().flat_map(|line| line.0).map(widen));
+                    }
                 }
                 b.resize(k * BLOCK, 0.0);
                 let lines = &term.matrix.lines[panel * term.matrix.lines_of_panel() + term.from..];

@@ -29,38 +29,66 @@ impl Rounded {
 
     /// Rows of `width` numbers.
     pub(crate) fn of(x: &[f32], width: usize) -> Self {
-        Self::fill(x.len() / width, width, |row, lines, _| {
-            lines.iter_mut().zip(round_row(&x[row * width..(row + 1) * width])).for_each(|(to, line)| {
-                to.write(line);
-            });
-        })
-    }
-
-    /// Rows of `width` numbers; `fill` writes all lines of a row, and has numbers of its thread to work with.
-    fn fill(rows: usize, width: usize, fill: impl Fn(usize, &mut [MaybeUninit<Line>], &mut Vec<f32>) + Sync) -> Self {
-        let steps = width.div_ceil(BLOCK);
-        let len = rows.next_multiple_of(BLOCK) * steps;
+        let (rows, steps) = (x.len() / width, width.div_ceil(BLOCK));
         let fill = |lines: &mut [MaybeUninit<Line>]| {
-            let (of_rows, rest) = lines.split_at_mut(rows * steps);
-            let of_rows = of_rows.par_chunks_mut(steps).enumerate().with_min_len(MIN_ROWS);
-            of_rows.for_each_init(Vec::new, |numbers, (row, lines)| fill(row, lines, numbers));
-            rest.iter_mut().for_each(|line| {
-                line.write(Line([0; BLOCK]));
-            });
+            let rows = lines.par_chunks_mut(steps).zip(x.par_chunks_exact(width));
+            rows.with_min_len(MIN_ROWS).for_each(|(lines, x)| round_into(x, lines));
         };
-        // SAFETY: `fill` writes the lines of each row, and the rest are written above.
-        Self { lines: unsafe { filled(len, fill) }, rows, steps }
+        // SAFETY: the lines of each row are written.
+        unsafe { Self::filled(rows, steps, fill) }
     }
 
     /// Rows of `width` numbers, which `write` writes.
     pub(crate) fn written(rows: usize, width: usize, write: impl Fn(usize, &mut [f32]) + Sync) -> Self {
-        Self::fill(rows, width, |row, lines, numbers| {
-            numbers.resize(width, 0.0);
+        let steps = width.div_ceil(BLOCK);
+        let run = |numbers: &mut Vec<f32>, (row, lines): (usize, &mut [MaybeUninit<Line>])| {
             write(row, numbers);
-            lines.iter_mut().zip(round_row(numbers)).for_each(|(to, line)| {
-                to.write(line);
+            round_into(numbers, lines);
+        };
+        let fill = |lines: &mut [MaybeUninit<Line>]| {
+            let rows = lines.par_chunks_mut(steps).enumerate().with_min_len(MIN_ROWS);
+            rows.for_each_init(|| vec![0f32; width], run);
+        };
+        // SAFETY: the lines of each row are written.
+        unsafe { Self::filled(rows, steps, fill) }
+    }
+
+    /// Two of them, which `write` writes side by side.
+    pub(crate) fn written_pair(rows: usize, width: usize, write: impl Fn(usize, [&mut [f32]; 2]) + Sync) -> [Self; 2] {
+        type Lines<'a> = &'a mut [MaybeUninit<Line>];
+        let steps = width.div_ceil(BLOCK);
+        let run = |numbers: &mut Vec<f32>, (row, (lines, others)): (usize, (Lines<'_>, Lines<'_>))| {
+            let (first, second) = numbers.split_at_mut(width);
+            write(row, [&mut *first, &mut *second]);
+            round_into(first, lines);
+            round_into(second, others);
+        };
+        let mut others = None;
+        let fill = |lines: Lines<'_>| {
+            let fill = |others: Lines<'_>| {
+                let rows = lines.par_chunks_mut(steps).zip(others.par_chunks_mut(steps)).enumerate();
+                rows.with_min_len(MIN_ROWS).for_each_init(|| vec![0f32; 2 * width], run);
+            };
+            // SAFETY: the lines of each row are written.
+            others = Some(unsafe { Self::filled(rows, steps, fill) });
+        };
+        // SAFETY: as above.
+        let first = unsafe { Self::filled(rows, steps, fill) };
+        [first, others.unwrap_or_else(|| unreachable!("`fill` was called"))]
+    }
+
+    /// # Safety
+    /// `fill` writes all that it is given: the lines of the rows.
+    unsafe fn filled(rows: usize, steps: usize, fill: impl FnOnce(&mut [MaybeUninit<Line>])) -> Self {
+        let fill = |lines: &mut [MaybeUninit<Line>]| {
+            let (of_rows, rest) = lines.split_at_mut(rows * steps);
+            fill(of_rows);
+            rest.iter_mut().for_each(|line| {
+                line.write(Line([0; BLOCK]));
             });
-        })
+        };
+        // SAFETY: as the caller says, and the rest are written above.
+        Self { lines: unsafe { filled(rows.next_multiple_of(BLOCK) * steps, fill) }, rows, steps }
     }
 
     /// Number of rows.
@@ -89,6 +117,12 @@ impl Rounded {
     pub(crate) fn set_line(&mut self, row: usize, at: usize, x: &[f32; BLOCK]) {
         self.lines[row * self.steps + at] = round_line(x);
     }
+}
+
+fn round_into(x: &[f32], lines: &mut [MaybeUninit<Line>]) {
+    lines.iter_mut().zip(round_row(x)).for_each(|(to, line)| {
+        to.write(line);
+    });
 }
 
 fn round_row(x: &[f32]) -> impl Iterator<Item = Line> {

@@ -4,47 +4,64 @@ use super::blocks::HALF;
 use super::{BLOCK, Job, Line, Output, Packed, Rounded, Term, Units};
 use crate::cpu::filled;
 use rayon::prelude::*;
+use std::ops::Range;
 
-/// Panels that are packed at a time: over a few thousand rows they stay in a core's second-level cache.
-const PANELS: usize = 4;
+/// Rows that are packed at a time: a part of them stays in a core's second-level cache until it is used.
+const ROWS: usize = 256;
 
-/// `a b`, `[m, t] x [t, n]`: of the right operand, which is no weight, as much is packed at a time as is used at once. Each
-/// output is summed by one thread.
+/// `a b`, `[m, t] x [t, n]`, of rows of which no more is packed at a time than is used at once. Each output is summed by one
+/// thread, in an order that does not depend on their number.
 pub(crate) fn transposed_product(units: Units, a: &Rounded, (b, n): (&Rounded, usize)) -> Vec<f32> {
     let t = b.rows;
     assert!(a.steps == t.div_ceil(BLOCK) && b.steps == n.div_ceil(BLOCK) && t > 0, "product: sizes disagree");
-    // SAFETY: the jobs have all columns of all rows, each its own, and write every number of them.
-    unsafe {
-        filled(a.rows * n, |y| {
+    let per_task = b.steps.div_ceil(rayon::current_num_threads());
+    // Rows up to whole blocks, which are written as they are.
+    let num_rows = a.rows.next_multiple_of(BLOCK);
+    // SAFETY: the jobs have all columns of all rows, each its own; the first of each writes every number of them, and the
+    // others read what it has written.
+    let mut y = unsafe {
+        filled(num_rows * n, |y| {
             let output = Output { first: y.as_mut_ptr().cast::<f32>(), stride: n };
-            (0..b.steps.div_ceil(PANELS)).into_par_iter().for_each(|part| {
-                let panels = part * PANELS..b.steps.min((part + 1) * PANELS);
-                let first = panels.start * BLOCK;
-                let packed = Packed::of_part(b, panels.clone(), n);
-                let columns = 0..packed.n;
-                let output = Output { first: { output }.first.add(first), stride: n };
-                let terms = [Term::new(a, &packed)];
-                Job { terms: &terms, rows: 0..a.rows, columns, panels: 0..panels.len(), output, keep: false }
-                    .run(units);
+            (0..b.steps.div_ceil(per_task)).into_par_iter().for_each(|task| {
+                let panels = task * per_task..b.steps.min((task + 1) * per_task);
+                let output = output.column(panels.start * BLOCK);
+                for first in (0..t).step_by(ROWS) {
+                    let rows = first..t.min(first + ROWS);
+                    let packed = Packed::of_part(b, rows.clone(), (panels.clone(), n));
+                    let (columns, lines) = (0..packed.n, first / BLOCK..rows.end.div_ceil(BLOCK));
+                    let terms = [Term { lines, ..Term::new(a, &packed) }];
+                    let (rows, panels, keep) = (0..num_rows, 0..panels.len(), first > 0);
+                    Job { terms: &terms, rows, columns, panels, output, keep }.run(units);
+                }
             });
         })
-    }
+    };
+    y.truncate(a.rows * n);
+    y
 }
 
 impl Packed {
-    /// The rows `[t, n]` as summands, of their columns those of some panels.
-    fn of_part(rows: &Rounded, panels: std::ops::Range<usize>, n: usize) -> Self {
-        let (k, lines_of_panel) = (rows.rows, rows.rows.next_multiple_of(BLOCK));
-        let mut lines = vec![Line([0; BLOCK]); panels.len() * lines_of_panel];
-        for (panel, lines) in panels.clone().zip(lines.chunks_mut(lines_of_panel)) {
-            for (pair, to) in lines.chunks_mut(2).enumerate() {
-                let [upper, lower] = [0, 1].map(|i| &rows.lines[(2 * pair + i) * rows.steps + panel].0);
-                for (half, to) in to.iter_mut().enumerate() {
-                    let number = |from: &[u16; BLOCK], i: usize| u32::from(from[half * HALF + i]);
-                    *to = Line::of_pairs(std::array::from_fn(|i| number(upper, i) | number(lower, i) << 16));
+    /// Some of the rows `[t, n]` as summands, and of their columns those of some panels.
+    fn of_part(x: &Rounded, rows: Range<usize>, (panels, n): (Range<usize>, usize)) -> Self {
+        let lines_of_panel = rows.len().next_multiple_of(BLOCK);
+        // SAFETY: each pair of lines of each panel is written.
+        let lines = unsafe {
+            filled(panels.len() * lines_of_panel, |lines| {
+                for pair in 0..lines_of_panel / 2 {
+                    let row = |row: usize| &x.lines[row * x.steps..][panels.clone()];
+                    let (upper, lower) = (row(rows.start + 2 * pair), row(rows.start + 2 * pair + 1));
+                    for (panel, (upper, lower)) in upper.iter().zip(lower).enumerate() {
+                        let to = &mut lines[panel * lines_of_panel + 2 * pair..][..2];
+                        for (half, to) in to.iter_mut().enumerate() {
+                            let number = |from: &Line, i: usize| u32::from(from.0[half * HALF + i]);
+                            to.write(Line::of_pairs(std::array::from_fn(|i| {
+                                number(upper, i) | number(lower, i) << 16
+                            })));
+                        }
+                    }
                 }
-            }
-        }
-        Self { lines, k, n: (n - panels.start * BLOCK).min(panels.len() * BLOCK) }
+            })
+        };
+        Self { lines, k: rows.len(), n: (n - panels.start * BLOCK).min(panels.len() * BLOCK) }
     }
 }

@@ -364,14 +364,14 @@ impl Attention {
         }
         let ((t, heads, h), (new, kv_heads, _)) = (q.dims3()?, k.dims3()?);
         let group = heads / kv_heads;
-        let (q_values, dy) = (with_values(q, <[f32]>::to_vec)?, with_values(dy, <[f32]>::to_vec)?);
-        let by_head: Vec<[Vec<f32>; 3]> = with_values(k, |k_values| {
-            with_values(v, |v_values| {
-                let keys = self.keys(k_values, v_values, kv_heads, h)?;
-                let of_head = |head| self.spec.backward_head(&q_values, &dy, heads, &keys, head);
-                Ok::<_, candle_core::Error>((0..kv_heads).into_par_iter().map(of_head).collect())
-            })
-        })???;
+        let by_heads = |q: &[f32], k: &[f32], v: &[f32], dy: &[f32]| {
+            let keys = self.keys(k, v, kv_heads, h)?;
+            let of_head = |head| self.spec.backward_head(q, dy, heads, &keys, head);
+            Ok::<_, candle_core::Error>((0..kv_heads).into_par_iter().map(of_head).collect())
+        };
+        let by_head: Vec<[Vec<f32>; 3]> = with_values(q, |q| {
+            with_values(k, |k| with_values(v, |v| with_values(dy, |dy| by_heads(q, k, v, dy))))
+        })?????;
         let interleave = |which: usize, tokens: usize, width: usize| {
             let mut all = Vec::with_capacity(tokens * kv_heads * width);
             for token in 0..tokens {

@@ -12,7 +12,7 @@ use super::rope::{Rope, RopeTable, rope};
 use super::swiglu::{Activation, Gated, gated};
 use super::{AttentionSpec, add};
 use crate::KvLayer;
-use crate::cpu::with_values;
+use crate::cpu::{tensor, with_values};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Storage, Tensor, TensorId, bail};
 use maps::{Operand, Ready, back};
 use std::collections::HashMap;
@@ -78,6 +78,13 @@ impl ReadyNorm {
 
     /// The gradient by `x` of the norm and of what goes past it: `d` on its way back beside `d_normed`.
     fn back(&self, x: &Tensor, d_normed: &Tensor, d: &Tensor) -> Result<Tensor> {
+        if x.device().is_cpu() {
+            let run = |x: &[f32], w: &[f32], dy: &[f32], d: &[f32]| self.op.gradient_onto((x, w), dy, d);
+            let sum = with_values(x, |x| {
+                with_values(&self.weight, |w| with_values(d_normed, |dy| with_values(d, |d| run(x, w, dy, d))))
+            })???;
+            return tensor(sum?, x.shape());
+        }
         let (dx, _) = self.op.gradients((x, &self.weight), d_normed, (true, false))?;
         let Some(dx) = dx else { bail!("halves: no gradient of a norm") };
         add(d, &dx)
@@ -243,7 +250,11 @@ pub fn feed_forward_half(
     let (mut maps, rounds) = ([gate?, up?, down?], rounds(x, maps));
     let normed = norm.run(&inside, rounds)?;
     let (gate, up) = (maps[0].run(&normed)?, maps[1].run(&normed)?);
-    let hidden = Operand::new(&gated(&gate, &up, activation)?, rounds)?;
+    let hidden = if rounds {
+        Operand::Rounded(Gated(activation).rounded(&gate, &up)?)
+    } else {
+        Operand::Plain(gated(&gate, &up, activation)?)
+    };
     let y = maps[2].run(&hidden)?;
     let gradients = Arc::clone(gradients);
     let half = FeedForwardHalf { norm, maps, activation, normed, gate, up, hidden, gradients };
@@ -255,8 +266,13 @@ impl Back for FeedForwardHalf {
         let [gate, up, down] = &self.maps;
         let rounds = matches!(self.normed, Operand::Rounded(_));
         let d_hidden = back(&[(down, Operand::new(d, rounds)?)], &self.hidden, &self.gradients)?;
-        let [d_gate, d_up] = Gated(self.activation).gradients(&self.gate, &self.up, &d_hidden)?;
-        let through = [(up, Operand::new(&d_up, rounds)?), (gate, Operand::new(&d_gate, rounds)?)];
+        let (op, inputs) = (Gated(self.activation), (&self.gate, &self.up));
+        let [d_gate, d_up] = if rounds {
+            op.rounded_gradients(inputs.0, inputs.1, &d_hidden)?.map(Operand::Rounded)
+        } else {
+            op.gradients(inputs.0, inputs.1, &d_hidden)?.map(Operand::Plain)
+        };
+        let through = [(up, d_up), (gate, d_gate)];
         self.norm.back(x, &back(&through, &self.normed, &self.gradients)?, d)
     }
 }

@@ -1,7 +1,7 @@
 //! Frozen maps packed as bf16 with their low-rank updates in training, on the CPU: all products are of bf16 numbers with f32
 //! sums, and rows are rounded once for all of them.
 
-use crate::bf16::{Packed, Rounded, Term, Units, sum_of_products, transposed_product};
+use crate::bf16::{BLOCK, Packed, Rounded, Term, Units, sum_of_products, transposed_product};
 use crate::cpu::filled;
 use crate::matrix::Matrix;
 
@@ -61,18 +61,21 @@ fn transpose(values: &[f32], (m, n): (usize, usize)) -> Vec<f32> {
 }
 
 impl Update<'_> {
-    /// Of `[t, r]`.
-    fn inner(&self, mut values: Vec<f32>) -> Inner {
-        let (r, t) = (self.rank, values.len() / self.rank);
+    /// Of rows by a matrix `[_, r]`.
+    fn inner(&self, x: &Rounded, matrix: &Packed) -> Inner {
+        // Columns up to whole blocks, which are written as they are.
+        let (t, width) = (x.rows(), self.rank.next_multiple_of(BLOCK));
+        let mut values = summed(&[Term::new(x, matrix)], (t, width));
         let mut rows = self.rows.iter().copied().peekable();
-        for (row, values) in values.chunks_mut(r).enumerate() {
+        for (row, values) in values.chunks_mut(width).enumerate() {
             if rows.next_if_eq(&(row as u32)).is_some() {
                 values.iter_mut().for_each(|value| *value *= self.scale);
             } else {
                 values.fill(0.0);
             }
         }
-        Inner { rows: Rounded::of(&values, r), columns: Rounded::of(&transpose(&values, (t, r)), t) }
+        let columns = transpose(&values, (t, width));
+        Inner { rows: Rounded::of(&values, width), columns: Rounded::of(&columns[..self.rank * t], t) }
     }
 
     /// `scale A x`.
@@ -80,7 +83,7 @@ impl Update<'_> {
         let input = self.a.len() / self.rank;
         let mut a = Packed::empty();
         a.fill_columns((input, self.rank), |r| &self.a[r * input..(r + 1) * input]);
-        self.inner(summed(&[Term::new(x, &a)], (x.rows(), self.rank)))
+        self.inner(x, &a)
     }
 
     /// `scale A x` of each row, `[r, t]`.
@@ -93,7 +96,7 @@ impl Update<'_> {
         let (out, r) = (self.b.len() / self.rank, self.rank);
         let mut b = Packed::empty();
         b.fill_rows((out, r), |i| &self.b[i * r..(i + 1) * r]);
-        self.inner(summed(&[Term::new(dy, &b)], (dy.rows(), r)))
+        self.inner(dy, &b)
     }
 }
 
