@@ -25,7 +25,7 @@ pub(crate) use transposed::transposed_product;
 /// Columns of a panel, and rows and columns of a block of outputs.
 pub(crate) const BLOCK: usize = 32;
 /// Rows that a task takes: their bf16 form stays in a core's second-level cache while the panels pass by.
-const TASK_ROWS: usize = 128;
+const TASK_ROWS: usize = 256;
 
 /// 32 bf16 numbers in a cache line of their own.
 #[repr(C, align(64))]
