@@ -17,6 +17,8 @@ mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod blocks;
+#[cfg(test)]
+mod tests;
 mod transposed;
 
 pub(crate) use blocks::{Blocks, Outputs, Rounded};
@@ -385,81 +387,5 @@ impl Job<'_> {
                 }
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use rand::{Rng as _, SeedableRng as _};
-
-    /// Every unit of this machine against sums in f64 of the rounded numbers, on sizes with and without remainders,
-    /// over parts of the matrix, added or not.
-    #[test]
-    fn products_are_those_of_rounded_numbers() {
-        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
-        let shapes = [(1, 32, 32), (3, 40, 17), (33, 96, 70), (160, 64, 100), (300, 576, 192)];
-        for (t, k, n) in shapes {
-            let mut numbers = |count| (0..count).map(|_| rng.random_range(-1f32..1.0)).collect::<Vec<f32>>();
-            let (matrix, before) = (numbers(k * n), numbers(t * n));
-            let packed = Packed::new(&matrix, (k, n), |i, j| i * n + j);
-            for (summands, columns) in [(0..k, 0..n), (if k > 32 { 32 } else { 0 }..k, if n > 32 { 32 } else { 0 }..n)]
-            {
-                let x = numbers(t * summands.len());
-                for units in Units::available() {
-                    for keep in [false, true] {
-                        let mut y: Vec<_> = before.iter().copied().map(MaybeUninit::new).collect();
-                        // SAFETY: `y` holds numbers.
-                        unsafe { packed.product(units, &x, (summands.clone(), columns.clone()), &mut y, n, keep) };
-                        for (i, x) in x.chunks(summands.len()).enumerate() {
-                            for (c, j) in columns.clone().enumerate() {
-                                let products = x.iter().zip(summands.clone());
-                                let exact: f64 = products
-                                    .map(|(x, s)| {
-                                        f64::from(widen(round(*x))) * f64::from(widen(round(matrix[s * n + j])))
-                                    })
-                                    .sum();
-                                let want = exact + if keep { f64::from(before[i * n + c]) } else { 0.0 };
-                                // SAFETY: `y` held numbers from the start.
-                                let found = f64::from(unsafe { y[i * n + c].assume_init() });
-                                // k summands below 1, each addition rounded
-                                let tolerance = summands.len() as f64 * 6e-8 * (summands.len() as f64).sqrt();
-                                assert!((found - want).abs() <= tolerance, "{units:?} {t} {k} {n}: {found} {want}");
-                            }
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_row_is_the_same_alone_and_in_company() {
-        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(2);
-        let (k, n, t) = (96, 64, 200);
-        let mut numbers = |count| (0..count).map(|_| rng.random_range(-1f32..1.0)).collect::<Vec<f32>>();
-        let (packed, x) = (Packed::new(&numbers(k * n), (k, n), |i, j| i * n + j), numbers(t * k));
-        let product = |units, x: &[f32]| {
-            let mut y = vec![MaybeUninit::new(0f32); x.len() / k * n];
-            // SAFETY: `y` holds numbers.
-            unsafe { packed.product(units, x, (0..k, 0..n), &mut y, n, false) };
-            // SAFETY: as above.
-            y.into_iter().map(|y| unsafe { y.assume_init() }.to_bits()).collect::<Vec<u32>>()
-        };
-        for units in Units::available().into_iter().filter(|units| *units != Units::Portable) {
-            let all = product(units, &x);
-            for row in [0, 1, 31, 32, 150, 199] {
-                assert_eq!(product(units, &x[row * k..(row + 1) * k]), all[row * n..(row + 1) * n], "{units:?} {row}");
-            }
-        }
-    }
-
-    #[test]
-    fn rounding_is_to_nearest_even_and_keeps_what_is_no_number() {
-        for x in [0.0, -0.0, 1.0, 1.003_906_2, 1.003_906_4, 1.011_718_8, -3.3e38, 1e-40, f32::INFINITY, f32::NAN] {
-            let want = half::bf16::from_f32(x);
-            assert!(round(x) == want.to_bits() || (x.is_nan() && widen(round(x)).is_nan()), "{x}");
-        }
-        assert!(widen(round(f32::from_bits(0x7fff_ffff))).is_nan());
     }
 }
