@@ -91,6 +91,11 @@ impl Rounded {
         Self { lines: unsafe { filled(rows.next_multiple_of(BLOCK) * steps, fill) }, rows, steps }
     }
 
+    /// Whether rows of so many numbers take as many lines.
+    pub(crate) fn has_rows_of(&self, width: usize) -> bool {
+        self.steps == width.div_ceil(BLOCK)
+    }
+
     /// Number of rows.
     pub(crate) fn rows(&self) -> usize {
         self.rows

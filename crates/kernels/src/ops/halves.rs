@@ -1,6 +1,6 @@
-//! Halves of a layer within a graph, each one operation with a backward of its own.
+//! Halves of layers within a graph, each with a backward of its own.
 //!
-//! The graph then has one edge for each half in place of a dozen, so that gradients of what lies between are not first
+//! The graph then has one edge for all of them in place of a dozen for each, so that gradients of what lies between are not first
 //! cleared, then added to, and gradients of the low-rank updates are kept aside as they are found.
 
 use super::add::Add;
@@ -13,7 +13,7 @@ use super::swiglu::{Activation, Gated, gated};
 use super::{AttentionSpec, add};
 use crate::KvLayer;
 use crate::cpu::{tensor, with_values};
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Storage, Tensor, TensorId, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2 as _, Layout, Result, Shape, Storage, Tensor, TensorId, bail};
 use maps::{Operand, Ready, back};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -91,55 +91,100 @@ impl ReadyNorm {
     }
 }
 
-/// `x + y`, where `y` was made of `x` outside the graph, and `H` leads its gradient back.
-struct Half<H> {
-    half: H,
-    /// Until the sum is taken: no backward pass reads it.
-    y: Mutex<Option<Tensor>>,
-}
-
 trait Back: Send + Sync {
-    /// The gradient by `x` of `x + y`, from that of the sum.
+    /// The gradient by `x` of `x` and what a half adds to it, from that of the sum.
     fn back(&self, x: &Tensor, d: &Tensor) -> Result<Tensor>;
 }
 
-impl<H: Back + 'static> Half<H> {
-    fn sum(x: &Tensor, y: Tensor, half: H) -> Result<Tensor> {
-        x.contiguous()?.apply_op1(Self { half, y: Mutex::new(Some(y)) })
+/// Halves of layers, each on the sum of the one before: one edge of the graph together.
+pub struct Halves {
+    /// Within the graph.
+    from: Tensor,
+    /// What the next half runs on is the sum of these, outside the graph.
+    x: Tensor,
+    y: Option<Tensor>,
+    halves: Vec<(Tensor, Box<dyn Back>)>,
+    gradients: Arc<ParameterGradients>,
+}
+
+impl Halves {
+    /// None yet, on `x` `[T, D]`; gradients of updates will go to `gradients`.
+    ///
+    /// # Errors
+    /// When memory for a copy of rows that do not lie one after the other cannot be had.
+    pub fn new(x: &Tensor, gradients: &Arc<ParameterGradients>) -> Result<Self> {
+        let from = x.contiguous()?;
+        Ok(Self { x: from.detach(), from, y: None, halves: Vec::new(), gradients: Arc::clone(gradients) })
     }
 
-    fn take_y(&self) -> Result<Tensor> {
-        let y = self.y.lock().unwrap_or_else(PoisonError::into_inner).take();
-        y.map_or_else(|| bail!("halves: a sum is taken once"), |y| y.contiguous())
+    /// What the next half runs on.
+    fn next(&mut self) -> Result<Tensor> {
+        if let Some(y) = self.y.take() {
+            self.x = add(&self.x, &y)?;
+        }
+        Ok(self.x.clone())
+    }
+
+    fn push(&mut self, y: Tensor, half: impl Back + 'static) {
+        self.halves.push((self.x.clone(), Box::new(half)));
+        self.y = Some(y);
+    }
+
+    /// The sum, in the graph.
+    ///
+    /// # Errors
+    /// When the sum cannot be taken.
+    pub fn end(self) -> Result<Tensor> {
+        let Some(y) = self.y else { return Ok(self.from) };
+        let sum = Mutex::new(Some([self.x, y.contiguous()?]));
+        self.from.apply_op1(Edge { sum, halves: self.halves })
     }
 }
 
-impl<H: Back + 'static> CustomOp1 for Half<H> {
+/// Leads the gradient back through halves.
+struct Edge {
+    /// Whose sum it is, until that is taken: no backward pass reads them.
+    sum: Mutex<Option<[Tensor; 2]>>,
+    halves: Vec<(Tensor, Box<dyn Back>)>,
+}
+
+impl Edge {
+    fn take(&self) -> Result<[Tensor; 2]> {
+        let sum = self.sum.lock().unwrap_or_else(PoisonError::into_inner).take();
+        sum.map_or_else(|| bail!("halves: a sum is taken once"), Ok)
+    }
+}
+
+impl CustomOp1 for Edge {
     fn name(&self) -> &'static str {
-        "half of a layer"
+        "halves of layers"
     }
 
-    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let y = self.take_y()?;
-        let (storage, layout) = y.storage_and_layout();
-        match &*storage {
-            Storage::Cpu(y) => Add.cpu_fwd(s, l, y, layout),
+    fn cpu_fwd(&self, _s: &CpuStorage, _l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let [x, y] = self.take()?;
+        let ((x, x_layout), (y, y_layout)) = (x.storage_and_layout(), y.storage_and_layout());
+        match (&*x, &*y) {
+            (Storage::Cpu(x), Storage::Cpu(y)) => Add.cpu_fwd(x, x_layout, y, y_layout),
             _ => bail!("halves: operands on two devices"),
         }
     }
 
     #[cfg(feature = "cuda")]
-    fn cuda_fwd(&self, s: &candle_core::CudaStorage, l: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
-        let y = self.take_y()?;
-        let (storage, layout) = y.storage_and_layout();
-        match &*storage {
-            Storage::Cuda(y) => Add.cuda_fwd(s, l, y, layout),
+    fn cuda_fwd(&self, _s: &candle_core::CudaStorage, _l: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
+        let [x, y] = self.take()?;
+        let ((x, x_layout), (y, y_layout)) = (x.storage_and_layout(), y.storage_and_layout());
+        match (&*x, &*y) {
+            (Storage::Cuda(x), Storage::Cuda(y)) => Add.cuda_fwd(x, x_layout, y, y_layout),
             _ => bail!("halves: operands on two devices"),
         }
     }
 
-    fn bwd(&self, x: &Tensor, _sum: &Tensor, d: &Tensor) -> Result<Option<Tensor>> {
-        self.half.back(&x.detach(), &d.detach()).map(Some)
+    fn bwd(&self, _x: &Tensor, _sum: &Tensor, d: &Tensor) -> Result<Option<Tensor>> {
+        let mut d = d.detach();
+        for (x, half) in self.halves.iter().rev() {
+            d = half.back(x, &d)?;
+        }
+        Ok(Some(d))
     }
 }
 
@@ -170,33 +215,30 @@ struct AttentionHalf {
     gradients: Arc<ParameterGradients>,
 }
 
-/// `x + attention(norm(x))` with its output map.
-///
-/// # Shapes
-/// `x: [T, D]`, maps of queries, keys, values and output -> `[T, D]`.
-///
-/// # Errors
-/// When shapes disagree, or [`can_halve`] would say no.
-pub fn attention_half(
-    x: &Tensor,
-    norm: Norm<'_>,
-    maps: &[Map<'_>; 4],
-    heads: Heads<'_>,
-    gradients: &Arc<ParameterGradients>,
-) -> Result<Tensor> {
-    let (inside, t, norm) = (x.detach(), x.dim(0)?, ReadyNorm::of(norm));
-    let [q, k, v, o] = maps.each_ref().map(Ready::of);
-    let (mut maps, rounds) = ([q?, k?, v?, o?], rounds(x, maps));
-    let normed = norm.run(&inside, rounds)?;
-    let of_heads = |map: &mut Ready| map.run(&normed)?.reshape((t, (), heads.head_dim));
-    let turned = |x: Tensor| heads.rope.map_or_else(|| Ok(x.clone()), |table| rope(&x, table));
-    let [q, k, v] = [turned(of_heads(&mut maps[0])?)?, turned(of_heads(&mut maps[1])?)?, of_heads(&mut maps[2])?];
-    let (found, attention) = attention_to_go_back([&q, &k, &v], heads.past, heads.spec)?;
-    let rows = Operand::new(&found, rounds)?;
-    let y = maps[3].run(&rows)?;
-    let (rope, gradients) = (heads.rope.cloned(), Arc::clone(gradients));
-    let half = AttentionHalf { norm, maps, rope, attention, normed, heads: [q, k, v], found, rows, gradients };
-    Half::sum(x, y, half)
+impl Halves {
+    /// `x + attention(norm(x))` with its output map.
+    ///
+    /// # Shapes
+    /// `x: [T, D]`, maps of queries, keys, values and output.
+    ///
+    /// # Errors
+    /// When shapes disagree, or [`can_halve`] would say no.
+    pub fn attention(&mut self, norm: Norm<'_>, maps: &[Map<'_>; 4], heads: Heads<'_>) -> Result<()> {
+        let (x, norm) = (self.next()?, ReadyNorm::of(norm));
+        let t = x.dim(0)?;
+        let [q, k, v, o] = maps.each_ref().map(Ready::of);
+        let (mut maps, rounds) = ([q?, k?, v?, o?], rounds(&x, maps));
+        let normed = norm.run(&x, rounds)?;
+        let of_heads = |map: &mut Ready| map.run(&normed)?.reshape((t, (), heads.head_dim));
+        let turned = |x: Tensor| heads.rope.map_or_else(|| Ok(x.clone()), |table| rope(&x, table));
+        let [q, k, v] = [turned(of_heads(&mut maps[0])?)?, turned(of_heads(&mut maps[1])?)?, of_heads(&mut maps[2])?];
+        let (found, attention) = attention_to_go_back([&q, &k, &v], heads.past, heads.spec)?;
+        let rows = Operand::new(&found, rounds)?;
+        let y = maps[3].run(&rows)?;
+        let (rope, gradients) = (heads.rope.cloned(), Arc::clone(&self.gradients));
+        self.push(y, AttentionHalf { norm, maps, rope, attention, normed, heads: [q, k, v], found, rows, gradients });
+        Ok(())
+    }
 }
 
 impl Back for AttentionHalf {
@@ -231,34 +273,30 @@ struct FeedForwardHalf {
     gradients: Arc<ParameterGradients>,
 }
 
-/// `x + (act(norm(x) G^T) * norm(x) U^T) D^T`.
-///
-/// # Shapes
-/// `x: [T, D]`, maps gate and up `[F, D]`, down `[D, F]` -> `[T, D]`.
-///
-/// # Errors
-/// When shapes disagree, or [`can_halve`] would say no.
-pub fn feed_forward_half(
-    x: &Tensor,
-    norm: Norm<'_>,
-    maps: &[Map<'_>; 3],
-    activation: Activation,
-    gradients: &Arc<ParameterGradients>,
-) -> Result<Tensor> {
-    let (inside, norm) = (x.detach(), ReadyNorm::of(norm));
-    let [gate, up, down] = maps.each_ref().map(Ready::of);
-    let (mut maps, rounds) = ([gate?, up?, down?], rounds(x, maps));
-    let normed = norm.run(&inside, rounds)?;
-    let (gate, up) = (maps[0].run(&normed)?, maps[1].run(&normed)?);
-    let hidden = if rounds {
-        Operand::Rounded(Gated(activation).rounded(&gate, &up)?)
-    } else {
-        Operand::Plain(gated(&gate, &up, activation)?)
-    };
-    let y = maps[2].run(&hidden)?;
-    let gradients = Arc::clone(gradients);
-    let half = FeedForwardHalf { norm, maps, activation, normed, gate, up, hidden, gradients };
-    Half::sum(x, y, half)
+impl Halves {
+    /// `x + (act(norm(x) G^T) * norm(x) U^T) D^T`.
+    ///
+    /// # Shapes
+    /// `x: [T, D]`, maps gate and up `[F, D]`, down `[D, F]`.
+    ///
+    /// # Errors
+    /// When shapes disagree, or [`can_halve`] would say no.
+    pub fn feed_forward(&mut self, norm: Norm<'_>, maps: &[Map<'_>; 3], activation: Activation) -> Result<()> {
+        let (x, norm) = (self.next()?, ReadyNorm::of(norm));
+        let [gate, up, down] = maps.each_ref().map(Ready::of);
+        let (mut maps, rounds) = ([gate?, up?, down?], rounds(&x, maps));
+        let normed = norm.run(&x, rounds)?;
+        let (gate, up) = (maps[0].run(&normed)?, maps[1].run(&normed)?);
+        let hidden = if rounds {
+            Operand::Rounded(Gated(activation).rounded(&gate, &up)?)
+        } else {
+            Operand::Plain(gated(&gate, &up, activation)?)
+        };
+        let y = maps[2].run(&hidden)?;
+        let gradients = Arc::clone(&self.gradients);
+        self.push(y, FeedForwardHalf { norm, maps, activation, normed, gate, up, hidden, gradients });
+        Ok(())
+    }
 }
 
 impl Back for FeedForwardHalf {

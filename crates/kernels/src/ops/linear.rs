@@ -75,16 +75,7 @@ pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, update: Option
     }
     let x = x.contiguous()?;
     let update = update.filter(|u| !u.rows.is_empty());
-    if let Some(u) = update {
-        let rank = u.a.dim(0)?;
-        if u.a.dims() != [rank, input]
-            || u.b.dims() != [out, rank]
-            || u.rows.iter().any(|r| *r as usize >= t)
-            || !u.rows.is_sorted_by(|a, b| a < b)
-        {
-            bail!("linear: update A {:?}, B {:?} on a map [{out}, {input}] of {t} tokens", u.a.shape(), u.b.shape());
-        }
-    }
+    update.map_or(Ok(()), |update| check_update(update, (out, input), t))?;
     let y = match (weight, update) {
         (Weight::Frozen(w), None) => x.apply_op1(Frozen(Arc::clone(w)))?,
         (Weight::Frozen(w), Some(u)) => {
@@ -99,6 +90,19 @@ pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, update: Option
         Some(bias) => y.broadcast_add(bias),
         None => Ok(y),
     }
+}
+
+/// What an update asks of its map and of `t` tokens.
+pub(super) fn check_update(u: &LowRank, (out, input): (usize, usize), t: usize) -> Result<()> {
+    let rank = u.a.dim(0)?;
+    if u.a.dims() != [rank, input]
+        || u.b.dims() != [out, rank]
+        || u.rows.iter().any(|r| *r as usize >= t)
+        || !u.rows.is_sorted_by(|a, b| a < b)
+    {
+        bail!("linear: update A {:?}, B {:?} on a map [{out}, {input}] of {t} tokens", u.a.shape(), u.b.shape());
+    }
+    Ok(())
 }
 
 struct Frozen(Arc<Matrix>);

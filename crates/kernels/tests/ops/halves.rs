@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use kernels::ops::fused::{Map, Norm};
-use kernels::ops::halves::{Heads, ParameterGradients, attention_half, can_halve, feed_forward_half};
+use kernels::ops::halves::{Halves, Heads, ParameterGradients, can_halve};
 use kernels::ops::{self, Activation, AttentionSpec, LowRank, RopeTable, Weight};
 use kernels::{Matrix, Tensor, Var};
 use rand_chacha::ChaCha8Rng;
@@ -102,8 +102,9 @@ fn the_attention_half_is_its_operations() {
             let four = std::array::from_fn(map);
             assert!(can_halve(&x, norm, &four) && !can_halve(&x.detach(), norm, &four));
             let heads = Heads { head_dim: HEAD_DIM, rope, past, spec: &spec };
-            let half = attention_half(&x, norm, &four, heads, &gradients).unwrap();
-            compare(&x, &maps, &plain, &half, &gradients);
+            let mut half = Halves::new(&x, &gradients).unwrap();
+            half.attention(norm, &four, heads).unwrap();
+            compare(&x, &maps, &plain, &half.end().unwrap(), &gradients);
         }
     }
 }
@@ -122,8 +123,9 @@ fn the_feed_forward_half_is_its_operations() {
             let three = std::array::from_fn(|i| Map { weight: &maps[i].weight, update: Some(&updates[i]) });
             let (norm, gradients) =
                 (Norm { weight: &w, eps: EPS, offset: 0.0 }, Arc::new(ParameterGradients::default()));
-            let half = feed_forward_half(&x, norm, &three, activation, &gradients).unwrap();
-            compare(&x, &maps, &plain, &half, &gradients);
+            let mut half = Halves::new(&x, &gradients).unwrap();
+            half.feed_forward(norm, &three, activation).unwrap();
+            compare(&x, &maps, &plain, &half.end().unwrap(), &gradients);
         }
     }
 }
@@ -137,13 +139,16 @@ fn updates_are_variables_and_may_be_used_twice() {
     let updates = maps.each_ref().map(Adapted::update);
     let three: [Map<'_>; 3] = std::array::from_fn(|i| Map { weight: &maps[i].weight, update: Some(&updates[i]) });
     let norm = Norm { weight: &w, eps: EPS, offset: 0.0 };
-    let run = |x: &Tensor, gradients: &Arc<ParameterGradients>| {
-        feed_forward_half(x, norm, &three, Activation::Silu, gradients).unwrap()
+    let run = |x: &Tensor, gradients: &Arc<ParameterGradients>, times: usize| {
+        let mut halves = Halves::new(x, gradients).unwrap();
+        (0..times).for_each(|_| halves.feed_forward(norm, &three, Activation::Silu).unwrap());
+        halves.end().unwrap()
     };
     let (both, first, second) = (Arc::default(), Arc::default(), Arc::default());
     let r = uniform(&mut rng, T * D);
-    backward(&run(&run(&x, &both), &both), &r);
-    backward(&run(&run(&x, &first), &second), &r);
+    let of_both = backward(&run(&x, &both, 2), &r);
+    let of_each = backward(&run(&run(&x, &first, 1), &second, 1), &r);
+    assert_eq!(values(of_both.get(&x).unwrap()), values(of_each.get(&x).unwrap()));
     for map in &maps {
         let sum = (first.take(&map.a).unwrap() + second.take(&map.a).unwrap()).unwrap();
         assert_close(&both.take(&map.a).unwrap(), &wide(&values(&sum)), |_| 1e-4);

@@ -2,7 +2,7 @@
 
 use super::super::add;
 use super::super::fused::Map;
-use super::super::linear::{LowRank, Weight, linear, linear_backward};
+use super::super::linear::{LowRank, Weight, check_update, linear, linear_backward};
 use super::super::rounded::{Back, Update, UpdateGradients, forward};
 use super::ParameterGradients;
 use crate::bf16::Rounded;
@@ -56,11 +56,16 @@ impl Ready {
         match (x, self.weight.packed()) {
             (Operand::Plain(x), _) => linear(x, &Weight::Frozen(Arc::clone(&self.weight)), None, self.update()),
             (Operand::Rounded(x), Some(packed)) => {
+                let (out, input) = (self.weight.rows(), self.weight.cols());
+                if !x.has_rows_of(input) {
+                    bail!("halves: rows of another width before {:?}", self.weight);
+                }
+                self.update().map_or(Ok(()), |update| check_update(update, (out, input), x.rows()))?;
                 let found = match self.update().filter(|update| !update.rows.is_empty()) {
                     Some(update) => with_update(update, |update| forward(packed, Some(update), x))?,
                     None => forward(packed, None, x),
                 };
-                let y = tensor(found.y, (x.rows(), self.weight.rows()))?;
+                let y = tensor(found.y, (x.rows(), out))?;
                 self.downs = found.downs;
                 Ok(y)
             }
