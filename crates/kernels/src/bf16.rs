@@ -19,8 +19,12 @@ mod amx;
 mod avx512;
 mod blocks;
 mod int8;
+#[cfg(test)]
+mod tests;
+mod transposed;
 
 pub(crate) use blocks::{Blocks, ByLine, Outputs, Rounded};
+pub(crate) use transposed::transposed_product;
 
 /// Columns of a panel, and rows and columns of a block of outputs.
 pub(crate) const BLOCK: usize = 32;
@@ -169,6 +173,11 @@ impl Packed {
         self.k.div_ceil(self.format().step()) * BLOCK
     }
 
+    /// n.
+    pub(crate) fn columns(&self) -> usize {
+        self.n
+    }
+
     /// Column `j`, `[k]`.
     pub(crate) fn column(&self, j: usize, out: &mut [f32]) {
         if let Some(columns) = &self.columns {
@@ -195,54 +204,100 @@ impl Packed {
         y_stride: usize,
         keep: bool,
     ) {
-        let (k, n) = (summands.len(), columns.len());
-        if k == 0 || n == 0 || x.is_empty() {
+        let k = summands.len();
+        if k == 0 || x.is_empty() {
             return;
         }
-        let t = x.len() / k;
-        assert!(x.len() == t * k && n <= y_stride && (t - 1) * y_stride + n <= y.len(), "product: sizes disagree");
-        assert!(summands.end <= self.k && columns.end <= self.n, "product: beyond the matrix");
-        assert!(self.columns.is_none() || k == self.k, "product: a row of eight bits has one scale");
-        assert!(summands.start.is_multiple_of(BLOCK) && columns.start.is_multiple_of(BLOCK), "product: between blocks");
-        let panels = columns.start / BLOCK..columns.end.div_ceil(BLOCK);
-        // Few rows: their panels are shared out among the threads; many: the rows are.
-        let tasks = t.div_ceil(TASK_ROWS);
-        let shares = rayon::current_num_threads().div_ceil(tasks).min(panels.len());
-        let per_share = panels.len().div_ceil(shares);
-        let output = Output { first: y.as_mut_ptr().cast::<f32>(), stride: y_stride };
-        (0..tasks * shares).into_par_iter().for_each(|task| {
-            let rows = task / shares * TASK_ROWS..(task / shares * TASK_ROWS + TASK_ROWS).min(t);
-            let from = panels.start + task % shares * per_share;
-            let panels = from..(from + per_share).min(panels.end);
-            let job = Job {
-                packed: self,
-                x: &x[rows.start * k..rows.end * k],
-                rows: rows.len(),
-                summands: summands.clone(),
-                columns: columns.clone(),
-                panels,
-                // SAFETY: the assertions above keep row `rows.start` inside of `y`.
-                output: unsafe { output.row(rows.start) },
-                keep,
-            };
-            // SAFETY: tasks have rows or columns of their own, so that no two write the same outputs; each stays
-            // within its rows and the columns, which the assertions above keep inside of `y`; the caller answers
-            // for what is read there.
-            unsafe { job.run(units) };
-        });
+        assert!(x.len().is_multiple_of(k) && summands.end <= self.k, "product: sizes disagree");
+        let x = Rounded::of(self.format(), x, k);
+        // SAFETY: as the caller says.
+        unsafe {
+            let term = Term { from: summands.start, ..Term::new(&x, self) };
+            sum_of_products(units, &[term], columns, (y, y_stride), keep)
+        };
     }
+}
+
+/// Rows by a matrix, or a part of the rows by a part of it.
+pub(crate) struct Term<'a> {
+    x: &'a Rounded,
+    /// The lines of each row that take part.
+    lines: Range<usize>,
+    matrix: &'a Packed,
+    /// The summand that the first number of those lines is multiplied with.
+    from: usize,
+}
+
+impl<'a> Term<'a> {
+    /// All rows by all of the matrix.
+    pub(crate) fn new(x: &'a Rounded, matrix: &'a Packed) -> Self {
+        Self { x, lines: 0..x.steps, matrix, from: 0 }
+    }
+}
+
+/// The sum over the terms of `x B`, over the columns `columns` of the matrices; row i of `y` starts at `i * y_stride`. With
+/// `keep`, it is added to `y`. All terms have the same rows.
+///
+/// # Safety
+/// With `keep`, the outputs in `y` hold numbers already: they are read.
+pub(crate) unsafe fn sum_of_products(
+    units: Units,
+    terms: &[Term<'_>],
+    columns: Range<usize>,
+    (y, y_stride): (&mut [MaybeUninit<f32>], usize),
+    keep: bool,
+) {
+    let (t, n) = (terms.first().map_or(0, |term| term.x.rows), columns.len());
+    if t == 0 || n == 0 {
+        return;
+    }
+    assert!(n <= y_stride && (t - 1) * y_stride + n <= y.len(), "product: sizes disagree");
+    assert!(columns.start.is_multiple_of(BLOCK), "product: between blocks");
+    for Term { x, lines, matrix, from } in terms {
+        assert!(x.rows == t && columns.end <= matrix.n.next_multiple_of(BLOCK), "product: beyond the matrix");
+        assert!(from.is_multiple_of(BLOCK) && !lines.is_empty() && lines.end <= x.steps, "product: between blocks");
+        assert!(from + lines.len() * BLOCK <= matrix.lines_of_panel(), "product: beyond the matrix");
+        let is_whole = terms.len() == 1 && lines.len() * BLOCK == matrix.lines_of_panel();
+        assert!(matrix.columns.is_none() || is_whole, "product: a row of eight bits has one scale");
+    }
+    let panels = columns.start / BLOCK..columns.end.div_ceil(BLOCK);
+    // Few rows: their panels are shared out among the threads; many: the rows are.
+    let tasks = t.div_ceil(TASK_ROWS);
+    let shares = rayon::current_num_threads().div_ceil(tasks).min(panels.len());
+    let per_share = panels.len().div_ceil(shares);
+    let output = Output { first: y.as_mut_ptr().cast::<f32>(), stride: y_stride };
+    (0..tasks * shares).into_par_iter().for_each(|task| {
+        let rows = task / shares * TASK_ROWS..(task / shares * TASK_ROWS + TASK_ROWS).min(t);
+        let from = panels.start + task % shares * per_share;
+        let panels = from..(from + per_share).min(panels.end);
+        // SAFETY: the assertions above keep row `rows.start` inside of `y`.
+        let output = unsafe { output.row(rows.start) };
+        // SAFETY: tasks have rows or columns of their own, so that no two write the same outputs; each stays within its rows
+        // and the columns, which the assertions above keep inside of `y`; the caller answers for what is read there.
+        unsafe { Job { terms, rows, columns: columns.clone(), panels, output, keep }.run(units) };
+    });
 }
 
 /// Some rows times some panels.
 struct Job<'a> {
-    packed: &'a Packed,
-    x: &'a [f32],
-    rows: usize,
-    summands: Range<usize>,
+    terms: &'a [Term<'a>],
+    rows: Range<usize>,
     columns: Range<usize>,
     panels: Range<usize>,
+    /// Where the first of the rows goes.
     output: Output,
     keep: bool,
+}
+
+/// What a block of 32 x 32 outputs is a product of: bytes between the rows of `a`, the lines of a row, a panel of the matrix,
+/// and which of so many blocks of rows it is.
+struct Operands<'a> {
+    a: (*const u16, usize),
+    b: *const u16,
+    steps: usize,
+    matrix: &'a Packed,
+    panel: usize,
+    place: (usize, usize),
 }
 
 impl Job<'_> {
@@ -255,55 +310,55 @@ impl Job<'_> {
                 let _tiles = amx::Tiles::new();
                 // SAFETY: the units were found to be there, the tiles are set up, and the caller answers for the rest.
                 unsafe {
-                    self.blocks(|(a, a_stride, at), (b, _), steps, (c, c_stride), keep| {
-                        let panel = b.wrapping_add(self.packed.lines_of_panel() * BLOCK);
-                        let ahead = amx::Ahead::new(panel, (at / BLOCK, self.rows.div_ceil(BLOCK)), steps);
-                        amx::block(self.packed.format(), (a, a_stride), (b, ahead), steps, (c, c_stride, keep))
-                    })
-                };
+                    self.blocks(|Operands { a, b, steps, matrix, place, .. }, (c, stride), keep| {
+                        let next = b.wrapping_add(matrix.lines_of_panel() * BLOCK);
+                        let ahead = amx::Ahead::new(next, place, steps);
+                        amx::block(matrix.format(), a, (b, ahead), steps, (c, stride, keep));
+                    });
+                }
             }
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the units were found to be there, and the caller answers for the rest.
             Units::Avx512 => unsafe {
-                self.blocks(|(a, a_stride, _), (b, panel), steps, c, keep| {
-                    avx512::block_of(self.packed, panel, ((a, a_stride), b, steps), c, keep)
-                })
+                self.blocks(|of, c, keep| avx512::block_of(of.matrix, of.panel, (of.a, of.b, of.steps), c, keep))
             },
             // SAFETY: as the caller says.
             Units::Portable => unsafe { self.portable() },
         }
     }
 
-    /// Runs `block((a, a_stride, first), (b, panel), steps, (c, c_stride), keep)` on blocks of 32 x 32 outputs, those of the
-    /// rows from `first` on: bytes of `a` between rows, lines of a row, numbers of `c` between rows.
+    /// Runs `block(operands, (c, c_stride), keep)` on blocks of 32 x 32 outputs: numbers of `c` between rows.
     ///
     /// # Safety
     /// As of [`Self::run`], and `block` reads 32 rows of `steps` lines at `a`, 32 times `steps` lines at `b`, and
     /// writes 32 x 32 numbers at `c`.
-    unsafe fn blocks(
-        &self,
-        block: impl Fn((*const u16, usize, usize), (*const u16, usize), usize, (*mut f32, usize), bool),
-    ) {
-        let is_scaled = self.packed.columns.is_some();
-        let Rounded { lines: rounded, steps, scales, .. } =
-            Rounded::of(self.packed.format(), self.x, self.summands.len());
+    unsafe fn blocks(&self, block: impl Fn(Operands<'_>, (*mut f32, usize), bool)) {
+        let scaled = self.terms.first().filter(|term| term.matrix.columns.is_some());
+        let run = |panel: usize, first: usize, c: (*mut f32, usize), keep: bool| {
+            for (i, term) in self.terms.iter().enumerate() {
+                let (steps, lines_of_panel) = (term.lines.len(), term.matrix.lines_of_panel());
+                let b = &term.matrix.lines[panel * lines_of_panel + term.from..][..steps * BLOCK];
+                let a = &term.x.lines[first * term.x.steps..(first + BLOCK) * term.x.steps][term.lines.start..];
+                let (a, b) = ((a.as_ptr().cast::<u16>(), term.x.steps * 64), b.as_ptr().cast::<u16>());
+                let place = ((first - self.rows.start) / BLOCK, self.rows.len().div_ceil(BLOCK));
+                block(Operands { a, b, steps, matrix: term.matrix, panel, place }, c, keep || i > 0);
+            }
+        };
         for panel in self.panels.clone() {
-            let b = &self.packed.lines[panel * self.packed.lines_of_panel() + self.summands.start..][..steps * BLOCK];
             let first_column = panel * BLOCK - self.columns.start;
             let columns = BLOCK.min(self.columns.len() - first_column);
-            for first in (0..self.rows).step_by(BLOCK) {
-                let a = rounded[first * steps..(first + BLOCK) * steps].as_ptr().cast::<u16>();
-                let (rows, b, stride) = (BLOCK.min(self.rows - first), b.as_ptr().cast::<u16>(), steps * 64);
+            for first in self.rows.clone().step_by(BLOCK) {
+                let rows = BLOCK.min(self.rows.end - first);
                 // SAFETY: the output has these rows and this column.
-                let c = unsafe { self.output.row(first).first.add(first_column) };
-                if rows == BLOCK && columns == BLOCK && !is_scaled {
-                    block((a, stride, first), (b, panel), steps, (c, self.output.stride), self.keep);
+                let c = unsafe { self.output.row(first - self.rows.start).first.add(first_column) };
+                if rows == BLOCK && columns == BLOCK && scaled.is_none() {
+                    run(panel, first, (c, self.output.stride), self.keep);
                     continue;
                 }
                 let mut whole = [[0f32; BLOCK]; BLOCK];
-                block((a, stride, first), (b, panel), steps, (whole.as_mut_ptr().cast(), BLOCK), false);
-                if is_scaled {
-                    self.packed.scale_sums(&scales[first..first + BLOCK], panel, &mut whole);
+                run(panel, first, (whole.as_mut_ptr().cast(), BLOCK), false);
+                if let Some(Term { x, matrix, .. }) = scaled {
+                    matrix.scale_sums(&x.scales[first..first + BLOCK], panel, &mut whole);
                 }
                 for (row, values) in whole.iter().enumerate().take(rows) {
                     for (column, value) in values.iter().enumerate().take(columns) {
@@ -321,28 +376,37 @@ impl Job<'_> {
     /// # Safety
     /// As of [`Self::run`].
     unsafe fn portable(&self) {
-        let format = self.packed.format();
-        let x = Rounded::of(format, self.x, self.summands.len());
-        let k = x.steps * format.step();
-        let rows: Vec<f32> = x.lines[..self.rows * x.steps].iter().flat_map(|line| line.numbers(format)).collect();
-        // Summands of a column that stand side by side in a line of sixteen columns.
-        let together = k / (x.steps * LANES);
-        let mut b = vec![0f32; k * BLOCK];
-        let mut y = vec![0f32; self.rows * BLOCK];
+        let rows = self.rows.len();
+        let mut y = vec![0f32; rows * BLOCK];
+        let (mut x, mut b) = (Vec::new(), Vec::new());
         for panel in self.panels.clone() {
-            let lines = &self.packed.lines[panel * self.packed.lines_of_panel() + self.summands.start..];
-            for (i, row) in b.chunks_mut(BLOCK * together).enumerate() {
-                for (half, line) in lines[2 * i..2 * i + 2].iter().enumerate() {
-                    for (at, number) in line.numbers(format).enumerate() {
-                        row[at % together * BLOCK + half * LANES + at / together] = number;
+            for (i, term) in self.terms.iter().enumerate() {
+                let format = term.matrix.format();
+                let k = term.lines.len() * format.step();
+                if self.terms.len() > 1 || x.is_empty() {
+                    x.clear();
+                    for row in self.rows.clone() {
+                        let lines = &term.x.lines[row * term.x.steps..][term.lines.clone()];
+                        x.extend(lines.iter().flat_map(|line| line.numbers(format)));
                     }
                 }
-            }
-            let (rows, b): (View<'_>, View<'_>) = (rows_of(&rows, k), rows_of(&b, BLOCK));
-            cpu::gemm(&mut y, BLOCK, (self.rows, BLOCK, k), rows, b, false);
-            if let Some(columns) = &self.packed.columns {
-                for (y, row) in y.chunks_mut(BLOCK).zip(&x.scales) {
-                    y.iter_mut().zip(&columns.scales[panel * BLOCK..]).for_each(|(y, column)| *y *= row * column);
+                b.resize(k * BLOCK, 0.0);
+                // Summands of a column that stand side by side in a line of sixteen columns.
+                let together = format.step() / LANES;
+                let lines = &term.matrix.lines[panel * term.matrix.lines_of_panel() + term.from..];
+                for (i, row) in b.chunks_mut(BLOCK * together).enumerate() {
+                    for (half, line) in lines[2 * i..2 * i + 2].iter().enumerate() {
+                        for (at, number) in line.numbers(format).enumerate() {
+                            row[at % together * BLOCK + half * LANES + at / together] = number;
+                        }
+                    }
+                }
+                let (x, b): (View<'_>, View<'_>) = (rows_of(&x, k), rows_of(&b, BLOCK));
+                cpu::gemm(&mut y, BLOCK, (rows, BLOCK, k), x, b, i > 0);
+                if let Some(columns) = &term.matrix.columns {
+                    for (y, row) in y.chunks_mut(BLOCK).zip(&term.x.scales[self.rows.clone()]) {
+                        y.iter_mut().zip(&columns.scales[panel * BLOCK..]).for_each(|(y, column)| *y *= row * column);
+                    }
                 }
             }
             let first_column = panel * BLOCK - self.columns.start;
@@ -366,81 +430,5 @@ impl Line {
             Format::Bf16 => widen(self.0[i]),
             Format::Int8 => f32::from(self.bytes()[i] as i8),
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use rand::{Rng as _, SeedableRng as _};
-
-    /// Every unit of this machine against sums in f64 of the rounded numbers, on sizes with and without remainders,
-    /// over parts of the matrix, added or not.
-    #[test]
-    fn products_are_those_of_rounded_numbers() {
-        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
-        let shapes = [(1, 32, 32), (3, 40, 17), (33, 96, 70), (160, 64, 100), (300, 576, 192)];
-        for (t, k, n) in shapes {
-            let mut numbers = |count| (0..count).map(|_| rng.random_range(-1f32..1.0)).collect::<Vec<f32>>();
-            let (matrix, before) = (numbers(k * n), numbers(t * n));
-            let packed = Packed::new(&matrix, (k, n), |i, j| i * n + j);
-            for (summands, columns) in [(0..k, 0..n), (if k > 32 { 32 } else { 0 }..k, if n > 32 { 32 } else { 0 }..n)]
-            {
-                let x = numbers(t * summands.len());
-                for units in Units::available(Format::Bf16) {
-                    for keep in [false, true] {
-                        let mut y: Vec<_> = before.iter().copied().map(MaybeUninit::new).collect();
-                        // SAFETY: `y` holds numbers.
-                        unsafe { packed.product(units, &x, (summands.clone(), columns.clone()), &mut y, n, keep) };
-                        for (i, x) in x.chunks(summands.len()).enumerate() {
-                            for (c, j) in columns.clone().enumerate() {
-                                let products = x.iter().zip(summands.clone());
-                                let exact: f64 = products
-                                    .map(|(x, s)| {
-                                        f64::from(widen(round(*x))) * f64::from(widen(round(matrix[s * n + j])))
-                                    })
-                                    .sum();
-                                let want = exact + if keep { f64::from(before[i * n + c]) } else { 0.0 };
-                                // SAFETY: `y` held numbers from the start.
-                                let found = f64::from(unsafe { y[i * n + c].assume_init() });
-                                // k summands below 1, each addition rounded
-                                let tolerance = summands.len() as f64 * 6e-8 * (summands.len() as f64).sqrt();
-                                assert!((found - want).abs() <= tolerance, "{units:?} {t} {k} {n}: {found} {want}");
-                            }
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_row_is_the_same_alone_and_in_company() {
-        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(2);
-        let (k, n, t) = (96, 64, 200);
-        let mut numbers = |count| (0..count).map(|_| rng.random_range(-1f32..1.0)).collect::<Vec<f32>>();
-        let (packed, x) = (Packed::new(&numbers(k * n), (k, n), |i, j| i * n + j), numbers(t * k));
-        let product = |units, x: &[f32]| {
-            let mut y = vec![MaybeUninit::new(0f32); x.len() / k * n];
-            // SAFETY: `y` holds numbers.
-            unsafe { packed.product(units, x, (0..k, 0..n), &mut y, n, false) };
-            // SAFETY: as above.
-            y.into_iter().map(|y| unsafe { y.assume_init() }.to_bits()).collect::<Vec<u32>>()
-        };
-        for units in Units::available(Format::Bf16).into_iter().filter(|units| *units != Units::Portable) {
-            let all = product(units, &x);
-            for row in [0, 1, 31, 32, 150, 199] {
-                assert_eq!(product(units, &x[row * k..(row + 1) * k]), all[row * n..(row + 1) * n], "{units:?} {row}");
-            }
-        }
-    }
-
-    #[test]
-    fn rounding_is_to_nearest_even_and_keeps_what_is_no_number() {
-        for x in [0.0, -0.0, 1.0, 1.003_906_2, 1.003_906_4, 1.011_718_8, -3.3e38, 1e-40, f32::INFINITY, f32::NAN] {
-            let want = half::bf16::from_f32(x);
-            assert!(round(x) == want.to_bits() || (x.is_nan() && widen(round(x)).is_nan()), "{x}");
-        }
-        assert!(widen(round(f32::from_bits(0x7fff_ffff))).is_nan());
     }
 }

@@ -142,6 +142,13 @@ unsafe impl Sync for Output {}
 unsafe impl Send for Output {}
 
 impl Output {
+    /// # Safety
+    /// The column is one of the output.
+    pub(crate) unsafe fn column(self, column: usize) -> Self {
+        // SAFETY: as the caller says.
+        Self { first: unsafe { self.first.add(column) }, stride: self.stride }
+    }
+
     /// The output from a row on.
     ///
     /// # Safety
@@ -175,7 +182,7 @@ pub(crate) fn gemm(
 ///
 /// # Safety
 /// `fill` writes every number of its slice.
-pub(crate) unsafe fn filled(len: usize, fill: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
+pub(crate) unsafe fn filled<T>(len: usize, fill: impl FnOnce(&mut [MaybeUninit<T>])) -> Vec<T> {
     let mut values = Vec::with_capacity(len);
     fill(&mut values.spare_capacity_mut()[..len]);
     // SAFETY: all of them are written, as the caller says.

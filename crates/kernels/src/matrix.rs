@@ -173,6 +173,11 @@ impl Matrix {
         }
     }
 
+    /// As [`Self::packed`], where it is of bf16 numbers.
+    pub(crate) fn packed_bf16(&self) -> Option<&Packed> {
+        self.packed().filter(|packed| packed.format() == Format::Bf16)
+    }
+
     /// Number of rows (output features).
     pub fn rows(&self) -> usize {
         self.rows
@@ -341,7 +346,8 @@ impl Matrix {
         dx
     }
 
-    fn packed_backward(&self) -> &Packed {
+    /// W as it is packed for the gradient of rows; asked of packed matrices alone.
+    pub(crate) fn packed_backward(&self) -> &Packed {
         let Storage::Packed { backward, .. } = &self.storage else { unreachable!("asked of packed matrices alone") };
         if let Some(packed) = backward.get() {
             return packed;

@@ -3,44 +3,121 @@
 use super::{BLOCK, Format, Line, Packed, Units, int8, round, round_line, zero_lines};
 #[cfg(target_arch = "x86_64")]
 use super::{amx, avx512};
+use crate::cpu::filled;
+use rayon::prelude::*;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 /// Numbers of half a line.
-const HALF: usize = BLOCK / 2;
+pub(super) const HALF: usize = BLOCK / 2;
+/// Rows that a thread rounds at a time.
+const MIN_ROWS: usize = 32;
 
 /// Rounded rows, each padded with zeros to whole lines, and rows of zeros up to whole blocks.
 pub(crate) struct Rounded {
     pub(super) lines: Vec<Line>,
+    pub(super) rows: usize,
     pub(super) steps: usize,
     /// Of eight bits: what a whole number of a row stands for.
     pub(super) scales: Vec<f32>,
-    /// Of eight bits: place for a row.
+    /// Of eight bits: room for a row.
     turned: Vec<f32>,
 }
 
 impl Rounded {
     /// Rows of zeros, `width` numbers each.
     pub(crate) fn zeros(format: Format, rows: usize, width: usize) -> Self {
-        let (steps, rows) = (width.div_ceil(format.step()), rows.next_multiple_of(BLOCK));
+        let (steps, places) = (width.div_ceil(format.step()), rows.next_multiple_of(BLOCK));
         let (scales, turned) = match format {
             Format::Bf16 => (0, 0),
-            Format::Int8 => (rows, steps * int8::STEP),
+            Format::Int8 => (places, steps * int8::STEP),
         };
-        Self { lines: zero_lines(rows * steps), steps, scales: vec![0.0; scales], turned: vec![0.0; turned] }
+        let lines = zero_lines(places * steps);
+        Self { lines, rows, steps, scales: vec![0.0; scales], turned: vec![0.0; turned] }
     }
 
     /// Rows of `width` numbers.
     pub(crate) fn of(format: Format, x: &[f32], width: usize) -> Self {
+        let (rows, steps) = (x.len() / width, width.div_ceil(format.step()));
         if format == Format::Int8 {
-            let mut rounded = Self::zeros(format, x.len() / width, width);
-            x.chunks_exact(width).enumerate().for_each(|(row, x)| rounded.set_row(row, x));
+            let mut rounded = Self::zeros(format, rows, width);
+            let places = rounded.lines.par_chunks_mut(steps).zip(&mut rounded.scales);
+            let room = || vec![0f32; steps * int8::STEP];
+            places.zip(x.par_chunks_exact(width)).with_min_len(MIN_ROWS).for_each_init(room, |room, (place, x)| {
+                *place.1 = int8::round_row(x, room, place.0);
+            });
             return rounded;
         }
-        let (rows, steps) = (x.len() / width, width.div_ceil(BLOCK));
-        let mut lines = Vec::with_capacity(rows.next_multiple_of(BLOCK) * steps);
-        x.chunks_exact(width).for_each(|x| lines.extend(round_row(x)));
-        lines.resize(rows.next_multiple_of(BLOCK) * steps, Line([0; BLOCK]));
-        Self { lines, steps, scales: Vec::new(), turned: Vec::new() }
+        let fill = |lines: &mut [MaybeUninit<Line>]| {
+            let rows = lines.par_chunks_mut(steps).zip(x.par_chunks_exact(width));
+            rows.with_min_len(MIN_ROWS).for_each(|(lines, x)| round_into(x, lines));
+        };
+        // SAFETY: the lines of each row are written.
+        unsafe { Self::filled(rows, steps, fill) }
+    }
+
+    /// Rows of `width` numbers, which `write` writes, as bf16.
+    pub(crate) fn written(rows: usize, width: usize, write: impl Fn(usize, &mut [f32]) + Sync) -> Self {
+        let steps = width.div_ceil(BLOCK);
+        let run = |numbers: &mut Vec<f32>, (row, lines): (usize, &mut [MaybeUninit<Line>])| {
+            write(row, numbers);
+            round_into(numbers, lines);
+        };
+        let fill = |lines: &mut [MaybeUninit<Line>]| {
+            let rows = lines.par_chunks_mut(steps).enumerate().with_min_len(MIN_ROWS);
+            rows.for_each_init(|| vec![0f32; width], run);
+        };
+        // SAFETY: the lines of each row are written.
+        unsafe { Self::filled(rows, steps, fill) }
+    }
+
+    /// Two of them, which `write` writes side by side.
+    pub(crate) fn written_pair(rows: usize, width: usize, write: impl Fn(usize, [&mut [f32]; 2]) + Sync) -> [Self; 2] {
+        type Lines<'a> = &'a mut [MaybeUninit<Line>];
+        let steps = width.div_ceil(BLOCK);
+        let run = |numbers: &mut Vec<f32>, (row, (lines, others)): (usize, (Lines<'_>, Lines<'_>))| {
+            let (first, second) = numbers.split_at_mut(width);
+            write(row, [&mut *first, &mut *second]);
+            round_into(first, lines);
+            round_into(second, others);
+        };
+        let mut others = None;
+        let fill = |lines: Lines<'_>| {
+            let fill = |others: Lines<'_>| {
+                let rows = lines.par_chunks_mut(steps).zip(others.par_chunks_mut(steps)).enumerate();
+                rows.with_min_len(MIN_ROWS).for_each_init(|| vec![0f32; 2 * width], run);
+            };
+            // SAFETY: the lines of each row are written.
+            others = Some(unsafe { Self::filled(rows, steps, fill) });
+        };
+        // SAFETY: as above.
+        let first = unsafe { Self::filled(rows, steps, fill) };
+        [first, others.unwrap_or_else(|| unreachable!("`fill` was called"))]
+    }
+
+    /// # Safety
+    /// `fill` writes all that it is given: the lines of the rows.
+    unsafe fn filled(rows: usize, steps: usize, fill: impl FnOnce(&mut [MaybeUninit<Line>])) -> Self {
+        let fill = |lines: &mut [MaybeUninit<Line>]| {
+            let (of_rows, rest) = lines.split_at_mut(rows * steps);
+            fill(of_rows);
+            rest.iter_mut().for_each(|line| {
+                line.write(Line([0; BLOCK]));
+            });
+        };
+        // SAFETY: as the caller says, and the rest are written above.
+        let lines = unsafe { filled(rows.next_multiple_of(BLOCK) * steps, fill) };
+        Self { lines, rows, steps, scales: Vec::new(), turned: Vec::new() }
+    }
+
+    /// Whether rows of so many numbers take as many lines.
+    pub(crate) fn has_rows_of(&self, width: usize) -> bool {
+        self.steps == width.div_ceil(BLOCK)
+    }
+
+    /// Number of rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
     }
 
     pub(crate) fn set_row(&mut self, row: usize, x: &[f32]) {
@@ -53,7 +130,7 @@ impl Rounded {
 
     /// Takes another shape, of bf16; the numbers are any until they are set.
     pub(crate) fn reshape(&mut self, rows: usize, width: usize) {
-        self.steps = width.div_ceil(BLOCK);
+        (self.rows, self.steps) = (rows, width.div_ceil(BLOCK));
         self.lines.resize(rows.next_multiple_of(BLOCK) * self.steps, Line([0; BLOCK]));
     }
 
@@ -66,6 +143,12 @@ impl Rounded {
     pub(crate) fn set_line(&mut self, row: usize, at: usize, x: &[f32; BLOCK]) {
         self.lines[row * self.steps + at] = round_line(x);
     }
+}
+
+fn round_into(x: &[f32], lines: &mut [MaybeUninit<Line>]) {
+    lines.iter_mut().zip(round_row(x)).for_each(|(to, line)| {
+        to.write(line);
+    });
 }
 
 fn round_row(x: &[f32]) -> impl Iterator<Item = Line> {
@@ -281,7 +364,7 @@ impl Line {
     }
 
     #[inline(always)]
-    fn of_pairs(pairs: [u32; HALF]) -> Self {
+    pub(super) fn of_pairs(pairs: [u32; HALF]) -> Self {
         Self(std::array::from_fn(|i| (pairs[i / 2] >> (i % 2 * 16)) as u16))
     }
 }

@@ -4,7 +4,7 @@
 //! softmax is in f32. Keys are numbered over `[past | new]`.
 
 use crate::bf16::{BLOCK, Format, Units};
-use crate::cpu::{axpy, dot, exp, output, slice, tensor, with_values};
+use crate::cpu::{output, slice, tensor, with_values};
 #[cfg(feature = "cuda")]
 use crate::cuda;
 use crate::kv::KvLayer;
@@ -21,6 +21,7 @@ use tiles::Group;
 
 pub use mask::AttentionMask;
 
+mod backward;
 mod blocks;
 #[cfg(feature = "cuda")]
 mod gpu;
@@ -84,21 +85,6 @@ impl Part<'_> {
 }
 
 impl AttentionSpec {
-    /// The probabilities of one query head, written to `p`, over its allowed keys in order.
-    fn probabilities(&self, query: usize, q: &[f32], keys: &Keys<'_>, head: usize, p: &mut Vec<f32>) {
-        p.clear();
-        for (from, to) in self.mask.intervals(query) {
-            for key in *from..*to {
-                let score = self.scale * dot(q, keys.at(key as usize, head).0);
-                p.push(self.softcap.map_or(score, |cap| cap * (score / cap).tanh()));
-            }
-        }
-        let max = p.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        p.iter_mut().for_each(|p| *p = exp(*p - max));
-        let inverse = 1.0 / p.iter().sum::<f32>();
-        p.iter_mut().for_each(|p| *p *= inverse);
-    }
-
     /// `[T, N, H]` from queries of the same shape.
     fn forward(&self, q: &[f32], heads: usize, keys: &Keys<'_>) -> Vec<f32> {
         let width = heads * keys.head_dim;
@@ -148,43 +134,6 @@ impl AttentionSpec {
             }
         }
         parts
-    }
-
-    /// Gradients of queries (for the query heads of one key head, `[T, group, H]`), and of its new keys and
-    /// values, `[S_new, H]` each.
-    fn backward_head(&self, q: &[f32], dy: &[f32], heads: usize, keys: &Keys<'_>, head: usize) -> [Vec<f32>; 3] {
-        let (h, group, num_queries) = (keys.head_dim, heads / keys.kv_heads, self.mask.num_queries());
-        let mut dq = vec![0f32; num_queries * group * h];
-        let num_new = keys.new_keys.len() / (keys.kv_heads * h);
-        let (mut dk, mut dv) = (vec![0f32; num_new * h], vec![0f32; num_new * h]);
-        let (mut p, mut dp) = (Vec::new(), Vec::new());
-        for query in 0..num_queries {
-            for n in 0..group {
-                let at = (query * heads + head * group + n) * h;
-                let (q, dy) = (&q[at..at + h], &dy[at..at + h]);
-                let dq = &mut dq[(query * group + n) * h..][..h];
-                self.probabilities(query, q, keys, head, &mut p);
-                let allowed = || self.mask.intervals(query).iter().flat_map(|(from, to)| *from as usize..*to as usize);
-                dp.clear();
-                dp.extend(allowed().map(|key| dot(dy, keys.at(key, head).1)));
-                let mean = dot(&p, &dp);
-                for ((p, dp), key) in p.iter().zip(&dp).zip(allowed()) {
-                    let k = keys.at(key, head).0;
-                    let mut ds = p * (dp - mean) * self.scale;
-                    if let Some(cap) = self.softcap {
-                        let t = (self.scale * dot(q, k) / cap).tanh();
-                        ds *= 1.0 - t * t;
-                    }
-                    axpy(ds, k, dq);
-                    if key >= keys.num_past {
-                        let new = (key - keys.num_past) * h;
-                        axpy(ds, q, &mut dk[new..new + h]);
-                        axpy(*p, dy, &mut dv[new..new + h]);
-                    }
-                }
-            }
-        }
-        [dq, dk, dv]
     }
 }
 
@@ -364,14 +313,14 @@ impl Attention {
         }
         let ((t, heads, h), (new, kv_heads, _)) = (q.dims3()?, k.dims3()?);
         let group = heads / kv_heads;
-        let (q_values, dy) = (with_values(q, <[f32]>::to_vec)?, with_values(dy, <[f32]>::to_vec)?);
-        let by_head: Vec<[Vec<f32>; 3]> = with_values(k, |k_values| {
-            with_values(v, |v_values| {
-                let keys = self.keys(k_values, v_values, kv_heads, h)?;
-                let of_head = |head| self.spec.backward_head(&q_values, &dy, heads, &keys, head);
-                Ok::<_, candle_core::Error>((0..kv_heads).into_par_iter().map(of_head).collect())
-            })
-        })???;
+        let by_heads = |q: &[f32], k: &[f32], v: &[f32], dy: &[f32]| {
+            let keys = self.keys(k, v, kv_heads, h)?;
+            let of_head = |head| self.spec.backward_head(q, dy, heads, &keys, head);
+            Ok::<_, candle_core::Error>((0..kv_heads).into_par_iter().map(of_head).collect())
+        };
+        let by_head: Vec<[Vec<f32>; 3]> = with_values(q, |q| {
+            with_values(k, |k| with_values(v, |v| with_values(dy, |dy| by_heads(q, k, v, dy))))
+        })?????;
         let interleave = |which: usize, tokens: usize, width: usize| {
             let mut all = Vec::with_capacity(tokens * kv_heads * width);
             for token in 0..tokens {

@@ -1,21 +1,24 @@
-//! Halves of a layer within a graph, each one operation with a backward of its own.
+//! Halves of layers within a graph, each with a backward of its own.
 //!
-//! The graph then has one edge for each half in place of a dozen, so that gradients of what lies between are not first
+//! The graph then has one edge for all of them in place of a dozen for each, so that gradients of what lies between are not first
 //! cleared, then added to, and gradients of the low-rank updates are kept aside as they are found.
 
 use super::add::Add;
 use super::attention::{Attention, attention_to_go_back};
 use super::fused::{Map, Norm};
-use super::linear::{LowRank, Weight, linear, linear_backward};
+use super::linear::Weight;
 use super::rms_norm::{RmsNorm, rms_norm};
 use super::rope::{Rope, RopeTable, rope};
 use super::swiglu::{Activation, Gated, gated};
 use super::{AttentionSpec, add};
 use crate::KvLayer;
-use crate::matrix::Matrix;
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Storage, Tensor, TensorId, bail};
+use crate::cpu::{tensor, with_values};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2 as _, Layout, Result, Shape, Storage, Tensor, TensorId, bail};
+use maps::{Operand, Ready, back};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+
+mod maps;
 
 /// Gradients of trained tensors that lie within operations, found while a graph is walked back.
 #[derive(Debug, Default)]
@@ -50,39 +53,9 @@ pub fn can_halve(x: &Tensor, norm: Norm<'_>, maps: &[Map<'_>]) -> bool {
     x.track_op() && !norm.weight.track_op() && maps.iter().all(is_plain)
 }
 
-/// A map outside the graph, and which tensors its update's gradients are of.
-struct Ready {
-    weight: Arc<Matrix>,
-    update: Option<(LowRank, [TensorId; 2])>,
-}
-
-impl Ready {
-    fn of(map: &Map<'_>) -> Result<Self> {
-        let Weight::Frozen(weight) = map.weight else { bail!("halves: expected a frozen weight") };
-        let detached = |update: &LowRank| {
-            let ids = [update.a.id(), update.b.id()];
-            (LowRank { a: update.a.detach(), b: update.b.detach(), ..update.clone() }, ids)
-        };
-        Ok(Self { weight: Arc::clone(weight), update: map.update.map(detached) })
-    }
-
-    fn update(&self) -> Option<&LowRank> {
-        self.update.as_ref().map(|(update, _)| update)
-    }
-
-    fn run(&self, x: &Tensor) -> Result<Tensor> {
-        linear(x, &Weight::Frozen(Arc::clone(&self.weight)), None, self.update())
-    }
-
-    /// The gradient by `x`; those of the update go to `gradients`.
-    fn back(&self, x: &Tensor, dy: &Tensor, gradients: &ParameterGradients) -> Result<Tensor> {
-        let (dx, found) = linear_backward(&self.weight, self.update(), x, dy)?;
-        if let (Some((_, [a, b])), Some([da, db])) = (&self.update, found) {
-            gradients.add(*a, da)?;
-            gradients.add(*b, db)?;
-        }
-        Ok(dx)
-    }
+/// Whether rows before these maps are rounded once for all of them.
+fn rounds(x: &Tensor, maps: &[Map<'_>]) -> bool {
+    x.device().is_cpu() && maps.iter().all(|map| map.weight.is_bf16())
 }
 
 /// A norm before a half.
@@ -96,67 +69,122 @@ impl ReadyNorm {
         Self { op: RmsNorm { eps: norm.eps, offset: norm.offset }, weight: norm.weight.clone() }
     }
 
-    fn run(&self, x: &Tensor) -> Result<Tensor> {
-        rms_norm(x, &self.weight, self.op.eps, self.op.offset)
+    fn run(&self, x: &Tensor, rounds: bool) -> Result<Operand> {
+        if !rounds {
+            return rms_norm(x, &self.weight, self.op.eps, self.op.offset).map(Operand::Plain);
+        }
+        with_values(x, |x| with_values(&self.weight, |w| Operand::Rounded(self.op.rounded(x, w))))?
     }
 
     /// The gradient by `x` of the norm and of what goes past it: `d` on its way back beside `d_normed`.
     fn back(&self, x: &Tensor, d_normed: &Tensor, d: &Tensor) -> Result<Tensor> {
+        if x.device().is_cpu() {
+            let run = |x: &[f32], w: &[f32], dy: &[f32], d: &[f32]| self.op.gradient_onto((x, w), dy, d);
+            let sum = with_values(x, |x| {
+                with_values(&self.weight, |w| with_values(d_normed, |dy| with_values(d, |d| run(x, w, dy, d))))
+            })???;
+            return tensor(sum?, x.shape());
+        }
         let (dx, _) = self.op.gradients((x, &self.weight), d_normed, (true, false))?;
         let Some(dx) = dx else { bail!("halves: no gradient of a norm") };
         add(d, &dx)
     }
 }
 
-/// `x + y`, where `y` was made of `x` outside the graph, and `H` leads its gradient back.
-struct Half<H> {
-    half: H,
-    /// Until the sum is taken: no backward pass reads it.
-    y: Mutex<Option<Tensor>>,
-}
-
 trait Back: Send + Sync {
-    /// The gradient by `x` of `x + y`, from that of the sum.
+    /// The gradient by `x` of `x` and what a half adds to it, from that of the sum.
     fn back(&self, x: &Tensor, d: &Tensor) -> Result<Tensor>;
 }
 
-impl<H: Back + 'static> Half<H> {
-    fn sum(x: &Tensor, y: Tensor, half: H) -> Result<Tensor> {
-        x.contiguous()?.apply_op1(Self { half, y: Mutex::new(Some(y)) })
+/// Halves of layers, each on the sum of the one before: one edge of the graph together.
+pub struct Halves {
+    /// Within the graph.
+    from: Tensor,
+    /// What the next half runs on is the sum of these, outside the graph.
+    x: Tensor,
+    y: Option<Tensor>,
+    halves: Vec<(Tensor, Box<dyn Back>)>,
+    gradients: Arc<ParameterGradients>,
+}
+
+impl Halves {
+    /// None yet, on `x` `[T, D]`; gradients of updates will go to `gradients`.
+    ///
+    /// # Errors
+    /// When memory for a copy of rows that do not lie one after the other cannot be had.
+    pub fn new(x: &Tensor, gradients: &Arc<ParameterGradients>) -> Result<Self> {
+        let from = x.contiguous()?;
+        Ok(Self { x: from.detach(), from, y: None, halves: Vec::new(), gradients: Arc::clone(gradients) })
     }
 
-    fn take_y(&self) -> Result<Tensor> {
-        let y = self.y.lock().unwrap_or_else(PoisonError::into_inner).take();
-        y.map_or_else(|| bail!("halves: a sum is taken once"), |y| y.contiguous())
+    /// What the next half runs on.
+    fn next(&mut self) -> Result<Tensor> {
+        if let Some(y) = self.y.take() {
+            self.x = add(&self.x, &y)?;
+        }
+        Ok(self.x.clone())
+    }
+
+    fn push(&mut self, y: Tensor, half: impl Back + 'static) {
+        self.halves.push((self.x.clone(), Box::new(half)));
+        self.y = Some(y);
+    }
+
+    /// The sum, in the graph.
+    ///
+    /// # Errors
+    /// When the sum cannot be taken.
+    pub fn end(self) -> Result<Tensor> {
+        let Some(y) = self.y else { return Ok(self.from) };
+        let sum = Mutex::new(Some([self.x, y.contiguous()?]));
+        self.from.apply_op1(Edge { sum, halves: self.halves })
     }
 }
 
-impl<H: Back + 'static> CustomOp1 for Half<H> {
+/// Leads the gradient back through halves.
+struct Edge {
+    /// Whose sum it is, until that is taken: no backward pass reads them.
+    sum: Mutex<Option<[Tensor; 2]>>,
+    halves: Vec<(Tensor, Box<dyn Back>)>,
+}
+
+impl Edge {
+    fn take(&self) -> Result<[Tensor; 2]> {
+        let sum = self.sum.lock().unwrap_or_else(PoisonError::into_inner).take();
+        sum.map_or_else(|| bail!("halves: a sum is taken once"), Ok)
+    }
+}
+
+impl CustomOp1 for Edge {
     fn name(&self) -> &'static str {
-        "half of a layer"
+        "halves of layers"
     }
 
-    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let y = self.take_y()?;
-        let (storage, layout) = y.storage_and_layout();
-        match &*storage {
-            Storage::Cpu(y) => Add.cpu_fwd(s, l, y, layout),
+    fn cpu_fwd(&self, _s: &CpuStorage, _l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let [x, y] = self.take()?;
+        let ((x, x_layout), (y, y_layout)) = (x.storage_and_layout(), y.storage_and_layout());
+        match (&*x, &*y) {
+            (Storage::Cpu(x), Storage::Cpu(y)) => Add.cpu_fwd(x, x_layout, y, y_layout),
             _ => bail!("halves: operands on two devices"),
         }
     }
 
     #[cfg(feature = "cuda")]
-    fn cuda_fwd(&self, s: &candle_core::CudaStorage, l: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
-        let y = self.take_y()?;
-        let (storage, layout) = y.storage_and_layout();
-        match &*storage {
-            Storage::Cuda(y) => Add.cuda_fwd(s, l, y, layout),
+    fn cuda_fwd(&self, _s: &candle_core::CudaStorage, _l: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
+        let [x, y] = self.take()?;
+        let ((x, x_layout), (y, y_layout)) = (x.storage_and_layout(), y.storage_and_layout());
+        match (&*x, &*y) {
+            (Storage::Cuda(x), Storage::Cuda(y)) => Add.cuda_fwd(x, x_layout, y, y_layout),
             _ => bail!("halves: operands on two devices"),
         }
     }
 
-    fn bwd(&self, x: &Tensor, _sum: &Tensor, d: &Tensor) -> Result<Option<Tensor>> {
-        self.half.back(&x.detach(), &d.detach()).map(Some)
+    fn bwd(&self, _x: &Tensor, _sum: &Tensor, d: &Tensor) -> Result<Option<Tensor>> {
+        let mut d = d.detach();
+        for (x, half) in self.halves.iter().rev() {
+            d = half.back(x, &d)?;
+        }
+        Ok(Some(d))
     }
 }
 
@@ -179,57 +207,57 @@ struct AttentionHalf {
     maps: [Ready; 4],
     rope: Option<Arc<RopeTable>>,
     attention: Attention,
-    /// The normed rows; queries, keys and values as attention takes them; what it gives.
-    normed: Tensor,
+    /// The normed rows; queries, keys and values as attention takes them; what it gives, and as rows.
+    normed: Operand,
     heads: [Tensor; 3],
     found: Tensor,
+    rows: Operand,
     gradients: Arc<ParameterGradients>,
 }
 
-/// `x + attention(norm(x))` with its output map.
-///
-/// # Shapes
-/// `x: [T, D]`, maps of queries, keys, values and output -> `[T, D]`.
-///
-/// # Errors
-/// When shapes disagree, or [`can_halve`] would say no.
-pub fn attention_half(
-    x: &Tensor,
-    norm: Norm<'_>,
-    maps: &[Map<'_>; 4],
-    heads: Heads<'_>,
-    gradients: &Arc<ParameterGradients>,
-) -> Result<Tensor> {
-    let (inside, t, norm) = (x.detach(), x.dim(0)?, ReadyNorm::of(norm));
-    let [q, k, v, o] = maps.each_ref().map(Ready::of);
-    let maps = [q?, k?, v?, o?];
-    let normed = norm.run(&inside)?;
-    let of_heads = |map: &Ready| map.run(&normed)?.reshape((t, (), heads.head_dim));
-    let turned = |x: Tensor| heads.rope.map_or_else(|| Ok(x.clone()), |table| rope(&x, table));
-    let (q, k, v) = (turned(of_heads(&maps[0])?)?, turned(of_heads(&maps[1])?)?, of_heads(&maps[2])?);
-    let (found, attention) = attention_to_go_back([&q, &k, &v], heads.past, heads.spec)?;
-    let y = maps[3].run(&found.reshape((t, ()))?)?;
-    let (rope, gradients) = (heads.rope.cloned(), Arc::clone(gradients));
-    let half = AttentionHalf { norm, maps, rope, attention, normed, heads: [q, k, v], found, gradients };
-    Half::sum(x, y, half)
+impl Halves {
+    /// `x + attention(norm(x))` with its output map.
+    ///
+    /// # Shapes
+    /// `x: [T, D]`, maps of queries, keys, values and output.
+    ///
+    /// # Errors
+    /// When shapes disagree, or [`can_halve`] would say no.
+    pub fn attention(&mut self, norm: Norm<'_>, maps: &[Map<'_>; 4], heads: Heads<'_>) -> Result<()> {
+        let (x, norm) = (self.next()?, ReadyNorm::of(norm));
+        let t = x.dim(0)?;
+        let [q, k, v, o] = maps.each_ref().map(Ready::of);
+        let (mut maps, rounds) = ([q?, k?, v?, o?], rounds(&x, maps));
+        let normed = norm.run(&x, rounds)?;
+        let of_heads = |map: &mut Ready| map.run(&normed)?.reshape((t, (), heads.head_dim));
+        let turned = |x: Tensor| heads.rope.map_or_else(|| Ok(x.clone()), |table| rope(&x, table));
+        let [q, k, v] = [turned(of_heads(&mut maps[0])?)?, turned(of_heads(&mut maps[1])?)?, of_heads(&mut maps[2])?];
+        let (found, attention) = attention_to_go_back([&q, &k, &v], heads.past, heads.spec)?;
+        let rows = Operand::new(&found, rounds)?;
+        let y = maps[3].run(&rows)?;
+        let (rope, gradients) = (heads.rope.cloned(), Arc::clone(&self.gradients));
+        self.push(y, AttentionHalf { norm, maps, rope, attention, normed, heads: [q, k, v], found, rows, gradients });
+        Ok(())
+    }
 }
 
 impl Back for AttentionHalf {
     fn back(&self, x: &Tensor, d: &Tensor) -> Result<Tensor> {
         let [q, k, v] = &self.heads;
-        let flat = |x: &Tensor| x.reshape((x.dim(0)?, ()));
-        let d_found = self.maps[3].back(&flat(&self.found)?, d, &self.gradients)?.reshape(self.found.shape())?;
+        let rounds = matches!(self.normed, Operand::Rounded(_));
+        let d_found = back(&[(&self.maps[3], Operand::new(d, rounds)?)], &self.rows, &self.gradients)?;
+        let d_found = d_found.reshape(self.found.shape())?;
         let found = self.attention.backward([q, k, v], (&self.found, &d_found), [true; 3])?;
         let [Some(dq), Some(dk), Some(dv)] = found else { bail!("halves: no gradient of attention") };
         let turned_back = |x: &Tensor, d: Tensor| match &self.rope {
             Some(table) => Rope(Arc::clone(table)).bwd(x, x, &d)?.map_or_else(|| bail!("halves: no rotation"), Ok),
             None => Ok(d),
         };
-        let through = |map: &Ready, d: Tensor| map.back(&self.normed, &flat(&d)?, &self.gradients);
-        let d_normed = through(&self.maps[2], dv)?;
-        let d_normed = add(&d_normed, &through(&self.maps[1], turned_back(k, dk)?)?)?;
-        let d_normed = add(&d_normed, &through(&self.maps[0], turned_back(q, dq)?)?)?;
-        self.norm.back(x, &d_normed, d)
+        let [dq, dk] = [turned_back(q, dq)?, turned_back(k, dk)?];
+        let [q, k, v, _] = &self.maps;
+        let through = [(v, dv), (k, dk), (q, dq)].map(|(map, d)| Ok((map, Operand::new(&d, rounds)?)));
+        let through = through.into_iter().collect::<Result<Vec<_>>>()?;
+        self.norm.back(x, &back(&through, &self.normed, &self.gradients)?, d)
     }
 }
 
@@ -238,46 +266,51 @@ struct FeedForwardHalf {
     /// Gate, up, down.
     maps: [Ready; 3],
     activation: Activation,
-    normed: Tensor,
+    normed: Operand,
     gate: Tensor,
     up: Tensor,
-    hidden: Tensor,
+    hidden: Operand,
     gradients: Arc<ParameterGradients>,
 }
 
-/// `x + (act(norm(x) G^T) * norm(x) U^T) D^T`.
-///
-/// # Shapes
-/// `x: [T, D]`, maps gate and up `[F, D]`, down `[D, F]` -> `[T, D]`.
-///
-/// # Errors
-/// When shapes disagree, or [`can_halve`] would say no.
-pub fn feed_forward_half(
-    x: &Tensor,
-    norm: Norm<'_>,
-    maps: &[Map<'_>; 3],
-    activation: Activation,
-    gradients: &Arc<ParameterGradients>,
-) -> Result<Tensor> {
-    let (inside, norm) = (x.detach(), ReadyNorm::of(norm));
-    let [gate, up, down] = maps.each_ref().map(Ready::of);
-    let maps = [gate?, up?, down?];
-    let normed = norm.run(&inside)?;
-    let (gate, up) = (maps[0].run(&normed)?, maps[1].run(&normed)?);
-    let hidden = gated(&gate, &up, activation)?;
-    let y = maps[2].run(&hidden)?;
-    let gradients = Arc::clone(gradients);
-    let half = FeedForwardHalf { norm, maps, activation, normed, gate, up, hidden, gradients };
-    Half::sum(x, y, half)
+impl Halves {
+    /// `x + (act(norm(x) G^T) * norm(x) U^T) D^T`.
+    ///
+    /// # Shapes
+    /// `x: [T, D]`, maps gate and up `[F, D]`, down `[D, F]`.
+    ///
+    /// # Errors
+    /// When shapes disagree, or [`can_halve`] would say no.
+    pub fn feed_forward(&mut self, norm: Norm<'_>, maps: &[Map<'_>; 3], activation: Activation) -> Result<()> {
+        let (x, norm) = (self.next()?, ReadyNorm::of(norm));
+        let [gate, up, down] = maps.each_ref().map(Ready::of);
+        let (mut maps, rounds) = ([gate?, up?, down?], rounds(&x, maps));
+        let normed = norm.run(&x, rounds)?;
+        let (gate, up) = (maps[0].run(&normed)?, maps[1].run(&normed)?);
+        let hidden = if rounds {
+            Operand::Rounded(Gated(activation).rounded(&gate, &up)?)
+        } else {
+            Operand::Plain(gated(&gate, &up, activation)?)
+        };
+        let y = maps[2].run(&hidden)?;
+        let gradients = Arc::clone(&self.gradients);
+        self.push(y, FeedForwardHalf { norm, maps, activation, normed, gate, up, hidden, gradients });
+        Ok(())
+    }
 }
 
 impl Back for FeedForwardHalf {
     fn back(&self, x: &Tensor, d: &Tensor) -> Result<Tensor> {
         let [gate, up, down] = &self.maps;
-        let d_hidden = down.back(&self.hidden, d, &self.gradients)?;
-        let [d_gate, d_up] = Gated(self.activation).gradients(&self.gate, &self.up, &d_hidden)?;
-        let d_normed = up.back(&self.normed, &d_up, &self.gradients)?;
-        let d_normed = add(&d_normed, &gate.back(&self.normed, &d_gate, &self.gradients)?)?;
-        self.norm.back(x, &d_normed, d)
+        let rounds = matches!(self.normed, Operand::Rounded(_));
+        let d_hidden = back(&[(down, Operand::new(d, rounds)?)], &self.hidden, &self.gradients)?;
+        let (op, inputs) = (Gated(self.activation), (&self.gate, &self.up));
+        let [d_gate, d_up] = if rounds {
+            op.rounded_gradients(inputs.0, inputs.1, &d_hidden)?.map(Operand::Rounded)
+        } else {
+            op.gradients(inputs.0, inputs.1, &d_hidden)?.map(Operand::Plain)
+        };
+        let through = [(up, d_up), (gate, d_gate)];
+        self.norm.back(x, &back(&through, &self.normed, &self.gradients)?, d)
     }
 }

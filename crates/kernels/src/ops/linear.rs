@@ -1,8 +1,9 @@
 //! Linear maps: a frozen or trained weight, a bias, and a low-rank update (LoRA, arXiv 2106.09685) gated per token.
 
+use super::rounded::{self, Back, Update, UpdateGradients};
 use super::row_update::{DOWN_ROWS, RowUpdate};
 use super::rows::Rows;
-use crate::bf16::BLOCK;
+use crate::bf16::{BLOCK, Format, Rounded};
 use crate::cpu::{self, View, filled, gemm, gemm_into, output, rows_of, slice, tensor, transposed, with_values};
 #[cfg(feature = "cuda")]
 use crate::cuda::{self, Mat, Precision, Product};
@@ -35,9 +36,14 @@ impl Weight {
         }
     }
 
-    /// Whether its products are of bf16 numbers.
+    /// Whether its products are of rounded numbers.
     pub fn is_packed(&self) -> bool {
         matches!(self, Self::Frozen(matrix) if matrix.packed().is_some())
+    }
+
+    /// Whether its products are of bf16 numbers.
+    pub(super) fn is_bf16(&self) -> bool {
+        matches!(self, Self::Frozen(matrix) if matrix.packed_bf16().is_some())
     }
 }
 
@@ -74,20 +80,12 @@ pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, update: Option
     }
     let x = x.contiguous()?;
     let update = update.filter(|u| !u.rows.is_empty());
-    if let Some(u) = update {
-        let rank = u.a.dim(0)?;
-        if u.a.dims() != [rank, input]
-            || u.b.dims() != [out, rank]
-            || u.rows.iter().any(|r| *r as usize >= t)
-            || !u.rows.is_sorted_by(|a, b| a < b)
-        {
-            bail!("linear: update A {:?}, B {:?} on a map [{out}, {input}] of {t} tokens", u.a.shape(), u.b.shape());
-        }
-    }
+    update.map_or(Ok(()), |update| check_update(update, (out, input), t))?;
     let y = match (weight, update) {
         (Weight::Frozen(w), None) => x.apply_op1(Frozen(Arc::clone(w)))?,
         (Weight::Frozen(w), Some(u)) => {
-            let op = Adapted { weight: Arc::clone(w), scale: u.scale, rows: Arc::clone(&u.rows) };
+            let rounds = w.packed_bf16().is_some() && [&x, &u.a, &u.b].into_iter().any(Tensor::track_op);
+            let op = Adapted { weight: Arc::clone(w), scale: u.scale, rows: Arc::clone(&u.rows), rounds };
             x.apply_op3(&u.a.contiguous()?, &u.b.contiguous()?, op)?
         }
         (Weight::Dense(w), None) => x.apply_op2(&w.contiguous()?, Dense)?,
@@ -97,6 +95,19 @@ pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, update: Option
         Some(bias) => y.broadcast_add(bias),
         None => Ok(y),
     }
+}
+
+/// What an update asks of its map and of `t` tokens.
+pub(super) fn check_update(u: &LowRank, (out, input): (usize, usize), t: usize) -> Result<()> {
+    let rank = u.a.dim(0)?;
+    if u.a.dims() != [rank, input]
+        || u.b.dims() != [out, rank]
+        || u.rows.iter().any(|r| *r as usize >= t)
+        || !u.rows.is_sorted_by(|a, b| a < b)
+    {
+        bail!("linear: update A {:?}, B {:?} on a map [{out}, {input}] of {t} tokens", u.a.shape(), u.b.shape());
+    }
+    Ok(())
 }
 
 struct Frozen(Arc<Matrix>);
@@ -205,6 +216,8 @@ struct Adapted {
     weight: Arc<Matrix>,
     scale: f32,
     rows: Arc<Rows>,
+    /// The update's products are of bf16 numbers in the forward pass too.
+    rounds: bool,
 }
 
 /// The rows `rows` of `x [_, width]`, one after the other.
@@ -265,7 +278,24 @@ impl Adapted {
 }
 
 impl Adapted {
+    fn update<'a>(&'a self, (a, b): (&'a [f32], &'a [f32])) -> Update<'a> {
+        Update { a, b, rank: a.len() / self.weight.cols(), scale: self.scale, rows: &self.rows }
+    }
+
+    /// As [`Self::gradients`], with products of bf16 numbers.
+    fn rounded_gradients(&self, (x, wants_dx): (&[f32], bool), ab: (&[f32], &[f32]), dy: &[f32]) -> Gradients {
+        let (x, dy) =
+            (Rounded::of(Format::Bf16, x, self.weight.cols()), Rounded::of(Format::Bf16, dy, self.weight.rows()));
+        let update = self.update(ab);
+        let downs = update.columns_of_downs(&x);
+        let (back, UpdateGradients { da, db }) = Back::adapted(&self.weight, (update, &x, &downs), &dy);
+        Gradients { dx: wants_dx.then(|| Back::by_rows(&[back])), da, db }
+    }
+
     fn gradients(&self, (x, wants_dx): (&[f32], bool), (a, b): (&[f32], &[f32]), dy: &[f32]) -> Gradients {
+        if self.weight.packed_bf16().is_some() {
+            return self.rounded_gradients((x, wants_dx), (a, b), dy);
+        }
         let (input, out, n) = (self.weight.cols(), self.weight.rows(), self.rows.len());
         let (t, rank) = (x.len() / input, a.len() / input);
         let (x_rows, dy_rows) = (gather(x, input, &self.rows), gather(dy, out, &self.rows));
@@ -334,6 +364,10 @@ impl CustomOp3 for Adapted {
     ) -> Result<(CpuStorage, Shape)> {
         let (x, a, b) = (slice(s1, l1, "linear")?, slice(s2, l2, "linear")?, slice(s3, l3, "linear")?);
         let (t, rank, out) = (l1.dims()[0], l2.dims()[0], l3.dims()[0]);
+        if let Some(packed) = self.weight.packed_bf16().filter(|_| self.rounds) {
+            let x = Rounded::of(Format::Bf16, x, self.weight.cols());
+            return Ok(output(rounded::forward(packed, Some(self.update((a, b))), &x).y, (t, out)));
+        }
         let mut y = self.weight.forward(x, t);
         self.add_update(&mut y, x, &RowUpdate::new((a, b), rank, self.scale));
         Ok(output(y, (t, out)))
@@ -399,7 +433,7 @@ pub(super) fn linear_backward(
     let Some(update) = update.filter(|update| !update.rows.is_empty()) else {
         return Ok((Frozen(Arc::clone(weight)).bwd(x, x, dy)?.ok_or_else(missing)?, None));
     };
-    let op = Adapted { weight: Arc::clone(weight), scale: update.scale, rows: Arc::clone(&update.rows) };
+    let op = Adapted { weight: Arc::clone(weight), scale: update.scale, rows: Arc::clone(&update.rows), rounds: true };
     match op.backward([x, &update.a, &update.b], dy, [true; 3])? {
         [Some(dx), Some(da), Some(db)] => Ok((dx, Some([da, db]))),
         _ => Err(missing()),

@@ -12,6 +12,7 @@ mod pool;
 pub mod reference;
 mod rms_norm;
 mod rope;
+mod rounded;
 mod row_update;
 mod rows;
 mod swiglu;

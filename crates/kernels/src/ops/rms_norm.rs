@@ -1,5 +1,6 @@
 //! Root-mean-square layer norm (arXiv 1910.07467), in f32.
 
+use crate::bf16::Rounded;
 use crate::cpu::{dot, filled, output, slice, tensor, with_values};
 #[cfg(feature = "cuda")]
 use crate::cuda;
@@ -36,6 +37,48 @@ impl RmsNorm {
     pub(super) fn row<'a>(&self, x: &'a [f32], w: &'a [f32]) -> impl Iterator<Item = f32> + 'a {
         let (scale, offset) = (self.inverse_rms(x), self.offset);
         x.iter().zip(w).map(move |(x, w)| x * scale * (w + offset))
+    }
+}
+
+impl RmsNorm {
+    /// The gradient of one row by `x`: with `g = dy * (w + offset)` and `r = 1 / rms`, `r * g - x * r^3 * mean(g * x)`.
+    #[inline]
+    fn row_gradient(&self, (x, w): (&[f32], &[f32]), dy: &[f32], dx: &mut [f32]) {
+        let r = self.inverse_rms(x);
+        for ((dx, dy), w) in dx.iter_mut().zip(dy).zip(w) {
+            *dx = dy * (w + self.offset);
+        }
+        let back = r * r * r * dot(dx, x) / x.len() as f32;
+        for (dx, x) in dx.iter_mut().zip(x) {
+            *dx = *dx * r - x * back;
+        }
+    }
+
+    /// `d` plus the gradient by `x`, on the CPU.
+    pub(super) fn gradient_onto(&self, (x, w): (&[f32], &[f32]), dy: &[f32], d: &[f32]) -> Vec<f32> {
+        let width = w.len();
+        let fill = |sums: &mut [MaybeUninit<f32>]| {
+            let inputs = x.par_chunks(width).zip(dy.par_chunks(width)).zip(d.par_chunks(width));
+            sums.par_chunks_mut(width).zip(inputs).with_min_len(32).for_each_init(
+                || vec![0f32; width],
+                |dx, (sums, ((x, dy), d))| {
+                    self.row_gradient((x, w), dy, dx);
+                    for ((sum, d), dx) in sums.iter_mut().zip(d).zip(dx) {
+                        sum.write(d + *dx);
+                    }
+                },
+            );
+        };
+        // SAFETY: all operands have whole rows of the length of `w`, and every number of each is written.
+        unsafe { filled(x.len(), fill) }
+    }
+
+    /// The norm of each row, rounded.
+    pub(super) fn rounded(&self, x: &[f32], w: &[f32]) -> Rounded {
+        let width = w.len();
+        Rounded::written(x.len() / width, width, |row, y| {
+            y.iter_mut().zip(self.row(&x[row * width..(row + 1) * width], w)).for_each(|(y, x)| *y = x);
+        })
     }
 }
 
@@ -107,17 +150,7 @@ impl RmsNorm {
                 .zip(x_values.par_chunks(width))
                 .zip(dy.par_chunks(width))
                 .with_min_len(32)
-                .for_each(|((dx, x), dy)| {
-                    // With g = dy * (w + offset) and r = 1 / rms: dx = r * g - x * r^3 * mean(g * x).
-                    let r = self.inverse_rms(x);
-                    for ((dx, dy), w) in dx.iter_mut().zip(dy).zip(&w_values) {
-                        *dx = dy * (w + self.offset);
-                    }
-                    let back = r * r * r * dot(dx, x) / width as f32;
-                    for (dx, x) in dx.iter_mut().zip(x) {
-                        *dx = *dx * r - x * back;
-                    }
-                });
+                .for_each(|((dx, x), dy)| self.row_gradient((x, &w_values), dy, dx));
             Some(tensor(dx, x.shape())?)
         } else {
             None

@@ -1,5 +1,6 @@
 //! The gated unit of the feed-forward network (arXiv 2002.05202): `act(gate) * up`.
 
+use crate::bf16::Rounded;
 use crate::cpu::{exp, exp_of, filled, output, slice, tensor, with_values};
 #[cfg(feature = "cuda")]
 use crate::cuda;
@@ -97,6 +98,23 @@ fn backward(
     );
 }
 
+#[inline(always)]
+fn row_forward(y: &mut [f32], gate: &[f32], up: &[f32], activation: impl Fn(f32) -> (f32, f32)) {
+    for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
+        *y = activation(*gate).0 * up;
+    }
+}
+
+/// Gradients of gate and up.
+#[inline(always)]
+fn row_backward([d_gate, d_up]: [&mut [f32]; 2], [gate, up, dy]: [&[f32]; 3], activation: impl Fn(f32) -> (f32, f32)) {
+    for (((d_gate, d_up), gate), (up, dy)) in d_gate.iter_mut().zip(d_up).zip(gate).zip(up.iter().zip(dy)) {
+        let (value, slope) = activation(*gate);
+        *d_gate = dy * up * slope;
+        *d_up = dy * value;
+    }
+}
+
 pub(super) struct Gated(pub(super) Activation);
 
 /// `act(gate) * up`, elementwise.
@@ -179,5 +197,35 @@ impl Gated {
         };
         with_values(gate, |gate| with_values(up, |up| with_values(dy, |dy| run(gate, up, dy))))???;
         Ok([tensor(d_gate, gate.shape())?, tensor(d_up, up.shape())?])
+    }
+}
+
+impl Gated {
+    /// `act(gate) * up` on the CPU, rounded.
+    pub(super) fn rounded(&self, gate: &Tensor, up: &Tensor) -> Result<Rounded> {
+        let (t, f) = gate.dims2()?;
+        let run = |gate: &[f32], up: &[f32]| {
+            Rounded::written(t, f, |row, y| {
+                let [gate, up] = [gate, up].map(|x| &x[row * f..(row + 1) * f]);
+                match self.0 {
+                    Activation::Silu => row_forward(y, gate, up, silu),
+                    Activation::GeluTanh => row_forward(y, gate, up, gelu_tanh),
+                }
+            })
+        };
+        with_values(gate, |gate| with_values(up, |up| run(gate, up)))?
+    }
+
+    /// Gradients by gate and by up on the CPU, rounded.
+    pub(super) fn rounded_gradients(&self, gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<[Rounded; 2]> {
+        let (t, f) = gate.dims2()?;
+        let run = |gate: &[f32], up: &[f32], dy: &[f32]| {
+            let inputs = |row: usize| [gate, up, dy].map(|x| &x[row * f..(row + 1) * f]);
+            Rounded::written_pair(t, f, |row, gradients| match self.0 {
+                Activation::Silu => row_backward(gradients, inputs(row), silu),
+                Activation::GeluTanh => row_backward(gradients, inputs(row), gelu_tanh),
+            })
+        };
+        with_values(gate, |gate| with_values(up, |up| with_values(dy, |dy| run(gate, up, dy))))??
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use half::bf16;
-use kernels::ops::{self, AttentionMask, AttentionSpec, Head, Weight, reference};
+use kernels::ops::{self, AttentionMask, AttentionSpec, Head, LowRank, Weight, reference};
 use kernels::{Matrix, Tensor};
 use std::sync::Arc;
 
@@ -27,6 +27,47 @@ fn linear_and_its_gradient() {
             .map(|i| (0..out).map(|o| f64::from(r[i / input * out + o]) * w[o * input + i % input]).sum())
             .collect();
         assert_close(backward(&y, &r).get(&x_var).unwrap(), &dx, |_| sums(out));
+    }
+}
+
+/// In a graph the products of an update are of bf16 numbers too. Of small integers and a rank of few, all that is rounded is
+/// a number of eight bits and every sum is exact: outputs and all gradients are those of the definition, at any rows.
+#[test]
+fn a_low_rank_update_in_a_graph() {
+    let mut rng = generator(63);
+    for (t, input, out, rank) in [(1, 40, 33, 1), (7, 64, 96, 4), (70, 100, 70, 16), (300, 64, 40, 33)] {
+        let mut signs = |count| uniform(&mut rng, count).into_iter().map(f32::round).collect::<Vec<f32>>();
+        let (x, w, r) = (signs(t * input), signs(out * input), signs(t * out));
+        let (a, b) = (signs(rank * input), signs(out * rank));
+        let every = |nth: usize| (0..t as u32).filter(|row| *row as usize % nth == 0).collect::<Vec<u32>>();
+        for rows in [every(1), every(3)] {
+            let weight = Weight::Frozen(Arc::new(Matrix::from_f32(w.clone(), out, input).unwrap().to_bf16()));
+            let (x_var, a_var, b_var) = (var(&x, [t, input]), var(&a, [rank, input]), var(&b, [out, rank]));
+            let (a_tensor, b_tensor) = (a_var.as_tensor().clone(), b_var.as_tensor().clone());
+            let update = LowRank { a: a_tensor, b: b_tensor, scale: 2.0, rows: Arc::new(rows.clone().into()) };
+            let y = ops::linear(&x_var, &weight, None, Some(&update)).unwrap();
+            let (x, w, r, a, b) = (wide(&x), wide(&w), wide(&r), wide(&a), wide(&b));
+            let of_update = reference::LowRank { a: &a, b: &b, scale: 2.0, rows: &rows };
+            assert_close(&y, &reference::linear(&x, &w, input, None, Some(of_update)), |_| 0.0);
+            let grads = backward(&y, &r.iter().map(|r| *r as f32).collect::<Vec<f32>>());
+            let found = |var| grads.get(var).unwrap();
+            let (mut dx, mut da, mut db) = (vec![0.0; t * input], vec![0.0; rank * input], vec![0.0; out * rank]);
+            for row in 0..t {
+                let (x, r) = (&x[row * input..(row + 1) * input], &r[row * out..(row + 1) * out]);
+                let dx = &mut dx[row * input..(row + 1) * input];
+                (0..input).for_each(|i| dx[i] += (0..out).map(|o| r[o] * w[o * input + i]).sum::<f64>());
+                for s in (0..rank).filter(|_| rows.contains(&(row as u32))) {
+                    let down = 2.0 * (0..input).map(|i| a[s * input + i] * x[i]).sum::<f64>();
+                    let back = 2.0 * (0..out).map(|o| b[o * rank + s] * r[o]).sum::<f64>();
+                    (0..input).for_each(|i| dx[i] += back * a[s * input + i]);
+                    (0..input).for_each(|i| da[s * input + i] += back * x[i]);
+                    (0..out).for_each(|o| db[o * rank + s] += r[o] * down);
+                }
+            }
+            assert_close(found(&x_var), &dx, |_| 0.0);
+            assert_close(found(&a_var), &da, |_| 0.0);
+            assert_close(found(&b_var), &db, |_| 0.0);
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use super::layer::{DOWN, GATE, K, Layer, Linear, O, Q, UP, V};
 use crate::Error;
 use kernels::Tensor;
 use kernels::ops::fused::{Map, Norm, add_linear, can_fuse, feed_forward, norm_linears};
-use kernels::ops::halves::{Heads, attention_half, can_halve, feed_forward_half};
+use kernels::ops::halves::{Halves, Heads, can_halve};
 use kernels::ops::{self, AttentionSpec, LowRank, RopeTable, Rows};
 use rand::Rng as _;
 use std::sync::Arc;
@@ -159,8 +159,10 @@ impl Run<'_> {
         }
         let rope = layer.config.rope.map(|rope| &self.tables[rope]);
         let heads = Heads { head_dim: self.config.head_dim, rope, past, spec: self.spec(layer) };
-        let x = attention_half(x, norms[0], &attention, heads, gradients)?;
-        Ok(Some(feed_forward_half(&x, norms[1], &feed_forward, self.activation(), gradients)?))
+        let mut halves = Halves::new(x, gradients)?;
+        halves.attention(norms[0], &attention, heads)?;
+        halves.feed_forward(norms[1], &feed_forward, self.activation())?;
+        Ok(Some(halves.end()?))
     }
 
     /// Visibility of a layer: that of its window.
