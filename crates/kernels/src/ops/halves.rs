@@ -1,7 +1,7 @@
 //! Halves of layers within a graph, each with a backward of its own.
 //!
-//! The graph then has one edge for all of them in place of a dozen for each, so that gradients of what lies between are not first
-//! cleared, then added to, and gradients of the low-rank updates are kept aside as they are found.
+//! The graph then has one edge for all of them in place of a dozen for each, so that gradients of what lies between are
+//! not first cleared, then added to, and gradients of the low-rank updates are kept aside as they are found.
 
 use super::add::Add;
 use super::attention::{Attention, attention_to_go_back};

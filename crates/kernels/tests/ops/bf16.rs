@@ -39,7 +39,7 @@ fn a_low_rank_update_in_a_graph() {
         let mut signs = |count| uniform(&mut rng, count).into_iter().map(f32::round).collect::<Vec<f32>>();
         let (x, w, r) = (signs(t * input), signs(out * input), signs(t * out));
         let (a, b) = (signs(rank * input), signs(out * rank));
-        let every = |nth: usize| (0..t as u32).filter(|row| *row as usize % nth == 0).collect::<Vec<u32>>();
+        let every = |nth: usize| (0..t as u32).filter(|row| (*row as usize).is_multiple_of(nth)).collect::<Vec<u32>>();
         for rows in [every(1), every(3)] {
             let weight = Weight::Frozen(Arc::new(Matrix::from_f32(w.clone(), out, input).unwrap().to_bf16()));
             let (x_var, a_var, b_var) = (var(&x, [t, input]), var(&a, [rank, input]), var(&b, [out, rank]));
