@@ -137,6 +137,43 @@ impl Buffer {
         }
     }
 
+    /// Writes the numbers of a tensor in runs: each takes the next of them to the place where it starts. What lies between
+    /// the end and a place beyond it becomes zero.
+    ///
+    /// # Errors
+    /// When the two lie on different devices.
+    ///
+    /// # Panics
+    /// When the runs are not as many numbers as the tensor has.
+    pub(crate) fn write(&mut self, tensor: &Tensor, runs: &[Range<usize>]) -> Result<()> {
+        let (count, end): (usize, usize) =
+            (runs.iter().map(Range::len).sum(), runs.iter().map(|run| run.end).max().unwrap_or(0));
+        assert_eq!(tensor.elem_count(), count, "write: runs of other numbers");
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = Gpu::with(tensor)? {
+            if self.len() == 0 && matches!(self, Self::Host(_)) {
+                self.move_to(gpu)?;
+            }
+            let Self::Gpu(buffer) = self else { bail!("numbers of a GPU into {self:?} on the CPU") };
+            return buffer.write(tensor, runs);
+        }
+        match self {
+            Self::Host(numbers) => {
+                numbers.resize(numbers.len().max(end), 0.0);
+                cpu::with_values(tensor, |values| {
+                    let mut rest = values;
+                    for run in runs {
+                        let (now, later) = rest.split_at(run.len());
+                        numbers[run.clone()].copy_from_slice(now);
+                        rest = later;
+                    }
+                })
+            }
+            #[cfg(feature = "cuda")]
+            Self::Gpu(_) => bail!("numbers of the CPU into {self:?} on a GPU"),
+        }
+    }
+
     /// Forgets all numbers from `len` on.
     pub(crate) fn truncate(&mut self, len: usize) {
         match self {
@@ -166,15 +203,41 @@ impl Buffer {
 
 #[cfg(feature = "cuda")]
 impl GpuBuffer {
-    fn extend(&mut self, tensor: &Tensor) -> Result<()> {
-        let (read, count) = (Read::of(tensor)?, tensor.elem_count());
-        let needed = self.len + count;
+    /// Makes room for so many numbers in all.
+    fn reserve(&mut self, needed: usize) -> Result<()> {
         if needed > self.slice.len() {
             let slice = self.gpu.alloc(needed.max(2 * self.len))?;
             // SAFETY: the new slice has room for what the old one has in use.
             unsafe { self.gpu.copy(self.gpu.pointer(&self.slice), self.gpu.pointer(&slice), self.len)? };
             self.slice = slice;
         }
+        Ok(())
+    }
+
+    fn write(&mut self, tensor: &Tensor, runs: &[Range<usize>]) -> Result<()> {
+        let end = runs.iter().map(|run| run.end).max().unwrap_or(0);
+        if end > self.len {
+            self.reserve(end)?;
+            let zeros = self.gpu.upload(&vec![0.0; end - self.len])?;
+            let to = at(self.gpu.pointer(&self.slice), self.len);
+            // SAFETY: there is room for the zeros behind the numbers in use.
+            unsafe { self.gpu.copy(self.gpu.pointer(&zeros), to, end - self.len)? };
+            self.len = end;
+        }
+        let read = Read::of(tensor)?;
+        let mut from = read.pointer;
+        for run in runs {
+            // SAFETY: the tensor has the numbers of all runs, as was asserted, and each run lies within the slice.
+            unsafe { self.gpu.copy(from, at(self.gpu.pointer(&self.slice), run.start), run.len())? };
+            from = at(from, run.len());
+        }
+        Ok(())
+    }
+
+    fn extend(&mut self, tensor: &Tensor) -> Result<()> {
+        let (read, count) = (Read::of(tensor)?, tensor.elem_count());
+        let needed = self.len + count;
+        self.reserve(needed)?;
         let end = at(self.gpu.pointer(&self.slice), self.len);
         // SAFETY: the tensor has so many numbers, and there is room for them behind those in use.
         unsafe { self.gpu.copy(read.pointer, end, count)? };

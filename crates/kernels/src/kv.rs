@@ -40,6 +40,23 @@ impl KvLayer {
         self.values.extend(v)
     }
 
+    /// Writes `[T, K, H]` keys and values to the places of T tokens, each run of which takes the next of them.
+    ///
+    /// # Errors
+    /// When the two differ in shape, their width is not that of the layer, the runs are not T places, or they lie on
+    /// another device than it.
+    pub fn write(&mut self, runs: &[Range<usize>], k: &Tensor, v: &Tensor) -> Result<()> {
+        let t = k.dim(0)?;
+        let places: usize = runs.iter().map(Range::len).sum();
+        if k.dims() != v.dims() || k.elem_count() != t * self.width || places != t {
+            let width = self.width;
+            bail!("kv_cache: expected [{places}, {width}], found keys {:?}, values {:?}", k.shape(), v.shape());
+        }
+        let runs: Vec<Range<usize>> = runs.iter().map(|run| run.start * self.width..run.end * self.width).collect();
+        self.keys.write(k, &runs)?;
+        self.values.write(v, &runs)
+    }
+
     /// Forgets all tokens from `num_tokens` on.
     pub fn truncate(&mut self, num_tokens: usize) {
         self.keys.truncate(num_tokens * self.width);

@@ -3,6 +3,7 @@
 use super::adapter::AdapterView;
 use super::config::DecoderConfig;
 use super::kv_cache::{Kv, KvCache};
+use super::kv_pool::KvPool;
 use super::layer::{Layer, Q, vector};
 use super::layer_run::Run;
 use super::rope::frequencies;
@@ -108,6 +109,11 @@ impl Decoder {
         &self.config
     }
 
+    /// A pool of so many pages for rows of this model.
+    pub fn new_pool(&self, num_pages: usize) -> KvPool {
+        KvPool::new(num_pages, self.layers.len(), self.config.num_key_value_heads * self.config.head_dim)
+    }
+
     /// An empty cache for this model.
     pub fn new_cache(&self) -> KvCache {
         KvCache::new(self.layers.len(), self.config.num_key_value_heads * self.config.head_dim)
@@ -148,10 +154,16 @@ impl Decoder {
         let mut windows: Vec<Option<usize>> = self.layers.iter().map(|l| l.config.sliding_window).collect();
         windows.sort_unstable();
         windows.dedup();
+        let mut places = Vec::new();
         let masks = match &mut kv {
             Kv::None => self.new_cache().masks(segment, &windows)?,
             Kv::Append(cache) => cache.append_masks(segment, &windows)?,
             Kv::Past(cache) => cache.masks(segment, &windows)?,
+            Kv::Pool(pass) => {
+                let (masks, taken) = pass.begin(segment, &windows)?;
+                places = taken;
+                masks
+            }
         };
         let (scale, softcap) = (self.config.query_scale, self.config.attn_logit_softcapping);
         let bf16 = bf16_attention && self.layers.iter().all(|layer| layer.linears[Q].weight.is_packed());
@@ -164,6 +176,7 @@ impl Decoder {
             specs: masks.into_iter().map(spec).collect(),
             adapter,
             adapted: Arc::clone(&segment.adapted),
+            places,
             dropout,
         };
         let mut x = self.embed(segment, adapter, soft)?;

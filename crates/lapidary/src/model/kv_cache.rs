@@ -1,5 +1,6 @@
 //! Keys and values of the positions that have run, and where each row's lie.
 
+use super::kv_pool::PoolPass;
 use super::segment::{Segment, Stretch};
 use crate::Error;
 use kernels::KvLayer;
@@ -9,9 +10,9 @@ use std::sync::Arc;
 
 /// A stretch of one row's positions that lie together on the key axis.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Piece {
-    local: Range<u32>,
-    at: u32,
+pub(crate) struct Piece {
+    pub(crate) local: Range<u32>,
+    pub(crate) at: u32,
 }
 
 /// The cache of one batch: all layers, all rows, in the order in which tokens were run.
@@ -30,6 +31,8 @@ pub enum Kv<'a> {
     Append(&'a mut KvCache),
     /// Continue the rows of this cache and leave it as it is; gradients flow within the segment alone.
     Past(&'a KvCache),
+    /// Continue rows of a pool and add to them. No gradient flows through it.
+    Pool(PoolPass<'a>),
 }
 
 impl Kv<'_> {
@@ -39,6 +42,7 @@ impl Kv<'_> {
             Kv::None => Kv::None,
             Kv::Append(cache) => Kv::Append(cache),
             Kv::Past(cache) => Kv::Past(cache),
+            Kv::Pool(PoolPass { pool, rows }) => Kv::Pool(PoolPass { pool, rows }),
         }
     }
 }
@@ -144,44 +148,51 @@ impl KvCache {
         windows: &[Option<usize>],
     ) -> Result<Vec<Arc<AttentionMask>>, Error> {
         self.grow(segment);
-        windows.iter().map(|window| self.mask(segment, *window).map(Arc::new)).collect()
+        let mask = |window: &Option<usize>| pieces_mask((&self.rows, &self.positions), segment, *window).map(Arc::new);
+        windows.iter().map(mask).collect()
     }
+}
 
-    fn mask(&self, segment: &Segment, window: Option<usize>) -> Result<AttentionMask, Error> {
-        let mut mask = AttentionMask::new();
-        let mut query = 0;
-        for stretch in &segment.stretches {
-            let pieces = &self.rows[stretch.row];
-            for _ in 0..stretch.len {
-                let mut intervals: Vec<(u32, u32)> = Vec::new();
-                for allowed in &segment.allowed[query] {
-                    for piece in pieces {
-                        let (from, to) = (allowed.start.max(piece.local.start), allowed.end.min(piece.local.end));
-                        if from < to {
-                            intervals.push((piece.at + from - piece.local.start, piece.at + to - piece.local.start));
-                        }
+/// The mask of a segment over the key axis on which the rows' positions lie as `pieces` say; `positions` are those of the
+/// axis, for a window.
+pub(crate) fn pieces_mask(
+    (pieces, positions): (&[Vec<Piece>], &[u32]),
+    segment: &Segment,
+    window: Option<usize>,
+) -> Result<AttentionMask, Error> {
+    let mut mask = AttentionMask::new();
+    let mut query = 0;
+    for stretch in &segment.stretches {
+        let pieces = &pieces[stretch.row];
+        for _ in 0..stretch.len {
+            let mut intervals: Vec<(u32, u32)> = Vec::new();
+            for allowed in &segment.allowed[query] {
+                for piece in pieces {
+                    let (from, to) = (allowed.start.max(piece.local.start), allowed.end.min(piece.local.end));
+                    if from < to {
+                        intervals.push((piece.at + from - piece.local.start, piece.at + to - piece.local.start));
                     }
                 }
-                intervals.sort_unstable();
-                if let Some(window) = window {
-                    intervals = self.inside_window(&intervals, segment.positions[query], window);
-                }
-                mask.push(intervals)?;
-                query += 1;
             }
+            intervals.sort_unstable();
+            if let Some(window) = window {
+                intervals = inside_window(positions, &intervals, segment.positions[query], window);
+            }
+            mask.push(intervals)?;
+            query += 1;
         }
-        Ok(mask)
     }
+    Ok(mask)
+}
 
-    fn inside_window(&self, intervals: &[(u32, u32)], position: u32, window: usize) -> Vec<(u32, u32)> {
-        let near = |key: &u32| (position as usize) < self.positions[*key as usize] as usize + window;
-        let mut kept: Vec<(u32, u32)> = Vec::new();
-        for key in intervals.iter().flat_map(|(from, to)| *from..*to).filter(near) {
-            match kept.last_mut() {
-                Some(last) if last.1 == key => last.1 += 1,
-                _ => kept.push((key, key + 1)),
-            }
+fn inside_window(positions: &[u32], intervals: &[(u32, u32)], position: u32, window: usize) -> Vec<(u32, u32)> {
+    let near = |key: &u32| (position as usize) < positions[*key as usize] as usize + window;
+    let mut kept: Vec<(u32, u32)> = Vec::new();
+    for key in intervals.iter().flat_map(|(from, to)| *from..*to).filter(near) {
+        match kept.last_mut() {
+            Some(last) if last.1 == key => last.1 += 1,
+            _ => kept.push((key, key + 1)),
         }
-        kept
     }
+    kept
 }

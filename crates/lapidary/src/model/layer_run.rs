@@ -11,6 +11,7 @@ use kernels::ops::fused::{Map, Norm, add_linear, can_fuse, feed_forward, norm_li
 use kernels::ops::halves::{Halves, Heads, can_halve};
 use kernels::ops::{self, AttentionSpec, LowRank, RopeTable, Rows};
 use rand::Rng as _;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// One pass in progress: what every layer of it shares.
@@ -21,6 +22,8 @@ pub(super) struct Run<'a> {
     pub(super) specs: Vec<AttentionSpec>,
     pub(super) adapter: Option<&'a AdapterView>,
     pub(super) adapted: Arc<Rows>,
+    /// Where the positions' keys and values go in a pool.
+    pub(super) places: Vec<Range<usize>>,
     pub(super) dropout: Option<HiddenDropout<'a>>,
 }
 
@@ -108,6 +111,11 @@ impl Run<'_> {
                 layer.append(&k, &v)?;
                 ops::attention_cached(&q, layer, kv_heads, spec)?
             }
+            Kv::Pool(pass) => {
+                let layer = Arc::make_mut(&mut pass.pool.layers[index]);
+                layer.write(&self.places, &k, &v)?;
+                ops::attention_cached(&q, layer, kv_heads, spec)?
+            }
         };
         Ok(y.reshape((t, ()))?)
     }
@@ -146,7 +154,7 @@ impl Run<'_> {
         let past = match kv {
             Kv::None => None,
             Kv::Past(cache) => Some(&cache.layers[index]),
-            Kv::Append(_) => return Ok(None),
+            Kv::Append(_) | Kv::Pool(_) => return Ok(None),
         };
         let updates: [Option<LowRank>; 7] = std::array::from_fn(|module| self.update(index, module));
         let map = |i: usize| Map { weight: &layer.linears[i].weight, update: updates[i].as_ref() };

@@ -13,6 +13,7 @@ mod golden_reference;
 mod hf_config;
 mod instructions;
 mod invariance;
+mod kv_pool;
 mod models;
 mod passes;
 mod report;
