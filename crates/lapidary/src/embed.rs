@@ -129,6 +129,23 @@ impl Embedder<'_> {
         Ok(Embeddings { num_truncated, ..self.embed_rows(&rows, options, progress)? })
     }
 
+    /// The row of a text's tokens.
+    ///
+    /// # Errors
+    /// When there are none, or one is outside the vocabulary.
+    pub(crate) fn row_of(&self, ids: &[TokenId]) -> Result<Layout, Error> {
+        let vocab_size = self.decoder.config().vocab_size;
+        let setting = |expected: String, found: String| Error::Setting { field: "input".into(), expected, found };
+        if ids.is_empty() {
+            return Err(setting("at least one token".into(), "none".into()));
+        }
+        if let Some(id) = ids.iter().find(|id| **id as usize >= vocab_size) {
+            let expected = format!("ids of this model's tokenizer, below {vocab_size}");
+            return Err(setting(expected, id.to_string()));
+        }
+        self.row(None, ids)
+    }
+
     /// The row of a text, after an instruction if there is one.
     fn row(&self, before: Option<&[TokenId]>, text: &[TokenId]) -> Result<Layout, Error> {
         let mut plan = match before {
@@ -210,7 +227,11 @@ impl Embedder<'_> {
         Ok(ops::pool(&hidden, pooled)?)
     }
 
-    fn finish(&self, vector: &mut [f32], options: &EmbedOptions) -> Result<(), Error> {
+    /// What is done to a pooled vector.
+    ///
+    /// # Errors
+    /// When it is not finite.
+    pub(crate) fn finish(&self, vector: &mut [f32], options: &EmbedOptions) -> Result<(), Error> {
         if let Some(standardisation) = self.standardisation.filter(|_| options.standardise) {
             standardisation.apply(vector)?;
         }

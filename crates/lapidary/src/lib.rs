@@ -8,6 +8,7 @@
 
 pub mod data;
 pub mod embed;
+pub mod engine;
 mod error;
 pub mod eval;
 mod gem;

@@ -48,6 +48,7 @@ pub(super) const MODULE_ARROWS: &[(&str, &[&str])] = &[
     ("train", &["data", "embed", "error", "eval", "model", "output", "text"]),
     ("gem", &["embed", "error", "eval::standardise", "model", "text", "train"]),
     ("generate", &["error", "gem", "model", "text"]),
+    ("engine", &["embed", "error", "gem", "generate", "model"]),
 ];
 
 /// Names that the library's root re-exports, with their modules.

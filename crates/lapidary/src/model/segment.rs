@@ -81,6 +81,17 @@ impl Segment {
         all
     }
 
+    /// Adds the positions of a segment of one row, which is row `row` from now on.
+    pub fn push(&mut self, row: usize, one: Self) {
+        let first = self.num_tokens() as u32;
+        let adapted = self.adapted.iter().copied().chain(one.adapted.iter().map(|at| at + first));
+        self.adapted = Arc::new(adapted.collect::<Vec<u32>>().into());
+        self.inputs.extend(one.inputs);
+        self.positions.extend(one.positions);
+        self.stretches.extend(one.stretches.into_iter().map(|stretch| Stretch { row, ..stretch }));
+        self.allowed.extend(one.allowed);
+    }
+
     /// The same positions with the adapter acting on every one of them.
     #[must_use]
     pub fn adapt_all(mut self) -> Self {

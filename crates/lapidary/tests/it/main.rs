@@ -5,6 +5,7 @@
 mod common;
 mod comparison;
 mod damage;
+mod engine;
 mod eval;
 mod gemma3_270m;
 mod generate;

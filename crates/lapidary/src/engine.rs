@@ -1,0 +1,380 @@
+//! Many requests at once on one set of weights: a pass runs the next tokens of conversations and whole texts to embed side
+//! by side, which the gate of the adapter, told by each position, makes one forward pass.
+//!
+//! Continuous batching: a request joins the next pass and leaves when it ends; long prompts run in parts between the others'
+//! tokens. Keys and values lie in pages of one pool ([`KvPool`]), where prompts that begin the same share them. The engine
+//! is a plain machine without threads or clocks: [`Engine::step`] runs one pass.
+
+mod request;
+mod share;
+
+pub use request::{Done, EmbedRequest, Event, GenerateRequest, Token, Watch};
+
+use crate::Error;
+use crate::gem::Lapidary;
+use crate::generate::Finish;
+use crate::model::{ForwardOptions, Kv, KvPool, KvRow, PAGE_TOKENS, PoolPass, Segment};
+use kernels::{Tensor, ops};
+use layout::TokenId;
+use request::{Chat, Text};
+use share::Share;
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
+
+/// What an engine may use.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EngineOptions {
+    /// Tokens whose keys and values are held at most, all rows together.
+    pub kv_tokens: usize,
+    /// Tokens of one pass, about: a text that is longer runs in a pass of its own.
+    pub batch_tokens: usize,
+    /// Share of a pass that texts to embed get while prompts wait too, from 0 to 1; the rest is for prompts. Tokens of
+    /// replies always run.
+    pub embed_share: f32,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self { kv_tokens: 16384, batch_tokens: 512, embed_share: 0.5 }
+    }
+}
+
+/// What an engine has to do and holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Load {
+    /// Conversations that have run in part.
+    pub running: usize,
+    /// Conversations that wait for pages.
+    pub waiting: usize,
+    /// Texts that wait.
+    pub texts: usize,
+    /// Tokens that have to run before all prompts and texts have.
+    pub tokens: usize,
+    /// Pages held, and of how many.
+    pub pages: (usize, usize),
+}
+
+/// Runs requests on one model.
+pub struct Engine<'m> {
+    model: &'m Lapidary,
+    options: EngineOptions,
+    pool: KvPool,
+    running: Vec<Chat>,
+    waiting: VecDeque<Chat>,
+    texts: VecDeque<Text>,
+    share: Share,
+}
+
+/// What one row of a pass is for.
+enum Part {
+    /// The conversation of this number among those that run, and how many of its tokens.
+    Chat(usize, usize),
+    Text(Text),
+}
+
+impl<'m> Engine<'m> {
+    /// An engine without requests.
+    ///
+    /// # Errors
+    /// When an option is out of range, or the model's method drops what leaves the view of a row, which a pool does not.
+    pub fn new(model: &'m Lapidary, options: EngineOptions) -> Result<Self, Error> {
+        let wrong = |field: &str, expected: &str, found: String| {
+            Err(Error::Setting { field: field.into(), expected: expected.into(), found })
+        };
+        if model.method().anchors().is_some() {
+            return wrong("method", "one whose rows see all of their past", model.method().name().into());
+        }
+        if options.batch_tokens == 0 || options.kv_tokens < 2 * PAGE_TOKENS {
+            return wrong("kv_tokens, batch_tokens", "at least 64 and 1", format!("{options:?}"));
+        }
+        if !(0.0..=1.0).contains(&options.embed_share) {
+            return wrong("embed_share", "a number from 0 to 1", options.embed_share.to_string());
+        }
+        let pool = model.base().decoder.new_pool(options.kv_tokens / PAGE_TOKENS);
+        let share = Share::new(options.batch_tokens, options.embed_share);
+        Ok(Self { model, options, pool, running: Vec::new(), waiting: VecDeque::new(), texts: VecDeque::new(), share })
+    }
+
+    /// Most tokens that a row can have.
+    pub fn longest_row(&self) -> usize {
+        self.model.base().decoder.config().max_position_embeddings.min(self.pool.num_pages() * PAGE_TOKENS)
+    }
+
+    /// Takes a request to continue tokens.
+    ///
+    /// # Errors
+    /// When the prompt is empty, has a token outside the vocabulary or leaves no room for a token, or a setting is out of
+    /// range.
+    pub fn generate(&mut self, request: GenerateRequest) -> Result<(), Error> {
+        let limit = self.longest_row();
+        let vocab_size = self.model.base().decoder.config().vocab_size;
+        self.waiting.push_back(Chat::new(request, limit, vocab_size)?);
+        Ok(())
+    }
+
+    /// Takes a text to embed.
+    ///
+    /// # Errors
+    /// When it has no tokens, one outside the vocabulary, or more than a row can have.
+    pub fn embed(&mut self, request: EmbedRequest) -> Result<(), Error> {
+        let EmbedRequest { ids, options, watch } = request;
+        let layout = self.model.embedder().row_of(&ids)?;
+        if layout.num_tokens() > self.longest_row() {
+            return Err(Error::TooLong { found: layout.num_tokens(), limit: self.longest_row() });
+        }
+        self.texts.push_back(Text { layout, options, watch });
+        Ok(())
+    }
+
+    /// What there is to do.
+    pub fn load(&self) -> Load {
+        let chats = self.running.iter().chain(&self.waiting).map(Chat::num_left).sum::<usize>();
+        Load {
+            running: self.running.len(),
+            waiting: self.waiting.len(),
+            texts: self.texts.len(),
+            tokens: chats + self.texts.iter().map(|text| text.layout.num_tokens()).sum::<usize>(),
+            pages: (self.pool.num_held(), self.pool.num_pages()),
+        }
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty() && self.texts.is_empty()
+    }
+
+    /// Runs one pass, and tells each request what came of it. A request whose watcher breaks is gone, with all that it held,
+    /// when this returns. Where a pass fails, its requests are told and gone; the others go on.
+    pub fn step(&mut self) {
+        self.admit();
+        let (parts, rows) = self.parts();
+        if parts.is_empty() {
+            return;
+        }
+        match self.run(&parts, rows) {
+            Ok(hidden) => self.tell(parts, &hidden),
+            Err((error, rows)) => self.fail(parts, rows, &error),
+        }
+    }
+
+    /// Lets conversations begin, as long as there are pages for their prompts beside a pass of texts.
+    fn admit(&mut self) {
+        let kept = self.options.batch_tokens.div_ceil(PAGE_TOKENS).min(self.pool.num_pages() / 2);
+        while let Some(mut chat) = self.waiting.pop_front() {
+            let row = if chat.may_share() { self.pool.begin(&chat.ids) } else { KvRow::default() };
+            let lacking = self.pool.num_lacking(&row, chat.ids.len() + 1 - row.num_tokens());
+            if !self.running.is_empty() && self.pool.num_available() < lacking + kept {
+                self.pool.release(row);
+                self.waiting.push_front(chat);
+                return;
+            }
+            chat.begin(row);
+            self.running.push(chat);
+        }
+    }
+
+    /// The rows of the next pass, in the order of its parts.
+    fn parts(&mut self) -> (Vec<Part>, Vec<KvRow>) {
+        let (mut parts, mut rows) = (Vec::new(), Vec::new());
+        // A token of each reply, oldest first: the youngest gives its pages back where there are none left.
+        let mut at = 0;
+        let mut prompts: Vec<usize> = Vec::new();
+        while at < self.running.len() {
+            if self.running[at].num_left() > 1 {
+                prompts.push(at);
+            } else if self.reserve(at, 1) {
+                rows.push(std::mem::take(&mut self.running[at].row));
+                parts.push(Part::Chat(at, 1));
+            }
+            at += 1;
+        }
+        prompts.retain(|at| *at < self.running.len());
+        let mut budget = self.share.begin(parts.len(), !prompts.is_empty(), !self.texts.is_empty());
+        while let Some(text) = self.texts.front() {
+            let len = text.layout.num_tokens();
+            let mut row = KvRow::default();
+            if !self.share.takes(len, parts.is_empty()) || !self.pool.reserve(&mut row, len) {
+                break;
+            }
+            budget = budget.saturating_sub(len);
+            rows.push(row);
+            parts.extend(self.texts.pop_front().map(Part::Text));
+        }
+        for at in prompts {
+            let count = self.running[at].num_left().min(budget);
+            if count > 0 && self.pool.reserve(&mut self.running[at].row, count) {
+                budget -= count;
+                rows.push(std::mem::take(&mut self.running[at].row));
+                parts.push(Part::Chat(at, count));
+            }
+        }
+        if parts.is_empty() && !self.running.is_empty() {
+            // Conversations that hold pages but can go on no further: the youngest makes room.
+            self.give_way(self.running.len() - 1);
+        }
+        (parts, rows)
+    }
+
+    /// Pages for more of a conversation; the youngest behind it give way for it.
+    fn reserve(&mut self, at: usize, count: usize) -> bool {
+        let mut row = std::mem::take(&mut self.running[at].row);
+        while !self.pool.reserve(&mut row, count) {
+            if self.running.len() == at + 1 {
+                self.running[at].row = row;
+                return false;
+            }
+            self.give_way(self.running.len() - 1);
+        }
+        self.running[at].row = row;
+        true
+    }
+
+    /// A conversation waits again, first in line; what it held is found again if it is not needed until then.
+    fn give_way(&mut self, at: usize) {
+        let mut chat = self.running.remove(at);
+        self.release(&mut chat);
+        self.waiting.push_front(chat);
+    }
+
+    fn release(&mut self, chat: &mut Chat) {
+        let mut row = std::mem::take(&mut chat.row);
+        self.pool.share(&mut row, &chat.ids);
+        self.pool.release(row);
+    }
+
+    /// Hidden states of all parts, end to end; the conversations have their rows back, those of texts are released.
+    fn run(&mut self, parts: &[Part], mut rows: Vec<KvRow>) -> Result<Tensor, (Error, Vec<KvRow>)> {
+        let mut segment = Segment::default();
+        for (number, (part, row)) in parts.iter().zip(&rows).enumerate() {
+            segment.push(
+                number,
+                match part {
+                    Part::Text(text) => Segment::whole([&text.layout]),
+                    Part::Chat(at, count) => {
+                        let done = row.num_tokens();
+                        let next = Segment::next_of_rows([(&self.running[*at].ids[done..done + count], done as u32)]);
+                        if self.model.plain_adapter().is_some() { next.adapt_all() } else { next }
+                    }
+                },
+            );
+        }
+        // Attention in f32: it does not depend on how a prompt is cut into parts.
+        let options = ForwardOptions { adapter: self.model.adapter(), ..ForwardOptions::default() };
+        let pass = PoolPass { pool: &mut self.pool, rows: &mut rows };
+        match self.model.base().decoder.forward(&segment, Kv::Pool(pass), options) {
+            Err(error) => Err((error, rows)),
+            Ok(hidden) => {
+                for (part, row) in parts.iter().zip(rows) {
+                    match part {
+                        Part::Text(_) => self.pool.release(row),
+                        Part::Chat(at, _) => self.running[*at].row = row,
+                    }
+                }
+                Ok(hidden)
+            }
+        }
+    }
+
+    fn tell(&mut self, parts: Vec<Part>, hidden: &Tensor) {
+        let mut first = 0;
+        let (mut lasts, mut gone) = (Vec::new(), Vec::new());
+        for part in parts {
+            match part {
+                Part::Text(text) => {
+                    let len = text.layout.num_tokens();
+                    let vector = self.vector(hidden, first, &text);
+                    text.end(vector);
+                    first += len;
+                }
+                Part::Chat(at, count) => {
+                    let chat = &mut self.running[at];
+                    self.pool.share(&mut chat.row, &chat.ids);
+                    let told = chat.tell_prompt(&self.model.base().decoder, hidden, first..first + count);
+                    match told {
+                        Ok(ControlFlow::Continue(())) if chat.num_left() == 0 => lasts.push((at, first + count - 1)),
+                        Ok(ControlFlow::Continue(())) => {}
+                        Ok(ControlFlow::Break(())) => gone.push(at),
+                        Err(error) => {
+                            chat.fail(&error);
+                            gone.push(at);
+                        }
+                    }
+                    first += count;
+                }
+            }
+        }
+        match self.logits(hidden, &lasts) {
+            Ok(logits) => {
+                for ((at, _), logits) in lasts.iter().zip(&logits) {
+                    if self.running[*at].next(logits).is_break() {
+                        gone.push(*at);
+                    }
+                }
+            }
+            Err(error) => {
+                for (at, _) in &lasts {
+                    self.running[*at].fail(&error);
+                    gone.push(*at);
+                }
+            }
+        }
+        self.end(gone);
+    }
+
+    /// Conversations that are over give back what they hold.
+    fn end(&mut self, mut gone: Vec<usize>) {
+        gone.sort_unstable();
+        for at in gone.into_iter().rev() {
+            let mut chat = self.running.remove(at);
+            self.release(&mut chat);
+        }
+    }
+
+    fn fail(&mut self, parts: Vec<Part>, rows: Vec<KvRow>, error: &Error) {
+        // What a pass left half done is not found again.
+        rows.into_iter().for_each(|row| self.pool.release(row));
+        let mut gone = Vec::new();
+        for part in parts {
+            match part {
+                Part::Text(text) => text.end(Err(Error::Internal(error.to_string()))),
+                Part::Chat(at, _) => {
+                    self.running[at].fail(error);
+                    gone.push(at);
+                }
+            }
+        }
+        self.end(gone);
+    }
+
+    /// Logits of some positions of the pass.
+    fn logits(&self, hidden: &Tensor, places: &[(usize, usize)]) -> Result<Vec<Vec<f32>>, Error> {
+        if places.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows = places.iter().map(|(_, place)| vec![(*place as u32, 1.0)]).collect();
+        Ok(self.model.base().decoder.logits(&ops::pool(hidden, rows)?)?.to_vec2()?)
+    }
+
+    fn vector(&self, hidden: &Tensor, first: usize, text: &Text) -> Result<Vec<f32>, Error> {
+        let weights = text.layout.pooled().first().map_or(&[][..], |pooled| &pooled.weights);
+        let places = weights.iter().map(|(at, weight)| (at + first as u32, *weight)).collect();
+        let mut vector: Vec<f32> = ops::pool(hidden, vec![places])?.flatten_all()?.to_vec1()?;
+        self.model.embedder().finish(&mut vector, &text.options)?;
+        Ok(vector)
+    }
+
+    /// The ids that end a text, as the model's makers say.
+    pub fn eos_token_ids(&self) -> &[TokenId] {
+        &self.model.base().generation.eos_token_ids
+    }
+}
+
+/// The engine ends: its requests are told so.
+impl Drop for Engine<'_> {
+    fn drop(&mut self) {
+        let chats = self.running.drain(..).chain(self.waiting.drain(..));
+        chats.for_each(|mut chat| chat.end(Finish::Interrupted));
+        let ended = || Error::Internal("the engine has ended".into());
+        self.texts.drain(..).for_each(|text| text.end(Err(ended())));
+    }
+}

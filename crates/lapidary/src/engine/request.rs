@@ -1,0 +1,267 @@
+//! What is asked of the engine, and how it answers.
+
+use crate::Error;
+use crate::embed::EmbedOptions;
+use crate::generate::{Finish, Sampler, Sampling};
+use crate::model::{Decoder, KvRow};
+use kernels::Tensor;
+use layout::{Layout, TokenId};
+use std::ops::{ControlFlow, Range};
+
+/// A token with what the model thought of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Token {
+    /// Its id.
+    pub id: TokenId,
+    /// Natural logarithm of its probability, before temperature and truncation; where they were asked for.
+    pub logprob: Option<f32>,
+    /// The most probable tokens in its place, the most probable first, as many as were asked for.
+    pub top: Vec<(TokenId, f32)>,
+}
+
+/// How a continuation went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Done {
+    /// Why it ended.
+    pub finish: Finish,
+    /// Tokens of the prompt.
+    pub num_prompt_tokens: usize,
+    /// Those of them whose keys and values were there already.
+    pub num_cached_tokens: usize,
+    /// Tokens of the continuation, without an end-of-sequence token.
+    pub num_tokens: usize,
+}
+
+/// What a watcher of a continuation is told.
+#[derive(Debug)]
+pub enum Event {
+    /// A token of the prompt, after the first, where they were asked for.
+    Prompt(Token),
+    /// The next token.
+    Token(Token),
+    /// It is over.
+    Done(Done),
+    /// It failed; nothing more comes.
+    Failed(Error),
+}
+
+/// Is told what comes of a request; breaks to end it.
+pub type Watch<T> = Box<dyn FnMut(T) -> ControlFlow<()> + Send>;
+
+/// Tokens to be continued.
+pub struct GenerateRequest {
+    /// The tokens, at least one.
+    pub prompt: Vec<TokenId>,
+    /// Most tokens of the continuation; 0: the prompt runs alone.
+    pub max_new_tokens: usize,
+    /// Tokens that end it; they are not part of it.
+    pub eos_token_ids: Vec<TokenId>,
+    /// How each token is chosen.
+    pub sampling: Sampling,
+    /// Probabilities of tokens, and of so many others in their places.
+    pub logprobs: Option<usize>,
+    /// The tokens of the prompt are told too, with their probabilities where those are asked for.
+    pub echo: bool,
+    /// Is told what comes of it.
+    pub watch: Watch<Event>,
+}
+
+/// A text to embed.
+pub struct EmbedRequest {
+    /// Its tokens, at least one.
+    pub ids: Vec<TokenId>,
+    /// What happens to its vector.
+    pub options: EmbedOptions,
+    /// Is told its vector.
+    pub watch: Box<dyn FnOnce(Result<Vec<f32>, Error>) + Send>,
+}
+
+/// A text that waits.
+pub(super) struct Text {
+    pub(super) layout: Layout,
+    pub(super) options: EmbedOptions,
+    pub(super) watch: Box<dyn FnOnce(Result<Vec<f32>, Error>) + Send>,
+}
+
+impl Text {
+    pub(super) fn end(self, vector: Result<Vec<f32>, Error>) {
+        (self.watch)(vector);
+    }
+}
+
+/// A continuation in progress.
+pub(super) struct Chat {
+    /// The prompt and what has come of it.
+    pub(super) ids: Vec<TokenId>,
+    /// Those of them that have run.
+    pub(super) row: KvRow,
+    num_prompt: usize,
+    num_cached: Option<usize>,
+    /// Tokens in all at which it ends, and whether the model has no room for more.
+    end: (usize, bool),
+    eos_token_ids: Vec<TokenId>,
+    sampler: Sampler,
+    logprobs: Option<usize>,
+    echo: bool,
+    /// Tokens of the prompt that were told.
+    num_told: usize,
+    watch: Watch<Event>,
+}
+
+impl Chat {
+    /// # Errors
+    /// As of [`super::Engine::generate`]; `limit` is the longest row.
+    pub(super) fn new(request: GenerateRequest, limit: usize, vocab_size: usize) -> Result<Self, Error> {
+        let GenerateRequest { prompt, max_new_tokens, eos_token_ids, sampling, logprobs, echo, watch } = request;
+        if prompt.is_empty() {
+            let (expected, found) = ("at least one token".into(), "none".into());
+            return Err(Error::Setting { field: "prompt".into(), expected, found });
+        }
+        if let Some(id) = prompt.iter().find(|id| **id as usize >= vocab_size) {
+            let expected = format!("ids of this model's tokenizer, below {vocab_size}");
+            return Err(Error::Setting { field: "prompt".into(), expected, found: id.to_string() });
+        }
+        // The last token of a row is chosen, but does not run.
+        if prompt.len() > limit {
+            return Err(Error::TooLong { found: prompt.len(), limit });
+        }
+        let mut sampler = Sampler::new(sampling)?;
+        sampler.see(&prompt);
+        let asked = prompt.len().saturating_add(max_new_tokens);
+        let end = (asked.min(limit + 1), asked > limit + 1);
+        let (num_prompt, row) = (prompt.len(), KvRow::default());
+        Ok(Self {
+            ids: prompt,
+            row,
+            num_prompt,
+            num_cached: None,
+            end,
+            eos_token_ids,
+            sampler,
+            logprobs,
+            echo,
+            num_told: 0,
+            watch,
+        })
+    }
+
+    /// Its tokens that have not run.
+    pub(super) fn num_left(&self) -> usize {
+        self.ids.len() - self.row.num_tokens()
+    }
+
+    /// It joins the passes with what is there of its tokens.
+    pub(super) fn begin(&mut self, row: KvRow) {
+        self.num_cached.get_or_insert(row.num_tokens());
+        self.row = row;
+    }
+
+    /// Whether pages that hold the beginning of its prompt may stand for it: not where what the model thinks of each of its
+    /// tokens is asked for.
+    pub(super) fn may_share(&self) -> bool {
+        !(self.echo && self.logprobs.is_some() && self.num_told < self.num_prompt)
+    }
+
+    /// Tells the tokens of the prompt that these states, the places `run` of the pass, are about.
+    ///
+    /// # Errors
+    /// When the logits cannot be had.
+    pub(super) fn tell_prompt(
+        &mut self,
+        decoder: &Decoder,
+        hidden: &Tensor,
+        run: Range<usize>,
+    ) -> Result<ControlFlow<()>, Error> {
+        if !self.echo || self.num_told >= self.num_prompt {
+            return Ok(ControlFlow::Continue(()));
+        }
+        let mut told = Vec::new();
+        if self.num_told == 0 {
+            told.push(Token { id: self.ids[0], logprob: None, top: Vec::new() });
+        }
+        let done = self.row.num_tokens();
+        let first = done - run.len();
+        // The state of a position is about the token after it; without probabilities none of them has to run.
+        let from = if self.logprobs.is_some() { first } else { 0 };
+        for at in from.max(self.num_told.saturating_sub(1))..done.min(self.num_prompt - 1) {
+            let id = self.ids[at + 1];
+            told.push(match self.logprobs {
+                None => Token { id, logprob: None, top: Vec::new() },
+                Some(count) => {
+                    let state = hidden.narrow(0, run.start + at - first, 1)?;
+                    let logits: Vec<f32> = decoder.logits(&state)?.flatten_all()?.to_vec1()?;
+                    token(id, &logits, count)
+                }
+            });
+        }
+        self.num_told += told.len();
+        for token in told {
+            if (self.watch)(Event::Prompt(token)).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Chooses the next token from the logits of the last position; breaks when that was all.
+    pub(super) fn next(&mut self, logits: &[f32]) -> ControlFlow<()> {
+        if self.ids.len() >= self.end.0 {
+            return self.over();
+        }
+        let id = match self.sampler.next_token(logits) {
+            Ok(id) => id,
+            Err(error) => {
+                self.fail(&error);
+                return ControlFlow::Break(());
+            }
+        };
+        if self.eos_token_ids.contains(&id) {
+            self.end(Finish::Stop);
+            return ControlFlow::Break(());
+        }
+        let told = match self.logprobs {
+            Some(count) => token(id, logits, count),
+            None => Token { id, logprob: None, top: Vec::new() },
+        };
+        self.ids.push(id);
+        (self.watch)(Event::Token(told))?;
+        if self.ids.len() >= self.end.0 { self.over() } else { ControlFlow::Continue(()) }
+    }
+
+    fn over(&mut self) -> ControlFlow<()> {
+        self.end(if self.end.1 { Finish::Context } else { Finish::Length });
+        ControlFlow::Break(())
+    }
+
+    pub(super) fn end(&mut self, finish: Finish) {
+        let done = Done {
+            finish,
+            num_prompt_tokens: self.num_prompt,
+            num_cached_tokens: self.num_cached.unwrap_or(0),
+            num_tokens: self.ids.len() - self.num_prompt,
+        };
+        // Nothing comes after it, whether or not somebody listens.
+        let _ = (self.watch)(Event::Done(done));
+    }
+
+    pub(super) fn fail(&mut self, error: &Error) {
+        let _ = (self.watch)(Event::Failed(Error::Internal(error.to_string())));
+    }
+}
+
+/// A token with its probability and those of the most probable.
+fn token(id: TokenId, logits: &[f32], count: usize) -> Token {
+    let most = logits.iter().fold(f32::NEG_INFINITY, |most, x| most.max(*x));
+    let sum: f64 = logits.iter().map(|x| f64::from(x - most).exp()).sum();
+    // One formula for both: who compares them finds the same number.
+    let logprob = |id: TokenId| (f64::from(logits[id as usize] - most) - sum.ln()) as f32;
+    let mut top: Vec<TokenId> = (0..logits.len() as u32).collect();
+    let by = |a: &TokenId, b: &TokenId| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    let count = count.min(top.len());
+    if (1..top.len()).contains(&count) {
+        top.select_nth_unstable_by(count - 1, by);
+    }
+    top.truncate(count);
+    top.sort_unstable_by(by);
+    Token { id, logprob: Some(logprob(id)), top: top.into_iter().map(|id| (id, logprob(id))).collect() }
+}
