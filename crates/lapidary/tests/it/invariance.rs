@@ -1,7 +1,6 @@
 //! Laws: what must not change an output does not change it, and what must reach a gradient does.
 
 use kernels::Tensor;
-use lapidary::Lapidary;
 use lapidary::embed::{EmbedOptions, Embedder};
 use lapidary::eval::standardise::Standardisation;
 use lapidary::model::{
@@ -13,7 +12,6 @@ use lapidary::train::step::{LossWeights, StepOptions, StepResult};
 use layout::{Example, Input, Layout, LayoutParts, Plan, Rng, TokenId, View};
 use rand::SeedableRng as _;
 use serde_json::json;
-use std::path::Path;
 
 use crate::common::{
     WHOLE, adapter, adapter_vars, bits, close, close_to_each_other, decoder, device, gem, golden, hidden, norm,
@@ -128,26 +126,6 @@ fn long_rows_are_the_same_alone_and_packed() {
     let in_f32 = run(&texts, false);
     assert!(!units || bits(&packed) != bits(&in_f32), "nothing was rounded");
     close_to_each_other(&packed, &in_f32, 3e-2, "attention in f32");
-}
-
-/// Vectors of the model that comes with the program: what rounding to eight bits costs is a thousandth of their angle's cosine.
-#[test]
-fn vectors_of_eight_bits_are_near_those_of_f32() {
-    let gem = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/smollm2-135m-gem");
-    let texts = ["A man plays a guitar.", "Someone makes music.", "It rains on the old stone bridge over the river."];
-    let vectors = |format| {
-        let mut gem = Lapidary::load(&gem, &ModelFiles::Gguf(real_model())).unwrap();
-        gem.set_weight_format(format).unwrap();
-        (gem.embed(&texts).unwrap(), gem.embed(&texts[1..2]).unwrap(), gem.fingerprint().into_owned())
-    };
-    let (exact, _, fingerprint) = vectors(WeightFormat::F32);
-    let (rounded, alone, other_fingerprint) = vectors(WeightFormat::Int8);
-    for (exact, rounded) in exact.iter().zip(&rounded) {
-        let cosine: f32 = exact.iter().zip(rounded).map(|(a, b)| a * b).sum();
-        assert!(cosine > 0.998 && cosine < 1.0, "{cosine}");
-    }
-    close_to_each_other(&alone[0], &rounded[1], ROUNDING, "alone");
-    assert_ne!(fingerprint, other_fingerprint);
 }
 
 /// The row with another token at `at`.

@@ -13,6 +13,7 @@ mod golden_families;
 mod golden_reference;
 mod hf_config;
 mod instructions;
+mod int8;
 mod invariance;
 mod kv_pool;
 mod models;
