@@ -13,6 +13,7 @@ pub(crate) mod inspect;
 pub(crate) mod quickstart;
 pub(crate) mod reconstruct;
 pub(crate) mod report;
+pub(crate) mod serve;
 pub(crate) mod similarity;
 pub(crate) mod sweep;
 pub(crate) mod train;

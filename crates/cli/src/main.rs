@@ -7,13 +7,14 @@ mod failure;
 mod fetch;
 mod interrupt;
 mod progress;
+mod serve;
 mod table;
 
 use args::DeviceName;
 use clap::{Parser, Subcommand};
 use commands::{
-    certify, chat, embed, eval, fetch_model, generate, inspect, quickstart, reconstruct, report, similarity, sweep,
-    train,
+    certify, chat, embed, eval, fetch_model, generate, inspect, quickstart, reconstruct, report,
+    serve as serve_command, similarity, sweep, train,
 };
 use context::Context;
 use std::path::PathBuf;
@@ -58,6 +59,8 @@ enum Command {
     Generate(generate::GenerateArgs),
     /// Write a text again from its compressed form alone
     Reconstruct(reconstruct::ReconstructArgs),
+    /// Chat and embed over HTTP, for the clients of OpenAI's interface
+    Serve(serve_command::ServeArgs),
     /// Look into a model, or at the rows that a method makes of a text
     Inspect(inspect::InspectArgs),
     /// Measure a model
@@ -87,6 +90,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Chat(args) => chat::run(args, &context),
         Command::Generate(args) => generate::run(args, &context),
         Command::Reconstruct(args) => reconstruct::run(args, &context),
+        Command::Serve(args) => serve_command::run(args, &context),
         Command::Inspect(args) => inspect::run(args, &context),
         Command::Eval(args) => eval::run(args, &context),
         Command::Report(args) => report::run(args, &context),

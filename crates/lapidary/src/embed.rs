@@ -155,6 +155,14 @@ impl Embedder<'_> {
         Ok(plan.rows.swap_remove(0))
     }
 
+    /// Most tokens that a text can have.
+    ///
+    /// # Errors
+    /// When the method cannot lay a text out.
+    pub fn longest_text(&self) -> Result<usize, Error> {
+        self.limit(None, &EmbedOptions::default())
+    }
+
     /// Text tokens that fit: the asked limit, or what the model's longest row leaves beside the method's own tokens.
     fn limit(&self, before: Option<&[TokenId]>, options: &EmbedOptions) -> Result<usize, Error> {
         let longest = self.decoder.config().max_position_embeddings;

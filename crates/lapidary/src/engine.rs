@@ -72,6 +72,15 @@ enum Part {
     Text(Text),
 }
 
+impl Part {
+    fn num_tokens(&self) -> usize {
+        match self {
+            Self::Chat(_, count) => *count,
+            Self::Text(text) => text.layout.num_tokens(),
+        }
+    }
+}
+
 impl<'m> Engine<'m> {
     /// An engine without requests.
     ///
@@ -144,17 +153,19 @@ impl<'m> Engine<'m> {
     }
 
     /// Runs one pass, and tells each request what came of it. A request whose watcher breaks is gone, with all that it held,
-    /// when this returns. Where a pass fails, its requests are told and gone; the others go on.
-    pub fn step(&mut self) {
+    /// when this returns. Where a pass fails, its requests are told and gone; the others go on. Returns the tokens that ran.
+    pub fn step(&mut self) -> usize {
         self.admit();
         let (parts, rows) = self.parts();
         if parts.is_empty() {
-            return;
+            return 0;
         }
+        let num_tokens = parts.iter().map(Part::num_tokens).sum();
         match self.run(&parts, rows) {
             Ok(hidden) => self.tell(parts, &hidden),
             Err((error, rows)) => self.fail(parts, rows, &error),
         }
+        num_tokens
     }
 
     /// Lets conversations begin, as long as there are pages for their prompts beside a pass of texts.

@@ -8,6 +8,7 @@ mod hub;
 mod hub_server;
 mod quickstart;
 mod report;
+mod serve;
 mod talk;
 mod tiny_model;
 mod train;

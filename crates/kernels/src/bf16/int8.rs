@@ -34,7 +34,7 @@ fn turn(row: &mut [f32]) {
 
 #[inline(always)]
 fn hadamard<const N: usize>(vectors: &mut [[f32; LANES]; N]) {
-    let mut turned = vectors.each_ref().map(|vector| Vector::load(vector));
+    let mut turned = vectors.each_ref().map(Vector::load);
     let mut apart = 1;
     while apart < N {
         for first in (0..N).step_by(2 * apart) {
@@ -189,7 +189,7 @@ mod tests {
             let mut first = 0;
             for size in sizes {
                 for (i, lane) in (0..*size).flat_map(|i| (0..LANES).map(move |lane| (i, lane))) {
-                    let sign = |j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+                    let sign = |j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
                     let term = |j: usize| sign(j) * f64::from(x[first + j * LANES + lane]);
                     let want = (0..*size).map(term).sum::<f64>() / (*size as f64).sqrt();
                     assert!((want - f64::from(turned[first + i * LANES + lane])).abs() < 1e-6, "{len} {i} {lane}");

@@ -4,6 +4,7 @@
 
 use super::linear::{LowRank, Weight};
 use super::rms_norm::RmsNorm;
+use super::row_update::RowUpdate;
 use super::swiglu::Activation;
 use crate::bf16::{BLOCK, Format, Packed, Rounded, Units};
 use crate::cpu::{filled, tensor, with_values};
@@ -56,7 +57,7 @@ impl<'a> Map<'a> {
         };
         let rank = update.a.dim(0)?;
         with_values(&update.a, |a| {
-            with_values(&update.b, |b| run(Ready::new(packed, out, Some(((a, b), rank, update.scale)))))
+            with_values(&update.b, |b| run(Ready::new(packed, out, Some(RowUpdate::new((a, b), rank, update.scale)))))
         })?
     }
 }

@@ -10,7 +10,7 @@ use crate::Error;
 use kernels::KvLayer;
 use kernels::ops::AttentionMask;
 use layout::TokenId;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ pub struct KvPool {
     /// RoPE position of each place.
     positions: Vec<u32>,
     pages: Vec<Page>,
-    free: Vec<u32>,
+    free: BTreeSet<u32>,
     found: HashMap<Contents, u32>,
     clock: u64,
 }
@@ -86,7 +86,7 @@ impl KvPool {
             layers: (0..num_layers).map(|_| Arc::new(KvLayer::new(width))).collect(),
             positions: vec![0; num_pages * PAGE_TOKENS],
             pages: (0..num_pages).map(|_| Page::default()).collect(),
-            free: (0..num_pages as u32).rev().collect(),
+            free: (0..num_pages as u32).collect(),
             found: HashMap::new(),
             clock: 0,
         }
@@ -138,11 +138,32 @@ impl KvPool {
                 return false;
             }
         }
-        // Free pages are taken from the end, neighbours in a row where they can be.
-        let taken = self.free.split_off(self.free.len() - lacking);
-        taken.iter().for_each(|page| self.pages[*page as usize].rows = 1);
-        row.pages.extend(taken.into_iter().rev());
+        let next = row.pages.last().map_or(0, |last| last + 1);
+        for page in self.neighbours(lacking, next) {
+            self.free.remove(&page);
+            self.pages[page as usize].rows = 1;
+            row.pages.push(page);
+        }
         true
+    }
+
+    /// So many free pages, of which there are enough: those from `next` on if they are free, else the first that lie side by
+    /// side, else the first. A row whose pages lie side by side is one stretch of keys, summed as if it were alone.
+    fn neighbours(&self, count: usize, next: u32) -> Vec<u32> {
+        if (next..next + count as u32).all(|page| self.free.contains(&page)) {
+            return (next..next + count as u32).collect();
+        }
+        let mut run: Vec<u32> = Vec::new();
+        for page in &self.free {
+            if run.last().is_some_and(|last| last + 1 != *page) {
+                run.clear();
+            }
+            run.push(*page);
+            if run.len() == count {
+                return run;
+            }
+        }
+        self.free.iter().take(count).copied().collect()
     }
 
     /// Frees the page that has longest been held by no row, of those through which none is found.
@@ -151,7 +172,7 @@ impl KvPool {
         let oldest = idle.filter(|(_, page)| page.followers == 0).min_by_key(|(_, page)| page.used);
         let Some((oldest, _)) = oldest else { return false };
         self.forget(oldest);
-        self.free.push(oldest);
+        self.free.insert(oldest);
         true
     }
 
@@ -194,7 +215,7 @@ impl KvPool {
             state.rows -= 1;
             state.used = self.clock;
             if state.rows == 0 && state.contents.is_none() {
-                self.free.push(page);
+                self.free.insert(page);
             }
         }
     }

@@ -14,9 +14,9 @@ pub(super) struct Ready<'a> {
 }
 
 impl<'a> Ready<'a> {
-    /// A map of `out` outputs; with ((A, B), rank, scale) of its update.
-    pub(super) fn new(packed: &'a Packed, out: usize, update: Option<((&'a [f32], &[f32]), usize, f32)>) -> Self {
-        Self { packed, out, update: update.map(|(ab, rank, scale)| RowUpdate::new(ab, rank, scale)) }
+    /// A map of `out` outputs.
+    pub(super) fn new(packed: &'a Packed, out: usize, update: Option<RowUpdate<'a>>) -> Self {
+        Self { packed, out, update }
     }
 
     /// What the update adds to its rows comes from these, `[n, r]`; nothing without an update.

@@ -1,0 +1,94 @@
+//! `POST /v1/embeddings`.
+
+use super::api_error::{ApiError, Body};
+use super::state::Server;
+use axum::Json;
+use axum::extract::State;
+use base64::Engine as _;
+use futures_util::future::try_join_all;
+use lapidary::layout::TokenId;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+#[derive(Deserialize)]
+pub(crate) struct EmbeddingsRequest {
+    input: Input,
+    model: Option<String>,
+    dimensions: Option<usize>,
+    #[serde(default)]
+    encoding_format: EncodingFormat,
+    /// Longer texts are cut to this many tokens; -1: to what the model can take (vLLM).
+    truncate_prompt_tokens: Option<i64>,
+}
+
+#[derive(Deserialize, Default, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+enum EncodingFormat {
+    #[default]
+    Float,
+    Base64,
+}
+
+/// Texts, or tokens of this model's tokenizer.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Input {
+    Text(String),
+    Texts(Vec<String>),
+    Ids(Vec<TokenId>),
+    IdLists(Vec<Vec<TokenId>>),
+}
+
+impl Input {
+    fn ids(self, server: &Server) -> Result<Vec<Vec<TokenId>>, ApiError> {
+        let encode = |text: &String| -> Result<Vec<TokenId>, ApiError> {
+            Ok(server.model.base().tokenizer.encode(text).map_err(lapidary::Error::from)?)
+        };
+        match self {
+            Self::Text(text) => Ok(vec![encode(&text)?]),
+            Self::Texts(texts) => texts.iter().map(encode).collect(),
+            Self::Ids(ids) => Ok(vec![ids]),
+            Self::IdLists(lists) => Ok(lists),
+        }
+    }
+}
+
+pub(crate) async fn create(
+    State(server): State<Arc<Server>>,
+    Body(request): Body<EmbeddingsRequest>,
+) -> Result<Json<Value>, ApiError> {
+    server.check_model(request.model.as_deref())?;
+    let width = server.model.base().decoder.config().hidden_size;
+    if let Some(dimensions) = request.dimensions.filter(|dimensions| *dimensions != width) {
+        let expected = format!("{width}, because the model was not trained for fewer,");
+        return Err(ApiError::field("dimensions", &expected, dimensions));
+    }
+    let mut inputs = request.input.ids(&server)?;
+    if inputs.is_empty() || inputs.len() > server.limits.inputs {
+        let expected = format!("1 to {} texts", server.limits.inputs);
+        return Err(ApiError::field("input", &expected, inputs.len()));
+    }
+    if let Some(limit) = request.truncate_prompt_tokens {
+        let most = server.model.embedder().longest_text()?.min(server.longest_row);
+        let limit = usize::try_from(limit).unwrap_or(most).min(most);
+        inputs.iter_mut().for_each(|ids| ids.truncate(limit));
+    }
+    let num_tokens: usize = inputs.iter().map(Vec::len).sum();
+    let _ticket = server.admit(num_tokens)?;
+    let vectors = try_join_all(inputs.into_iter().map(|ids| server.embed(ids))).await?;
+    let data: Vec<Value> = (vectors.iter().enumerate())
+        .map(|(index, vector)| {
+            let embedding = match request.encoding_format {
+                EncodingFormat::Float => json!(vector),
+                EncodingFormat::Base64 => {
+                    let bytes: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
+                    json!(base64::engine::general_purpose::STANDARD.encode(bytes))
+                }
+            };
+            json!({ "object": "embedding", "index": index, "embedding": embedding })
+        })
+        .collect();
+    let usage = json!({ "prompt_tokens": num_tokens, "total_tokens": num_tokens });
+    Ok(Json(json!({ "object": "list", "data": data, "model": server.name, "usage": usage })))
+}
