@@ -69,7 +69,7 @@ pub struct Engine<'m> {
 enum Part {
     /// The conversation of this number among those that run, and how many of its tokens.
     Chat(usize, usize),
-    Text(Text),
+    Text(Box<Text>),
 }
 
 impl Part {
@@ -156,14 +156,22 @@ impl<'m> Engine<'m> {
     /// when this returns. Where a pass fails, its requests are told and gone; the others go on. Returns the tokens that ran.
     pub fn step(&mut self) -> usize {
         self.admit();
-        let (parts, rows) = self.parts();
+        let (parts, mut rows) = self.parts();
         if parts.is_empty() {
             return 0;
         }
         let num_tokens = parts.iter().map(Part::num_tokens).sum();
-        match self.run(&parts, rows) {
-            Ok(hidden) => self.tell(parts, &hidden),
-            Err((error, rows)) => self.fail(parts, rows, &error),
+        match self.run(&parts, &mut rows) {
+            Ok(hidden) => {
+                for (part, row) in parts.iter().zip(rows) {
+                    match part {
+                        Part::Text(_) => self.pool.release(row),
+                        Part::Chat(at, _) => self.running[*at].row = row,
+                    }
+                }
+                self.tell(parts, &hidden);
+            }
+            Err(error) => self.fail(parts, rows, &error),
         }
         num_tokens
     }
@@ -209,7 +217,7 @@ impl<'m> Engine<'m> {
             }
             budget = budget.saturating_sub(len);
             rows.push(row);
-            parts.extend(self.texts.pop_front().map(Part::Text));
+            parts.extend(self.texts.pop_front().map(|text| Part::Text(Box::new(text))));
         }
         for at in prompts {
             let count = self.running[at].num_left().min(budget);
@@ -253,10 +261,10 @@ impl<'m> Engine<'m> {
         self.pool.release(row);
     }
 
-    /// Hidden states of all parts, end to end; the conversations have their rows back, those of texts are released.
-    fn run(&mut self, parts: &[Part], mut rows: Vec<KvRow>) -> Result<Tensor, (Error, Vec<KvRow>)> {
+    /// Hidden states of all parts, end to end.
+    fn run(&mut self, parts: &[Part], rows: &mut [KvRow]) -> Result<Tensor, Error> {
         let mut segment = Segment::default();
-        for (number, (part, row)) in parts.iter().zip(&rows).enumerate() {
+        for (number, (part, row)) in parts.iter().zip(&*rows).enumerate() {
             segment.push(
                 number,
                 match part {
@@ -271,19 +279,8 @@ impl<'m> Engine<'m> {
         }
         // Attention in f32: it does not depend on how a prompt is cut into parts.
         let options = ForwardOptions { adapter: self.model.adapter(), ..ForwardOptions::default() };
-        let pass = PoolPass { pool: &mut self.pool, rows: &mut rows };
-        match self.model.base().decoder.forward(&segment, Kv::Pool(pass), options) {
-            Err(error) => Err((error, rows)),
-            Ok(hidden) => {
-                for (part, row) in parts.iter().zip(rows) {
-                    match part {
-                        Part::Text(_) => self.pool.release(row),
-                        Part::Chat(at, _) => self.running[*at].row = row,
-                    }
-                }
-                Ok(hidden)
-            }
-        }
+        let pass = PoolPass { pool: &mut self.pool, rows };
+        self.model.base().decoder.forward(&segment, Kv::Pool(pass), options)
     }
 
     fn tell(&mut self, parts: Vec<Part>, hidden: &Tensor) {

@@ -226,6 +226,9 @@ impl KvPool {
     }
 }
 
+/// The masks of a pass, one for each window, and the places of its positions.
+type Begun = (Vec<Arc<AttentionMask>>, Vec<Range<usize>>);
+
 /// A forward pass over rows of a pool: the row of each stretch, by its number.
 #[derive(Debug)]
 pub struct PoolPass<'a> {
@@ -240,11 +243,7 @@ impl PoolPass<'_> {
     ///
     /// # Errors
     /// When a row has no pages for its positions, or they do not follow those that have run.
-    pub(crate) fn begin(
-        &mut self,
-        segment: &Segment,
-        windows: &[Option<usize>],
-    ) -> Result<(Vec<Arc<AttentionMask>>, Vec<Range<usize>>), Error> {
+    pub(crate) fn begin(&mut self, segment: &Segment, windows: &[Option<usize>]) -> Result<Begun, Error> {
         let mut places: Vec<Range<usize>> = Vec::new();
         let mut rest = segment.positions.as_slice();
         for Stretch { row: number, start, len } in &segment.stretches {
