@@ -8,7 +8,7 @@
 mod request;
 mod share;
 
-pub use request::{Done, EmbedRequest, Event, GenerateRequest, Token, Watch};
+pub use request::{Done, EmbedRequest, Event, GenerateRequest, IsGone, Token, Watch};
 
 use crate::Error;
 use crate::gem::Lapidary;
@@ -126,12 +126,12 @@ impl<'m> Engine<'m> {
     /// # Errors
     /// When it has no tokens, one outside the vocabulary, or more than a row can have.
     pub fn embed(&mut self, request: EmbedRequest) -> Result<(), Error> {
-        let EmbedRequest { ids, options, watch } = request;
+        let EmbedRequest { ids, options, is_gone, watch } = request;
         let layout = self.model.embedder().row_of(&ids)?;
         if layout.num_tokens() > self.longest_row() {
             return Err(Error::TooLong { found: layout.num_tokens(), limit: self.longest_row() });
         }
-        self.texts.push_back(Text { layout, options, watch });
+        self.texts.push_back(Text { layout, options, is_gone, watch });
         Ok(())
     }
 
@@ -155,6 +155,7 @@ impl<'m> Engine<'m> {
     /// Runs one pass, and tells each request what came of it. A request whose watcher breaks is gone, with all that it held,
     /// when this returns. Where a pass fails, its requests are told and gone; the others go on. Returns the tokens that ran.
     pub fn step(&mut self) -> usize {
+        self.forget_gone();
         self.admit();
         let (parts, mut rows) = self.parts();
         if parts.is_empty() {
@@ -176,17 +177,35 @@ impl<'m> Engine<'m> {
         num_tokens
     }
 
-    /// Lets conversations begin, as long as there are pages for their prompts beside a pass of texts.
+    /// Nobody waits for what comes of these any more.
+    fn forget_gone(&mut self) {
+        let gone = (0..self.running.len()).filter(|at| self.running[*at].is_gone()).collect();
+        self.end(gone);
+        self.waiting.retain(|chat| !chat.is_gone());
+        self.texts.retain(|text| !(text.is_gone)());
+    }
+
+    /// Pages of the text that is next.
+    fn pages_of_next_text(&self) -> usize {
+        self.texts.front().map_or(0, |text| text.layout.num_tokens().div_ceil(PAGE_TOKENS))
+    }
+
+    /// Lets conversations begin, as long as there are pages for their prompts, beside those that have begun and a pass of
+    /// texts.
     fn admit(&mut self) {
-        let kept = self.options.batch_tokens.div_ceil(PAGE_TOKENS).min(self.pool.num_pages() / 2);
+        let pass = self.options.batch_tokens.div_ceil(PAGE_TOKENS).min(self.pool.num_pages() / 2);
+        let kept = pass.max(self.pages_of_next_text());
+        let lacking = |chat: &Chat| self.pool.num_lacking(&chat.row, chat.num_left());
+        let mut promised: usize = self.running.iter().map(lacking).sum();
         while let Some(mut chat) = self.waiting.pop_front() {
             let row = if chat.may_share() { self.pool.begin(&chat.ids) } else { KvRow::default() };
             let lacking = self.pool.num_lacking(&row, chat.ids.len() + 1 - row.num_tokens());
-            if !self.running.is_empty() && self.pool.num_available() < lacking + kept {
+            if !self.running.is_empty() && self.pool.num_available() < promised + lacking + kept {
                 self.pool.release(row);
                 self.waiting.push_front(chat);
                 return;
             }
+            promised += lacking;
             chat.begin(row);
             self.running.push(chat);
         }
@@ -209,10 +228,14 @@ impl<'m> Engine<'m> {
         }
         prompts.retain(|at| *at < self.running.len());
         let mut budget = self.share.begin(parts.len(), !prompts.is_empty(), !self.texts.is_empty());
+        // Texts leave the oldest prompt the pages for its next part.
+        let next_part = |chat: &Chat| self.pool.num_lacking(&chat.row, chat.num_left().min(budget));
+        let left_to_prompts = prompts.first().map_or(0, |at| next_part(&self.running[*at]));
         while let Some(text) = self.texts.front() {
             let len = text.layout.num_tokens();
             let mut row = KvRow::default();
-            if !self.share.takes(len, parts.is_empty()) || !self.pool.reserve(&mut row, len) {
+            let has_pages = self.pool.num_available() >= self.pages_of_next_text() + left_to_prompts;
+            if !has_pages || !self.share.takes(len, parts.is_empty()) || !self.pool.reserve(&mut row, len) {
                 break;
             }
             budget = budget.saturating_sub(len);
@@ -220,7 +243,8 @@ impl<'m> Engine<'m> {
             parts.extend(self.texts.pop_front().map(|text| Part::Text(Box::new(text))));
         }
         for at in prompts {
-            let count = self.running[at].num_left().min(budget);
+            let chat = &self.running[at];
+            let count = chat.num_left().min(budget).min(self.pool.room(&chat.row));
             if count > 0 && self.pool.reserve(&mut self.running[at].row, count) {
                 budget -= count;
                 rows.push(std::mem::take(&mut self.running[at].row));

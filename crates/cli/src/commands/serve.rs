@@ -5,11 +5,13 @@ use crate::context::Context;
 use crate::serve::{Limits, Server, router, run_engine};
 use anyhow::{Context as _, Result, anyhow};
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use lapidary::engine::{Engine, EngineOptions};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
+use tokio::sync::Notify;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -34,7 +36,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "NAME")]
     served_model_name: Option<String>,
     /// Ask for this key on every route but /v1/models and /health; may be repeated
-    #[arg(long, value_name = "KEY")]
+    #[arg(long, value_name = "KEY", value_parser = NonEmptyStringValueParser::new())]
     api_key: Vec<String>,
     /// Tokens whose keys and values are held at most, all conversations together
     #[arg(long, value_name = "N", default_value_t = 16384)]
@@ -79,35 +81,49 @@ pub(crate) fn run(args: &ServeArgs, context: &Context) -> Result<()> {
         .block_on(tokio::net::TcpListener::bind(args.listen))
         .with_context(|| format!("--listen {}", args.listen))?;
     context.note(&format!("{} on http://{}", server.name, listener.local_addr()?));
+    let engine_ends = Arc::new(Notify::new());
+    let engine_ended = Arc::clone(&engine_ends);
     std::thread::scope(|scope| {
+        // However the engine ends, by a bug too, so does the server: one that cannot answer is to be started again.
+        let told = Told(engine_ends);
         let web = scope.spawn(move || {
-            let result = runtime.block_on(serve(listener, server));
+            let result = runtime.block_on(serve(listener, server, &engine_ended));
             // Requests that are still on their way are dropped, and with them the last way to the engine.
             runtime.shutdown_background();
             result
         });
-        let ran = run_engine(&model, options, &to_do, &state);
+        let ran = run_engine(&model, options, to_do, &state);
+        drop(told);
         let served = web.join().map_err(|_| anyhow!("the web server has ended by itself"))?;
         ran?;
         served
     })
 }
 
-/// Answers until the process is asked to end, then gives what runs some time.
-async fn serve(listener: tokio::net::TcpListener, server: Arc<Server>) -> Result<()> {
-    let (ending, end) = tokio::sync::watch::channel(false);
-    tokio::spawn(async move {
-        asked_to_end().await;
-        let _ = ending.send(true);
-    });
-    let wait = |mut end: tokio::sync::watch::Receiver<bool>| async move {
-        // An error says that nobody can ask any more.
-        let _ = end.wait_for(|ends| *ends).await;
-    };
-    let drained = axum::serve(listener, router(server)).with_graceful_shutdown(wait(end.clone()));
+/// Tells the web server when it is dropped.
+struct Told(Arc<Notify>);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
+/// Answers until the process is asked to end, or the engine has ended, then gives what runs some time; asked again, none.
+async fn serve(listener: tokio::net::TcpListener, server: Arc<Server>, engine_ended: &Notify) -> Result<()> {
+    let ends = Arc::new(Notify::new());
+    let drains = Arc::clone(&ends);
+    let drained = axum::serve(listener, router(server)).with_graceful_shutdown(async move { drains.notified().await });
     let too_late = async {
-        wait(end).await;
-        tokio::time::sleep(DRAIN).await;
+        tokio::select! {
+            () = asked_to_end() => {}
+            () = engine_ended.notified() => {}
+        }
+        ends.notify_one();
+        tokio::select! {
+            () = asked_to_end() => {}
+            () = tokio::time::sleep(DRAIN) => {}
+        }
     };
     tokio::select! {
         result = drained => result.context("the web server"),

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::sync::Arc;
 use tokio::sync::mpsc::{Sender, channel};
+use tokio::task::block_in_place;
 use tokio_stream::wrappers::ReceiverStream;
 
 /// Chunks that wait for a slow reader.
@@ -115,16 +116,18 @@ pub(crate) async fn create(
 ) -> Result<Response, ApiError> {
     server.check_model(request.model.as_deref())?;
     request.check()?;
+    request.choices.check()?;
     let messages = request.messages.into_iter().map(ChatMessage::message).collect::<Result<Vec<_>, _>>()?;
     let prompt = Prompt {
-        ids: server.model.chat_ids(&messages)?,
+        ids: block_in_place(|| server.model.chat_ids(&messages))?,
         max_tokens: request.max_completion_tokens.or(request.max_tokens),
         logprobs: request.logprobs.then(|| request.top_logprobs.unwrap_or(0)),
         echo: false,
     };
+    let ticket = server.admit(prompt.ids.len())?;
     let head = Head { id: format!("chatcmpl-{:032x}", rand::random::<u128>()), with_logprobs: request.logprobs };
     if !request.stream {
-        let mut speaker = Speaker::start(&server, prompt, &request.choices).await?;
+        let mut speaker = Speaker::start(&server, ticket, prompt, &request.choices).await?;
         return Ok(Json(whole(&server, &head, &mut speaker).await?).into_response());
     }
     let include_usage = request.stream_options.is_some_and(|options| options.include_usage);
@@ -132,7 +135,7 @@ pub(crate) async fn create(
     let (started, start) = tokio::sync::oneshot::channel();
     // A task of its own: when the client goes away, sending fails and the request ends.
     tokio::spawn(async move {
-        match Speaker::start(&server, prompt, &request.choices).await {
+        match Speaker::start(&server, ticket, prompt, &request.choices).await {
             Err(error) => drop(started.send(Err(error))),
             Ok(mut speaker) => {
                 let _ = started.send(Ok(()));
@@ -234,12 +237,15 @@ impl Stream<'_> {
             return;
         }
         loop {
-            let goes_on = match speaker.next().await {
+            let said = tokio::select! {
+                said = speaker.next() => said,
+                () = self.sender.closed() => return,
+            };
+            let goes_on = match said {
                 Ok(Some(Said::Prompt(_))) => true,
                 Ok(Some(Said::Piece(piece, tokens))) => {
                     let is_empty = piece.is_empty() && !self.head.with_logprobs;
-                    is_empty && !self.sender.is_closed()
-                        || !is_empty && self.chunk(json!({ "content": piece }), &tokens, None).await
+                    is_empty || self.chunk(json!({ "content": piece }), &tokens, None).await
                 }
                 Ok(Some(Said::End(finish))) => self.chunk(json!({}), &[], Some(finish)).await,
                 Ok(None) => break,

@@ -11,6 +11,7 @@ use lapidary::layout::TokenId;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
+use tokio::task::block_in_place;
 
 /// As OpenAI has it.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -75,16 +76,18 @@ pub(crate) async fn create(
 ) -> Result<Json<Value>, ApiError> {
     server.check_model(request.model.as_deref())?;
     request.check()?;
+    request.choices.check()?;
     let CompletionRequest { prompt, max_tokens, logprobs, echo, choices, .. } = request;
-    let prompts = prompt.ids(&server)?;
+    let prompts = block_in_place(|| prompt.ids(&server))?;
     if prompts.is_empty() || prompts.len() > server.limits.inputs {
         let expected = format!("1 to {} prompts", server.limits.inputs);
         return Err(ApiError::field("prompt", &expected, prompts.len()));
     }
+    let ticket = server.admit(prompts.iter().map(Vec::len).sum())?;
     let max_tokens = Some(max_tokens.unwrap_or(DEFAULT_MAX_TOKENS));
     let one = async |ids: Vec<TokenId>| -> Result<(Choice, Value), ApiError> {
         let prompt = Prompt { ids, max_tokens, logprobs, echo };
-        let mut speaker = Speaker::start(&server, prompt, &choices).await?;
+        let mut speaker = Speaker::start(&server, Arc::clone(&ticket), prompt, &choices).await?;
         let mut choice = Choice::default();
         while let Some(said) = speaker.next().await? {
             choice.add(&server, said);
@@ -147,12 +150,15 @@ impl Choice {
         self.top_logprobs.push(match token.logprob {
             None => Value::Null,
             Some(logprob) => {
-                // The token itself is there with the same number: who compares finds out whether it is the most probable.
+                // The token itself is there with the same number: who compares finds out whether it is the most probable. Of
+                // others that are spelled alike, as parts of characters are, the ids tell them apart.
                 let mut top: Map<String, Value> = Map::new();
-                for (id, logprob) in token.top.iter().rev() {
-                    top.insert(decode(*id), json!(logprob));
+                top.insert(text.clone(), json!(logprob));
+                for (id, logprob) in token.top.iter().filter(|(id, _)| *id != token.id) {
+                    let text = decode(*id);
+                    let name = if top.contains_key(&text) { format!("token_id:{id}") } else { text };
+                    top.insert(name, json!(logprob));
                 }
-                top.entry(text.clone()).or_insert(json!(logprob));
                 Value::Object(top)
             }
         });

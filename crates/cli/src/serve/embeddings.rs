@@ -10,6 +10,7 @@ use lapidary::layout::TokenId;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
+use tokio::task::block_in_place;
 
 #[derive(Deserialize)]
 pub(crate) struct EmbeddingsRequest {
@@ -64,19 +65,22 @@ pub(crate) async fn create(
         let expected = format!("{width}, because the model was not trained for fewer,");
         return Err(ApiError::field("dimensions", &expected, dimensions));
     }
-    let mut inputs = request.input.ids(&server)?;
+    let mut inputs = block_in_place(|| request.input.ids(&server))?;
     if inputs.is_empty() || inputs.len() > server.limits.inputs {
         let expected = format!("1 to {} texts", server.limits.inputs);
         return Err(ApiError::field("input", &expected, inputs.len()));
     }
     if let Some(limit) = request.truncate_prompt_tokens {
-        let most = server.model.embedder().longest_text()?.min(server.longest_row);
+        let longest_text = server.model.embedder().longest_text()?;
+        // A method may add tokens of its own, and repeat the text.
+        let own = server.model.base().decoder.config().max_position_embeddings.saturating_sub(longest_text);
+        let most = longest_text.min(server.longest_row.saturating_sub(own)).max(1);
         let limit = usize::try_from(limit).unwrap_or(most).min(most);
         inputs.iter_mut().for_each(|ids| ids.truncate(limit));
     }
     let num_tokens: usize = inputs.iter().map(Vec::len).sum();
-    let _ticket = server.admit(num_tokens)?;
-    let vectors = try_join_all(inputs.into_iter().map(|ids| server.embed(ids))).await?;
+    let ticket = server.admit(num_tokens)?;
+    let vectors = try_join_all(inputs.into_iter().map(|ids| server.embed(Arc::clone(&ticket), ids))).await?;
     let data: Vec<Value> = (vectors.iter().enumerate())
         .map(|(index, vector)| {
             let embedding = match request.encoding_format {

@@ -10,6 +10,7 @@ use lapidary::layout::TokenId;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
+use tokio::task::block_in_place;
 
 /// `GET /v1/models`; open to all, because clients ask without a key.
 pub(crate) async fn models(State(server): State<Arc<Server>>) -> Json<Value> {
@@ -61,11 +62,12 @@ pub(crate) async fn tokenize(
     };
     let with_bos = request.add_special_tokens.unwrap_or(true);
     if let Some(prompt) = request.prompt {
-        let ids = encode(&prompt, with_bos)?;
+        let ids = block_in_place(|| encode(&prompt, with_bos))?;
         return Ok(Json(json!({ "count": ids.len(), "max_model_len": server.longest_row, "tokens": ids })));
     }
     if let Some(content) = request.content {
-        return Ok(Json(json!({ "tokens": encode(&content, request.add_special_tokens.unwrap_or(false))? })));
+        let with_bos = request.add_special_tokens.unwrap_or(false);
+        return Ok(Json(json!({ "tokens": block_in_place(|| encode(&content, with_bos))? })));
     }
     let Some(inputs) = request.inputs else {
         return Err(ApiError::field("body", "one of prompt, content, inputs", "none"));
@@ -74,7 +76,8 @@ pub(crate) async fn tokenize(
         let text = base.tokenizer.decode(&[id], false).unwrap_or_default();
         json!({ "id": id, "text": text, "special": base.tokenizer.is_special(id) })
     };
-    let tokens: Vec<Value> = encode(&inputs, with_bos)?.into_iter().map(token).collect();
+    let tokens =
+        block_in_place(|| Ok::<_, ApiError>(encode(&inputs, with_bos)?.into_iter().map(token).collect::<Value>()))?;
     Ok(Json(json!([tokens])))
 }
 
@@ -92,7 +95,8 @@ pub(crate) async fn detokenize(
     if let Some(id) = request.tokens.iter().find(|id| **id as usize >= vocab_size) {
         return Err(ApiError::field("tokens", &format!("ids below {vocab_size}"), id));
     }
-    let text = base.tokenizer.decode(&request.tokens, false).map_err(lapidary::Error::from)?;
+    let decoded = block_in_place(|| base.tokenizer.decode(&request.tokens, false));
+    let text = decoded.map_err(lapidary::Error::from)?;
     Ok(Json(json!({ "prompt": text })))
 }
 

@@ -97,16 +97,20 @@ pub(crate) struct Speaker<'s> {
     stop: Option<StopFinder>,
     end: Option<&'static str>,
     num_prompt: usize,
-    num_cached: usize,
+    /// Known at the end of a reply that no stop string ended.
+    num_cached: Option<usize>,
     num_tokens: usize,
-    _ticket: Ticket,
 }
 
 impl<'s> Speaker<'s> {
     /// # Errors
-    /// 400 for what cannot run, 429 where too much waits.
-    pub(crate) async fn start(server: &'s Arc<Server>, prompt: Prompt, choices: &Choices) -> Result<Self, ApiError> {
-        choices.check()?;
+    /// 400 for what cannot run.
+    pub(crate) async fn start(
+        server: &'s Arc<Server>,
+        ticket: Arc<Ticket>,
+        prompt: Prompt,
+        choices: &Choices,
+    ) -> Result<Self, ApiError> {
         let stop = choices.stop()?;
         let defaults = server.model.generate_options();
         let mut sampling = defaults.sampling;
@@ -116,26 +120,26 @@ impl<'s> Speaker<'s> {
         sampling.min_p = choices.min_p.unwrap_or(sampling.min_p);
         sampling.repetition_penalty = choices.repetition_penalty.unwrap_or(sampling.repetition_penalty);
         sampling.seed = choices.seed.map(i64::cast_unsigned);
-        let (num_prompt, ticket) = (prompt.ids.len(), server.admit(prompt.ids.len())?);
-        let request = |watch| GenerateRequest {
+        let num_prompt = prompt.ids.len();
+        let request = |is_gone, watch| GenerateRequest {
             prompt: prompt.ids,
             max_new_tokens: prompt.max_tokens.unwrap_or(defaults.max_new_tokens),
             eos_token_ids: server.model.base().generation.eos_token_ids.clone(),
             sampling,
             logprobs: prompt.logprobs,
             echo: prompt.echo,
+            is_gone,
             watch,
         };
-        let events = server.generate(request).await?;
+        let events = server.generate(ticket, request).await?;
         Ok(Self {
             events: Some(events),
             text: Some(server.model.base().tokenizer.decode_stream(true)),
             stop: Some(stop),
             end: None,
             num_prompt,
-            num_cached: 0,
+            num_cached: None,
             num_tokens: 0,
-            _ticket: ticket,
         })
     }
 
@@ -165,7 +169,7 @@ impl<'s> Speaker<'s> {
                 }
                 Some(Event::Done(done)) => {
                     self.events = None;
-                    self.num_cached = done.num_cached_tokens;
+                    self.num_cached = Some(done.num_cached_tokens);
                     let mut end = match done.finish {
                         Finish::Stop => "stop",
                         Finish::Length | Finish::Context => "length",
@@ -190,11 +194,14 @@ impl<'s> Speaker<'s> {
     }
 
     pub(crate) fn usage(&self) -> Value {
-        json!({
+        let mut usage = json!({
             "prompt_tokens": self.num_prompt,
             "completion_tokens": self.num_tokens,
             "total_tokens": self.num_prompt + self.num_tokens,
-            "prompt_tokens_details": { "cached_tokens": self.num_cached },
-        })
+        });
+        if let Some(num_cached) = self.num_cached {
+            usage["prompt_tokens_details"] = json!({ "cached_tokens": num_cached });
+        }
+        usage
     }
 }

@@ -2,7 +2,7 @@
 
 use super::api_error::ApiError;
 use lapidary::Lapidary;
-use lapidary::engine::{EmbedRequest, Engine, EngineOptions, Event, GenerateRequest, Load};
+use lapidary::engine::{EmbedRequest, Engine, EngineOptions, Event, GenerateRequest, IsGone, Load, Watch};
 use lapidary::layout::TokenId;
 use sha2::{Digest as _, Sha256};
 use std::ops::ControlFlow;
@@ -10,6 +10,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc as events, oneshot};
+
+/// Tokens a second until the first pass has shown how many there are.
+const UNKNOWN_RATE: usize = 1000;
 
 /// What a request may be.
 #[derive(Debug, Clone, Copy)]
@@ -61,7 +64,7 @@ impl EngineState {
     }
 }
 
-/// Tokens that wait as long as this lives.
+/// Tokens that wait as long as this lives: with the engine, until it has forgotten them.
 pub(crate) struct Ticket {
     server: Arc<Server>,
     tokens: usize,
@@ -125,66 +128,78 @@ impl Server {
     ///
     /// # Errors
     /// 429, with the time after which there should be place.
-    pub(crate) fn admit(self: &Arc<Self>, tokens: usize) -> Result<Ticket, ApiError> {
+    pub(crate) fn admit(self: &Arc<Self>, tokens: usize) -> Result<Arc<Ticket>, ApiError> {
         let limit = self.limits.waiting_tokens;
         if tokens > limit {
             return Err(ApiError::field("input", &format!("at most {limit} tokens in a request"), tokens));
         }
-        let before = self.waiting.fetch_add(tokens, Ordering::Relaxed);
-        let ticket = Ticket { server: Arc::clone(self), tokens };
-        if before + tokens > limit {
-            let rate = self.engine.rate.load(Ordering::Relaxed).max(1);
-            return Err(ApiError::overloaded(((before + tokens - limit) / rate).clamp(1, 600) as u64));
+        let fits = |waiting: usize| (waiting + tokens <= limit).then_some(waiting + tokens);
+        if let Err(waiting) = self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
+            let rate = match self.engine.rate.load(Ordering::Relaxed) {
+                0 => UNKNOWN_RATE,
+                rate => rate,
+            };
+            return Err(ApiError::overloaded(((waiting + tokens - limit) / rate).clamp(1, 600) as u64));
         }
-        Ok(ticket)
+        Ok(Arc::new(Ticket { server: Arc::clone(self), tokens }))
     }
 
-    /// Sends the engine a request to continue tokens; what comes of it comes from the receiver, and when that is dropped
-    /// the request ends.
+    /// Sends the engine a request to continue tokens, to which its ticket goes too; what comes of it comes from the receiver,
+    /// and when that is dropped the request ends.
     ///
     /// # Errors
     /// 400 for a request that cannot run.
     pub(crate) async fn generate(
         &self,
-        make: impl FnOnce(Box<dyn FnMut(Event) -> ControlFlow<()> + Send>) -> GenerateRequest,
+        ticket: Arc<Ticket>,
+        make: impl FnOnce(IsGone, Watch<Event>) -> GenerateRequest,
     ) -> Result<events::UnboundedReceiver<Event>, ApiError> {
         let (sender, receiver) = events::unbounded_channel();
-        let watch = Box::new(move |event| match sender.send(event) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(_) => ControlFlow::Break(()),
+        let listens = sender.clone();
+        let watch = Box::new(move |event| {
+            let _held = &ticket;
+            match sender.send(event) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
         });
+        let request = make(Box::new(move || listens.is_closed()), watch);
         let (taken, told) = oneshot::channel();
-        self.jobs.send(Job::Generate(make(watch), taken)).map_err(|_| ApiError::gone())?;
+        self.jobs.send(Job::Generate(request, taken)).map_err(|_| ApiError::gone())?;
         told.await.map_err(|_| ApiError::gone())??;
         Ok(receiver)
     }
 
-    /// The vector of a text's tokens.
+    /// The vector of a text's tokens; the ticket goes to the engine with it.
     ///
     /// # Errors
     /// 400 for a text that cannot be embedded.
-    pub(crate) async fn embed(&self, ids: Vec<TokenId>) -> Result<Vec<f32>, ApiError> {
-        let (sender, receiver) = oneshot::channel();
+    pub(crate) async fn embed(&self, ticket: Arc<Ticket>, ids: Vec<TokenId>) -> Result<Vec<f32>, ApiError> {
+        let (sender, mut receiver) = events::unbounded_channel();
+        let listens = sender.clone();
         let watch = Box::new(move |vector| {
+            let _held = ticket;
             // Who has gone away wants no vector.
             let _ = sender.send(vector);
         });
         let (taken, told) = oneshot::channel();
-        let request = EmbedRequest { ids, options: Default::default(), watch };
+        let is_gone = Box::new(move || listens.is_closed());
+        let request = EmbedRequest { ids, options: Default::default(), is_gone, watch };
         self.jobs.send(Job::Embed(request, taken)).map_err(|_| ApiError::gone())?;
         told.await.map_err(|_| ApiError::gone())??;
-        Ok(receiver.await.map_err(|_| ApiError::gone())??)
+        Ok(receiver.recv().await.ok_or_else(ApiError::gone)??)
     }
 }
 
-/// Takes jobs and runs them until nobody can send any more and all have ended.
+/// Takes jobs and runs them until nobody can send any more. However it ends, jobs cannot be sent any more
+/// then, and those that were are dropped, so that nobody waits for them.
 ///
 /// # Errors
 /// When an option is out of range.
 pub(crate) fn run_engine(
     model: &Lapidary,
     options: EngineOptions,
-    jobs: &mpsc::Receiver<Job>,
+    jobs: mpsc::Receiver<Job>,
     state: &EngineState,
 ) -> Result<(), lapidary::Error> {
     /// Set however this ends.
@@ -204,8 +219,13 @@ pub(crate) fn run_engine(
                 Err(_) => return Ok(()),
             }
         }
-        while let Ok(job) = jobs.try_recv() {
-            take(&mut engine, job);
+        loop {
+            match jobs.try_recv() {
+                Ok(job) => take(&mut engine, job),
+                Err(mpsc::TryRecvError::Empty) => break,
+                // The web server has gone: so has everyone who waits.
+                Err(mpsc::TryRecvError::Disconnected) => return Ok(()),
+            }
         }
         let clock = Instant::now();
         let tokens = engine.step() as f64 / clock.elapsed().as_secs_f64().max(1e-6);

@@ -78,7 +78,8 @@ pub(super) fn round_row(x: &[f32], turned: &mut [f32], lines: &mut [Line]) -> f3
     turned[..x.len()].copy_from_slice(x);
     turned[x.len()..].fill(0.0);
     let scale = turn_and_scale(turned);
-    let per = Vector::splat(if scale > 0.0 { 1.0 / scale } else { 0.0 });
+    // What is too small for a normal number is as good as zero.
+    let per = Vector::splat(if scale >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 });
     let (numbers, _) = turned.as_chunks::<STEP>();
     for (line, numbers) in lines.iter_mut().zip(numbers) {
         let mut bytes = [0u8; STEP];

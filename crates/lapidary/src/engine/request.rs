@@ -48,6 +48,9 @@ pub enum Event {
 /// Is told what comes of a request; breaks to end it.
 pub type Watch<T> = Box<dyn FnMut(T) -> ControlFlow<()> + Send>;
 
+/// Is asked before each pass; yes ends a request.
+pub type IsGone = Box<dyn Fn() -> bool + Send>;
+
 /// Tokens to be continued.
 pub struct GenerateRequest {
     /// The tokens, at least one.
@@ -62,6 +65,8 @@ pub struct GenerateRequest {
     pub logprobs: Option<usize>,
     /// The tokens of the prompt are told too, with their probabilities where those are asked for.
     pub echo: bool,
+    /// Whether nobody waits for it any more.
+    pub is_gone: IsGone,
     /// Is told what comes of it.
     pub watch: Watch<Event>,
 }
@@ -72,6 +77,8 @@ pub struct EmbedRequest {
     pub ids: Vec<TokenId>,
     /// What happens to its vector.
     pub options: EmbedOptions,
+    /// Whether nobody waits for it any more.
+    pub is_gone: IsGone,
     /// Is told its vector.
     pub watch: Box<dyn FnOnce(Result<Vec<f32>, Error>) + Send>,
 }
@@ -80,6 +87,7 @@ pub struct EmbedRequest {
 pub(super) struct Text {
     pub(super) layout: Layout,
     pub(super) options: EmbedOptions,
+    pub(super) is_gone: IsGone,
     pub(super) watch: Box<dyn FnOnce(Result<Vec<f32>, Error>) + Send>,
 }
 
@@ -105,6 +113,7 @@ pub(super) struct Chat {
     echo: bool,
     /// Tokens of the prompt that were told.
     num_told: usize,
+    is_gone: IsGone,
     watch: Watch<Event>,
 }
 
@@ -112,7 +121,8 @@ impl Chat {
     /// # Errors
     /// As of [`super::Engine::generate`]; `limit` is the longest row.
     pub(super) fn new(request: GenerateRequest, limit: usize, vocab_size: usize) -> Result<Self, Error> {
-        let GenerateRequest { prompt, max_new_tokens, eos_token_ids, sampling, logprobs, echo, watch } = request;
+        let GenerateRequest { prompt, max_new_tokens, eos_token_ids, sampling, logprobs, echo, is_gone, watch } =
+            request;
         if prompt.is_empty() {
             let (expected, found) = ("at least one token".into(), "none".into());
             return Err(Error::Setting { field: "prompt".into(), expected, found });
@@ -141,8 +151,13 @@ impl Chat {
             logprobs,
             echo,
             num_told: 0,
+            is_gone,
             watch,
         })
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        (self.is_gone)()
     }
 
     /// Its tokens that have not run.
@@ -165,7 +180,7 @@ impl Chat {
     /// Tells the tokens of the prompt that these states, the places `run` of the pass, are about.
     ///
     /// # Errors
-    /// When the logits cannot be had.
+    /// When the logits cannot be had or are not finite.
     pub(super) fn tell_prompt(
         &mut self,
         decoder: &Decoder,
@@ -190,6 +205,11 @@ impl Chat {
                 Some(count) => {
                     let state = hidden.narrow(0, run.start + at - first, 1)?;
                     let logits: Vec<f32> = decoder.logits(&state)?.flatten_all()?.to_vec1()?;
+                    if !logits.iter().all(|logit| logit.is_finite()) {
+                        return Err(Error::Internal(format!(
+                            "the logits after token {at} of the prompt are not finite"
+                        )));
+                    }
                     token(id, &logits, count)
                 }
             });

@@ -8,16 +8,19 @@ pub(super) struct Share {
     of_texts: f64,
     /// Tokens that texts may still take; below zero after a long one.
     credit: f64,
+    /// Tokens of the pass that replies leave.
+    rest: usize,
 }
 
 impl Share {
     pub(super) fn new(batch_tokens: usize, of_texts: f32) -> Self {
-        Self { batch_tokens, of_texts: f64::from(of_texts), credit: 0.0 }
+        Self { batch_tokens, of_texts: f64::from(of_texts), credit: 0.0, rest: batch_tokens }
     }
 
     /// Begins a pass in which so many tokens are taken already; returns what is left for texts and prompts.
     pub(super) fn begin(&mut self, taken: usize, prompts_wait: bool, texts_wait: bool) -> usize {
-        let rest = self.batch_tokens.saturating_sub(taken);
+        let rest = self.batch_tokens.saturating_sub(taken).max(1);
+        self.rest = rest;
         self.credit = match (prompts_wait, texts_wait) {
             // A claim that nobody has is not saved up.
             (_, false) => self.credit.min(0.0),
@@ -29,8 +32,8 @@ impl Share {
 
     /// Whether a text of so many tokens runs in this pass, `alone` if nothing else does so far; if so, they are taken.
     pub(super) fn takes(&mut self, tokens: usize, alone: bool) -> bool {
-        // One that is longer than a pass runs once its claim is a whole pass.
-        let needed = tokens.min(self.batch_tokens) as f64;
+        // One that is longer than what a pass leaves runs once its claim is all of that.
+        let needed = tokens.min(self.rest) as f64;
         let takes = self.credit >= needed || (alone && self.credit > 0.0 && self.of_texts > 0.0);
         if takes {
             self.credit -= tokens as f64;
@@ -67,6 +70,15 @@ mod tests {
                 let least = f64::from(of_texts) - 0.03;
                 assert!(found >= least && found <= f64::from(of_texts) + 0.27, "{length} {of_texts}: {found}");
             }
+        }
+    }
+
+    #[test]
+    fn a_long_text_runs_beside_replies() {
+        for (taken, length) in [(1, 512), (1, 4000), (50, 500), (600, 3)] {
+            let mut share = Share::new(512, 0.5);
+            share.begin(taken, false, true);
+            assert!(share.takes(length, false), "{taken} {length}");
         }
     }
 

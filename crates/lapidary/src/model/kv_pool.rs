@@ -130,9 +130,17 @@ impl KvPool {
         (row.num_tokens() + num_tokens).div_ceil(PAGE_TOKENS).saturating_sub(row.pages.len())
     }
 
+    /// Positions that a row could have more.
+    pub fn room(&self, row: &KvRow) -> usize {
+        (row.pages.len() + self.num_available()) * PAGE_TOKENS - row.num_tokens()
+    }
+
     /// Gives a row the pages for `num_tokens` positions more; false, and nothing given, where there are too few.
     pub fn reserve(&mut self, row: &mut KvRow, num_tokens: usize) -> bool {
         let lacking = self.num_lacking(row, num_tokens);
+        if self.num_available() < lacking {
+            return false;
+        }
         while self.free.len() < lacking {
             if !self.evict() {
                 return false;

@@ -48,8 +48,10 @@ fn request(gem: &Lapidary, prompt: Vec<TokenId>, max_new_tokens: usize) -> (Gene
         ControlFlow::Continue(())
     });
     let eos_token_ids = gem.base().generation.eos_token_ids.clone();
-    let sampling = Sampling::default();
-    (GenerateRequest { prompt, max_new_tokens, eos_token_ids, sampling, logprobs: None, echo: false, watch }, heard)
+    let (sampling, is_gone) = (Sampling::default(), Box::new(|| false));
+    let (logprobs, echo) = (None, false);
+    let request = GenerateRequest { prompt, max_new_tokens, eos_token_ids, sampling, logprobs, echo, is_gone, watch };
+    (request, heard)
 }
 
 type Vector = Arc<Mutex<Option<Result<Vec<f32>, Error>>>>;
@@ -59,7 +61,7 @@ fn text(gem: &Lapidary, text: &str) -> (EmbedRequest, Vector) {
     let to = Arc::clone(&vector);
     let watch = Box::new(move |found| *to.lock().unwrap() = Some(found));
     let ids = gem.base().tokenizer.encode(text).unwrap();
-    (EmbedRequest { ids, options: EmbedOptions::default(), watch }, vector)
+    (EmbedRequest { ids, options: EmbedOptions::default(), is_gone: Box::new(|| false), watch }, vector)
 }
 
 fn question(gem: &Lapidary, said: &str) -> Vec<TokenId> {
@@ -165,6 +167,18 @@ fn who_leaves_leaves_nothing() {
     engine.generate(one).unwrap();
     let steps = drain(&mut engine);
     assert!(steps <= 4 && engine.load() == Load { pages: (0, 512), ..Load::default() }, "{:?}", engine.load());
+    // Who goes away before anything has run.
+    for gone in [true, false] {
+        let (mut one, _) = request(&gem, question(&gem, QUESTIONS[2]), 100);
+        let (mut other, vector) = text(&gem, "A text.");
+        (one.is_gone, other.is_gone) = (Box::new(move || gone), Box::new(move || gone));
+        (one.max_new_tokens, one.watch) = (1, Box::new(move |_| ControlFlow::Continue(())));
+        engine.generate(one).unwrap();
+        engine.embed(other).unwrap();
+        assert_eq!(engine.step() == 0, gone);
+        drain(&mut engine);
+        assert_eq!(vector.lock().unwrap().is_none(), gone);
+    }
     // The engine ends while somebody waits.
     let (one, heard) = request(&gem, question(&gem, QUESTIONS[2]), 100);
     let (other, vector) = text(&gem, "A text.");
@@ -203,6 +217,47 @@ fn a_prompts_probabilities_are_those_of_evaluation() {
         }
         let chosen = &heard.tokens[0];
         assert_eq!(chosen.logprob, Some(chosen.top[0].1), "the greedy token is the most probable, to the last bit");
+    }
+}
+
+/// Whoever floods the engine, the other goes on: a long text beside replies and beside a flood of prompts, a prompt beside a
+/// flood of texts, with few pages.
+#[test]
+fn a_flood_of_one_does_not_starve_the_other() {
+    let gem = gem();
+    let options = EngineOptions { kv_tokens: 1024, batch_tokens: 64, embed_share: 0.5 };
+    let long_text = "A long text is about the sea and the wind. ".repeat(12);
+    // Replies and prompts without end.
+    let mut engine = Engine::new(&gem, options).unwrap();
+    let (one, vector) = text(&gem, &long_text);
+    for _ in 0..10 {
+        engine.generate(request(&gem, question(&gem, &QUESTIONS.join(" ")), 40).0).unwrap();
+        engine.step();
+    }
+    engine.embed(one).unwrap();
+    let mut steps = 0;
+    while vector.lock().unwrap().is_none() {
+        engine.generate(request(&gem, question(&gem, &QUESTIONS.join(" ")), 40).0).unwrap();
+        engine.step();
+        steps += 1;
+        assert!(steps < 300, "the text waits for ever: {:?}", engine.load());
+    }
+    drop(engine);
+    // Texts without end.
+    let mut engine = Engine::new(&gem, options).unwrap();
+    let (one, heard) = request(&gem, question(&gem, &QUESTIONS.join(" ")), 5);
+    let mut one = Some(one);
+    let mut steps = 0;
+    while heard.lock().unwrap().done.is_none() {
+        for _ in 0..40 {
+            engine.embed(text(&gem, "Short.").0).unwrap();
+        }
+        if steps == 3 {
+            engine.generate(one.take().unwrap()).unwrap();
+        }
+        engine.step();
+        steps += 1;
+        assert!(steps < 100, "the prompt waits for ever: {:?}", engine.load());
     }
 }
 
