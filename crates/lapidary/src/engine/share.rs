@@ -25,7 +25,8 @@ impl Share {
             // A claim that nobody has is not saved up.
             (_, false) => self.credit.min(0.0),
             (false, true) => rest as f64,
-            (true, true) => (self.credit + rest as f64 * self.of_texts).min(self.batch_tokens as f64),
+            // Saved up for a text that takes a whole pass, but not for ever.
+            (true, true) => (self.credit + rest as f64 * self.of_texts).min(2.0 * self.batch_tokens as f64),
         };
         rest
     }
