@@ -42,7 +42,7 @@ impl Share {
     pub(super) fn takes(&mut self, tokens: usize, alone: bool) -> bool {
         // One that is longer than what a pass leaves runs once its claim is all of that.
         let needed = tokens.min(self.rest) as f64;
-        let takes = !self.in_debt && self.credit >= needed || (alone && !self.in_debt && self.credit > 0.0);
+        let takes = !self.in_debt && (self.credit >= needed || (alone && self.credit > 0.0));
         if takes {
             self.credit -= tokens as f64;
         }
