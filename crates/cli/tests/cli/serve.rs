@@ -237,7 +237,15 @@ fn what_cannot_be_had_is_refused_by_name() {
     }
     let models = served.ask("GET", "/v1/models", "", "").json();
     assert_eq!((&models["data"][0]["id"], &models["data"][0]["max_model_len"]), (&json!("tiny"), &json!(256)));
-    assert_eq!(served.ask("GET", "/health", "", "").json()["kv_pages"]["held"], 0);
+    // The last answer is out before its pages are counted back.
+    let held = || served.ask("GET", "/health", "", "").json()["kv_pages"]["held"].clone();
+    let is_free = (0..200).any(|_| {
+        held() == 0 || {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            false
+        }
+    });
+    assert!(is_free, "pages held for nobody: {}", held());
     assert_eq!(served.ask("GET", "/nowhere", "", "").status, 404);
 }
 
