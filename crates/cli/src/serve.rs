@@ -5,6 +5,7 @@ mod chat;
 mod completions;
 mod embeddings;
 mod info;
+mod input;
 mod speaker;
 mod state;
 

@@ -1,6 +1,7 @@
 //! `POST /v1/completions`, with `echo` and `logprobs` as lm-evaluation-harness asks for them.
 
 use super::api_error::{ApiError, Body};
+use super::input::Input;
 use super::speaker::{Choices, MAX_TOP_LOGPROBS, Prompt, Said, Speaker};
 use super::state::Server;
 use axum::Json;
@@ -18,7 +19,7 @@ const DEFAULT_MAX_TOKENS: usize = 16;
 
 #[derive(Deserialize)]
 pub(crate) struct CompletionRequest {
-    prompt: Prompts,
+    prompt: Input,
     model: Option<String>,
     max_tokens: Option<usize>,
     logprobs: Option<usize>,
@@ -30,26 +31,6 @@ pub(crate) struct CompletionRequest {
     best_of: Option<usize>,
     #[serde(flatten)]
     choices: Choices,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Prompts {
-    Text(String),
-    Texts(Vec<String>),
-    Ids(Vec<TokenId>),
-    IdLists(Vec<Vec<TokenId>>),
-}
-
-impl Prompts {
-    fn ids(self, server: &Server) -> Result<Vec<Vec<TokenId>>, ApiError> {
-        match self {
-            Self::Text(text) => Ok(vec![server.model.prompt_ids(&text)?]),
-            Self::Texts(texts) => texts.iter().map(|text| Ok(server.model.prompt_ids(text)?)).collect(),
-            Self::Ids(ids) => Ok(vec![ids]),
-            Self::IdLists(lists) => Ok(lists),
-        }
-    }
 }
 
 impl CompletionRequest {
@@ -78,7 +59,7 @@ pub(crate) async fn create(
     request.check()?;
     request.choices.check()?;
     let CompletionRequest { prompt, max_tokens, logprobs, echo, choices, .. } = request;
-    let prompts = block_in_place(|| prompt.ids(&server))?;
+    let prompts = block_in_place(|| prompt.ids(|text| server.model.prompt_ids(text)))?;
     if prompts.is_empty() || prompts.len() > server.limits.inputs {
         let expected = format!("1 to {} prompts", server.limits.inputs);
         return Err(ApiError::field("prompt", &expected, prompts.len()));

@@ -1,12 +1,12 @@
 //! `POST /v1/embeddings`.
 
 use super::api_error::{ApiError, Body};
+use super::input::Input;
 use super::state::Server;
 use axum::Json;
 use axum::extract::State;
 use base64::Engine as _;
 use futures_util::future::try_join_all;
-use lapidary::layout::TokenId;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -31,30 +31,6 @@ enum EncodingFormat {
     Base64,
 }
 
-/// Texts, or tokens of this model's tokenizer.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Input {
-    Text(String),
-    Texts(Vec<String>),
-    Ids(Vec<TokenId>),
-    IdLists(Vec<Vec<TokenId>>),
-}
-
-impl Input {
-    fn ids(self, server: &Server) -> Result<Vec<Vec<TokenId>>, ApiError> {
-        let encode = |text: &String| -> Result<Vec<TokenId>, ApiError> {
-            Ok(server.model.base().tokenizer.encode(text).map_err(lapidary::Error::from)?)
-        };
-        match self {
-            Self::Text(text) => Ok(vec![encode(&text)?]),
-            Self::Texts(texts) => texts.iter().map(encode).collect(),
-            Self::Ids(ids) => Ok(vec![ids]),
-            Self::IdLists(lists) => Ok(lists),
-        }
-    }
-}
-
 pub(crate) async fn create(
     State(server): State<Arc<Server>>,
     Body(request): Body<EmbeddingsRequest>,
@@ -65,7 +41,8 @@ pub(crate) async fn create(
         let expected = format!("{width}, because the model was not trained for fewer,");
         return Err(ApiError::field("dimensions", &expected, dimensions));
     }
-    let mut inputs = block_in_place(|| request.input.ids(&server))?;
+    let tokenizer = &server.model.base().tokenizer;
+    let mut inputs = block_in_place(|| request.input.ids(|text| Ok(tokenizer.encode(text)?)))?;
     if inputs.is_empty() || inputs.len() > server.limits.inputs {
         let expected = format!("1 to {} texts", server.limits.inputs);
         return Err(ApiError::field("input", &expected, inputs.len()));
