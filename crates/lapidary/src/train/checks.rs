@@ -34,11 +34,11 @@ pub(super) fn check_settings(recipe: &Recipe, method: &dyn Method) -> Result<(),
         Err(Error::Setting { field: field.into(), expected, found: found.into() })
     };
     if recipe.weights == WeightFormat::Int8 {
-        return wrong(
-            "weights",
-            "\"stored\", \"bf16\" or \"f32\": nothing is trained through eight bits, not",
-            "\"int8\"",
-        );
+        return Err(Error::Setting {
+            field: "weights".into(),
+            expected: "\"stored\", \"bf16\" or \"f32\", because nothing is trained through eight bits".into(),
+            found: "\"int8\"".into(),
+        });
     }
     let wants_vectors = method.objective().terms.iter().any(|term| term.loss != Loss::NextToken);
     if !wants_vectors && !recipe.loss.teacher.methods.is_empty() {

@@ -34,6 +34,7 @@ fn settings_that_cannot_be_are_told_before_the_run() {
     let shop = Workshop::new(&TEXTS);
     for (change, expected) in [
         ("budget.max_tokens=100000", "budget.max_tokens: expected texts whose rows have at most"),
+        ("weights='int8'", "because nothing is trained through eight bits, found \"int8\""),
         ("lora.r=100000000", "lora.r"),
         ("lora.r=0", "lora.r"),
         ("loss.teacher.methods=[{name='gem'}]", "loss.teacher.methods[0].name"),
