@@ -2,12 +2,19 @@
 
 mod api_error;
 mod chat;
+mod chat_reply;
+mod choices;
 mod completions;
+mod compress;
 mod embeddings;
 mod info;
 mod input;
+mod overflow;
+mod prompt;
+mod replies;
 mod speaker;
 mod state;
+mod stream;
 
 pub(crate) use state::{Limits, Server, run_engine};
 
@@ -25,6 +32,7 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .route("/v1/embeddings", post(embeddings::create))
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
+        .route("/v1/compress", post(compress::create))
         .route("/tokenize", post(info::tokenize))
         .route("/detokenize", post(info::detokenize))
         .route("/tokenizer_info", get(info::tokenizer_info))

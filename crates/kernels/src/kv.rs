@@ -87,6 +87,14 @@ impl KvLayer {
         Ok(Self { keys: self.keys.select(&ranges)?, values: self.values.select(&ranges)?, width: self.width })
     }
 
+    /// All keys and all values, on the host: S tokens of each.
+    ///
+    /// # Errors
+    /// When they cannot be had from their device.
+    pub fn numbers(&self) -> Result<(Vec<f32>, Vec<f32>)> {
+        Ok((self.keys.to_vec()?, self.values.to_vec()?))
+    }
+
     pub(crate) fn width(&self) -> usize {
         self.width
     }

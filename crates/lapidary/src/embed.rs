@@ -155,22 +155,26 @@ impl Embedder<'_> {
         Ok(plan.rows.swap_remove(0))
     }
 
-    /// Most tokens that a text can have.
+    /// Most tokens that a text can have in a row of `longest_row` tokens.
     ///
     /// # Errors
     /// When the method cannot lay a text out.
-    pub fn longest_text(&self) -> Result<usize, Error> {
-        self.limit(None, &EmbedOptions::default())
+    pub fn longest_text(&self, longest_row: usize) -> Result<usize, Error> {
+        self.room(None, longest_row.min(self.decoder.config().max_position_embeddings))
     }
 
     /// Text tokens that fit: the asked limit, or what the model's longest row leaves beside the method's own tokens.
     fn limit(&self, before: Option<&[TokenId]>, options: &EmbedOptions) -> Result<usize, Error> {
-        let longest = self.decoder.config().max_position_embeddings;
+        let room = self.room(before, self.decoder.config().max_position_embeddings)?;
+        Ok(if options.max_tokens == 0 { room } else { options.max_tokens.min(room) })
+    }
+
+    /// Text tokens that fit into a row.
+    fn room(&self, before: Option<&[TokenId]>, longest: usize) -> Result<usize, Error> {
         // Methods may repeat the text: room is found from how a row grows with its text.
         let grown = |n: usize| -> Result<usize, Error> { Ok(self.row(before, &vec![0; n])?.num_tokens()) };
         let (one, two) = (grown(1)?, grown(2)?);
-        let room = (longest.saturating_sub(one) / (two - one).max(1) + 1).max(1);
-        Ok(if options.max_tokens == 0 { room } else { options.max_tokens.min(room) })
+        Ok((longest.saturating_sub(one) / (two - one).max(1) + 1).max(1))
     }
 
     /// Embeds encoded texts.

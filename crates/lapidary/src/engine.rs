@@ -8,11 +8,12 @@
 mod request;
 mod share;
 
-pub use request::{Done, EmbedRequest, Event, GenerateRequest, IsGone, Token, Watch};
+pub use crate::model::Compressed;
+pub use request::{Done, EmbedRequest, Embedded, Event, GenerateRequest, IsGone, Placed, Token, Watch, place};
 
 use crate::Error;
 use crate::gem::Lapidary;
-use crate::generate::Finish;
+use crate::generate::{Finish, greedy};
 use crate::model::{ForwardOptions, Kv, KvPool, KvRow, PAGE_TOKENS, PoolPass, Segment};
 use kernels::{Tensor, ops};
 use layout::TokenId;
@@ -20,6 +21,7 @@ use request::{Chat, Text};
 use share::Share;
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 /// What an engine may use.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -126,12 +128,17 @@ impl<'m> Engine<'m> {
     /// # Errors
     /// When it has no tokens, one outside the vocabulary, or more than a row can have.
     pub fn embed(&mut self, request: EmbedRequest) -> Result<(), Error> {
-        let EmbedRequest { ids, options, is_gone, watch } = request;
+        let EmbedRequest { ids, before, options, compress, is_gone, watch } = request;
         let layout = self.model.embedder().row_of(&ids)?;
-        if layout.num_tokens() > self.longest_row() {
-            return Err(Error::TooLong { found: layout.num_tokens(), limit: self.longest_row() });
+        let text = Text { layout, before, num_text_tokens: ids.len(), options, compress, is_gone, watch };
+        if compress && text.num_special_tokens() == 0 {
+            let (field, expected) = ("method".into(), "one that ends a text in special tokens, to go on from".into());
+            return Err(Error::Setting { field, expected, found: self.model.method().name().into() });
         }
-        self.texts.push_back(Text { layout, options, is_gone, watch });
+        if text.num_positions() > self.longest_row() {
+            return Err(Error::TooLong { found: text.num_positions(), limit: self.longest_row() });
+        }
+        self.texts.push_back(text);
         Ok(())
     }
 
@@ -157,21 +164,14 @@ impl<'m> Engine<'m> {
     pub fn step(&mut self) -> usize {
         self.forget_gone();
         self.admit();
+        self.put_compressed();
         let (parts, mut rows) = self.parts();
         if parts.is_empty() {
             return 0;
         }
         let num_tokens = parts.iter().map(Part::num_tokens).sum();
         match self.run(&parts, &mut rows) {
-            Ok(hidden) => {
-                for (part, row) in parts.iter().zip(rows) {
-                    match part {
-                        Part::Text(_) => self.pool.release(row),
-                        Part::Chat(at, _) => self.running[*at].row = row,
-                    }
-                }
-                self.tell(parts, &hidden);
-            }
+            Ok(hidden) => self.tell(parts, rows, &hidden),
             Err(error) => self.fail(parts, rows, &error),
         }
         num_tokens
@@ -187,7 +187,7 @@ impl<'m> Engine<'m> {
 
     /// Pages of the text that is next.
     fn pages_of_next_text(&self) -> usize {
-        self.texts.front().map_or(0, |text| text.layout.num_tokens().div_ceil(PAGE_TOKENS))
+        self.texts.front().map_or(0, |text| text.num_positions().div_ceil(PAGE_TOKENS))
     }
 
     /// Lets conversations begin, as long as there are pages for their prompts, beside those that have begun and a pass of
@@ -209,6 +209,25 @@ impl<'m> Engine<'m> {
             chat.begin(row);
             self.running.push(chat);
         }
+    }
+
+    /// Compressed texts take their places in conversations that have come so far: nothing has to run for them.
+    fn put_compressed(&mut self) {
+        let decoder = &self.model.base().decoder;
+        let mut gone = Vec::new();
+        for (at, chat) in self.running.iter_mut().enumerate() {
+            while let Some((compressed, done)) = chat.next_compressed() {
+                if !self.pool.reserve(&mut chat.row, compressed.num_tokens() - done) {
+                    break;
+                }
+                if let Err(error) = self.pool.put(&mut chat.row, (&compressed, done), decoder) {
+                    chat.fail(&error);
+                    gone.push(at);
+                    break;
+                }
+            }
+        }
+        self.end(gone);
     }
 
     /// The rows of the next pass, in the order of its parts.
@@ -235,16 +254,24 @@ impl<'m> Engine<'m> {
             let len = text.layout.num_tokens();
             let mut row = KvRow::default();
             let has_pages = self.pool.num_available() >= self.pages_of_next_text() + left_to_prompts;
-            if !has_pages || !self.share.takes(len, parts.is_empty()) || !self.pool.reserve(&mut row, len) {
+            let num_positions = text.num_positions();
+            if !has_pages || !self.share.takes(len, parts.is_empty()) || !self.pool.reserve(&mut row, num_positions) {
                 break;
+            }
+            let Some(text) = self.texts.pop_front() else { break };
+            let put = |before: &Arc<Compressed>| self.pool.put(&mut row, (before, 0), &self.model.base().decoder);
+            if let Err(error) = text.before.iter().try_for_each(put) {
+                self.pool.release(row);
+                text.end(Err(error));
+                continue;
             }
             budget = budget.saturating_sub(len);
             rows.push(row);
-            parts.extend(self.texts.pop_front().map(|text| Part::Text(Box::new(text))));
+            parts.push(Part::Text(Box::new(text)));
         }
         for at in prompts {
             let chat = &self.running[at];
-            let count = chat.num_left().min(budget).min(self.pool.room(&chat.row));
+            let count = chat.num_plain().min(budget).min(self.pool.room(&chat.row));
             if count > 0 && self.pool.reserve(&mut self.running[at].row, count) {
                 budget -= count;
                 rows.push(std::mem::take(&mut self.running[at].row));
@@ -292,7 +319,7 @@ impl<'m> Engine<'m> {
             segment.push(
                 number,
                 match part {
-                    Part::Text(text) => Segment::whole([&text.layout]),
+                    Part::Text(text) => Segment::whole([&text.layout]).behind(text.num_before() as u32),
                     Part::Chat(at, count) => {
                         let done = row.num_tokens();
                         let next = Segment::next_of_rows([(&self.running[*at].ids[done..done + count], done as u32)]);
@@ -307,19 +334,21 @@ impl<'m> Engine<'m> {
         self.model.base().decoder.forward(&segment, Kv::Pool(pass), options)
     }
 
-    fn tell(&mut self, parts: Vec<Part>, hidden: &Tensor) {
+    fn tell(&mut self, parts: Vec<Part>, rows: Vec<KvRow>, hidden: &Tensor) {
         let mut first = 0;
         let (mut lasts, mut gone) = (Vec::new(), Vec::new());
-        for part in parts {
+        for (part, row) in parts.into_iter().zip(rows) {
             match part {
                 Part::Text(text) => {
                     let len = text.layout.num_tokens();
-                    let vector = self.vector(hidden, first, &text);
-                    text.end(vector);
+                    let embedded = self.embedded(hidden, first, &text, &row);
+                    self.pool.release(row);
+                    text.end(embedded);
                     first += len;
                 }
                 Part::Chat(at, count) => {
                     let chat = &mut self.running[at];
+                    chat.row = row;
                     self.pool.share(&mut chat.row, &chat.ids);
                     let told = chat.tell_prompt(&self.model.base().decoder, hidden, first..first + count);
                     match told {
@@ -387,12 +416,23 @@ impl<'m> Engine<'m> {
         Ok(self.model.base().decoder.logits(&ops::pool(hidden, rows)?)?.to_vec2()?)
     }
 
-    fn vector(&self, hidden: &Tensor, first: usize, text: &Text) -> Result<Vec<f32>, Error> {
+    fn embedded(&self, hidden: &Tensor, first: usize, text: &Text, row: &KvRow) -> Result<Embedded, Error> {
         let weights = text.layout.pooled().first().map_or(&[][..], |pooled| &pooled.weights);
         let places = weights.iter().map(|(at, weight)| (at + first as u32, *weight)).collect();
         let mut vector: Vec<f32> = ops::pool(hidden, vec![places])?.flatten_all()?.to_vec1()?;
         self.model.embedder().finish(&mut vector, &text.options)?;
-        Ok(vector)
+        let compressed = if text.compress { Some(Arc::new(self.compressed(hidden, first, text, row)?)) } else { None };
+        Ok(Embedded { vector, compressed })
+    }
+
+    fn compressed(&self, hidden: &Tensor, first: usize, text: &Text, row: &KvRow) -> Result<Compressed, Error> {
+        let (end, before) = (text.layout.num_tokens(), text.num_before() as u32);
+        let start = end - text.num_special_tokens();
+        let logits = self.logits(hidden, &[(0, first + end - 1)])?;
+        let next = greedy(&logits[0]).ok_or_else(|| Error::Internal("no logits behind a text".into()))?;
+        let positions: Vec<u32> = text.layout.positions()[start..].iter().map(|position| position + before).collect();
+        let decoder = &self.model.base().decoder;
+        self.pool.take((row, start as u32 + before), decoder, &positions, (text.num_text_tokens, next))
     }
 
     /// The ids that end a text, as the model's makers say.

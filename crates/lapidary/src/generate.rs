@@ -1,6 +1,7 @@
 //! Text from a model: chat, raw continuation, and what the special tokens remember of a text.
 
 mod generator;
+mod grammar;
 mod reconstruct;
 mod retention;
 mod sampling;
@@ -8,6 +9,7 @@ mod sequence;
 mod stop;
 
 pub use generator::{GenerateOptions, Generation, Generator};
+pub use grammar::{Grammar, Grammars};
 pub use reconstruct::{Reconstruction, read, reconstruct, reconstruct_ids};
 pub use retention::{SuffixLosses, suffix_losses};
 pub use sampling::{Sampler, Sampling, candidates, greedy, penalise_repetition};

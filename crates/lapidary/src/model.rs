@@ -23,13 +23,13 @@ mod weights;
 
 pub use adapter::{Adapter, AdapterView, LoraConfig};
 pub use base::{BaseModel, ModelFiles};
-pub use chat::encode_chat;
+pub use chat::{ContentPart, PartedMessage, PromptPart, encode_chat, encode_parts};
 pub use config::{ConfigError, DecoderConfig};
 pub use decoder::{Decoder, ForwardOptions, HiddenDropout, NamedVars, Observe};
 pub use gem_dir::{GemConfig, GemDir};
 pub use generation_config::GenerationConfig;
 pub use kv_cache::{Kv, KvCache};
-pub use kv_pool::{KvPool, KvRow, PAGE_TOKENS, PoolPass};
+pub use kv_pool::{Compressed, KvPool, KvRow, PAGE_TOKENS, PoolPass};
 pub use layer::LINEAR_MODULES;
 pub use passes::{PassRow, Passes};
 pub use rope::frequencies;

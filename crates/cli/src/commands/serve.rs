@@ -53,6 +53,9 @@ pub(crate) struct ServeArgs {
     /// Texts or prompts of one request
     #[arg(long, value_name = "N", default_value_t = 2048)]
     max_inputs: usize,
+    /// Bytes of compressed texts (/v1/compress) that are kept; those not asked for longest go first
+    #[arg(long, value_name = "BYTES", default_value_t = 256 << 20)]
+    max_compressed_bytes: usize,
     /// Bytes of one request
     #[arg(long, value_name = "BYTES", default_value_t = 8 << 20)]
     max_body_bytes: usize,
@@ -72,8 +75,12 @@ pub(crate) fn run(args: &ServeArgs, context: &Context) -> Result<()> {
     let name = args.served_model_name.clone().or(file_name).unwrap_or(asked);
     let (jobs, to_do) = mpsc::channel();
     let state = Arc::default();
-    let limits =
-        Limits { body_bytes: args.max_body_bytes, inputs: args.max_inputs, waiting_tokens: args.max_waiting_tokens };
+    let limits = Limits {
+        body_bytes: args.max_body_bytes,
+        inputs: args.max_inputs,
+        waiting_tokens: args.max_waiting_tokens,
+        compressed_bytes: args.max_compressed_bytes,
+    };
     let keys = (name, &args.api_key[..]);
     let server = Arc::new(Server::new(Arc::clone(&model), keys, (limits, longest_row), jobs, Arc::clone(&state)));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;

@@ -56,7 +56,10 @@ impl From<Error> for ApiError {
     fn from(error: Error) -> Self {
         match error {
             Error::Setting { field, expected, found } => Self::field(&field, &expected, found),
-            Error::TooLong { .. } | Error::NoChatTemplate | Error::Template(_) | Error::Tokenizer(_) => {
+            Error::TooLong { .. } => {
+                Self::new(StatusCode::BAD_REQUEST, format!("{error}; `overflow` may be `truncate` or `compress`"))
+            }
+            Error::NoChatTemplate | Error::Template(_) | Error::Tokenizer(_) => {
                 Self::new(StatusCode::BAD_REQUEST, error.to_string())
             }
             _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),

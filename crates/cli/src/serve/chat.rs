@@ -1,25 +1,24 @@
 //! `POST /v1/chat/completions`.
 
 use super::api_error::{ApiError, Body};
-use super::speaker::{Choices, MAX_TOP_LOGPROBS, Prompt, Said, Speaker};
-use super::state::Server;
+use super::chat_reply::{ChatCompletion, ChatLogprobs, Delta, Embeddings, Head, Spoken};
+use super::choices::{Choices, MAX_TOP_LOGPROBS};
+use super::overflow::{self, Lost, Overflow};
+use super::prompt::{ChatMessage, Conversation};
+use super::replies::Replies;
+use super::speaker::{Prompt, Said, Usage};
+use super::state::{Server, Ticket};
+use super::stream::{Events, Over, StreamOptions, respond};
 use axum::Json;
 use axum::extract::State;
-use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse as _, Response};
-use lapidary::engine::Token;
-use lapidary::text::Message;
+use lapidary::generate::Grammar;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::convert::Infallible;
 use std::sync::Arc;
-use tokio::sync::mpsc::{Sender, channel};
 use tokio::task::block_in_place;
-use tokio_stream::wrappers::ReceiverStream;
 
-/// Chunks that wait for a slow reader.
-const CHUNKS: usize = 32;
-
+/// A conversation to be continued.
 #[derive(Deserialize)]
 pub(crate) struct ChatRequest {
     messages: Vec<ChatMessage>,
@@ -32,7 +31,12 @@ pub(crate) struct ChatRequest {
     #[serde(default)]
     stream: bool,
     stream_options: Option<StreamOptions>,
-    response_format: Option<Value>,
+    response_format: Option<ResponseFormat>,
+    /// The vectors of what the user said last, of the reply, or of both, as `/v1/embeddings` gives them.
+    return_embedding: Option<ReturnEmbedding>,
+    /// What happens to a conversation that is too long.
+    #[serde(default)]
+    overflow: Overflow,
     tools: Option<Value>,
     tool_choice: Option<Value>,
     functions: Option<Value>,
@@ -40,46 +44,30 @@ pub(crate) struct ChatRequest {
     choices: Choices,
 }
 
+/// What a reply has to follow.
 #[derive(Deserialize)]
-struct StreamOptions {
-    #[serde(default)]
-    include_usage: bool,
+#[serde(tag = "type", rename_all = "snake_case")]
+enum ResponseFormat {
+    Text,
+    /// Any JSON object.
+    JsonObject,
+    JsonSchema {
+        json_schema: NamedSchema,
+    },
 }
 
 #[derive(Deserialize)]
-struct ChatMessage {
-    role: String,
-    content: Option<Content>,
+struct NamedSchema {
+    /// None: any JSON object.
+    schema: Option<Value>,
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Content {
-    Text(String),
-    Parts(Vec<Part>),
-}
-
-#[derive(Deserialize)]
-struct Part {
-    r#type: String,
-    text: Option<String>,
-}
-
-impl ChatMessage {
-    fn message(self) -> Result<Message, ApiError> {
-        let content = match self.content {
-            None => String::new(),
-            Some(Content::Text(text)) => text,
-            Some(Content::Parts(parts)) => {
-                let text = |part: Part| match (part.r#type.as_str(), part.text) {
-                    ("text", Some(text)) => Ok(text),
-                    (found, _) => Err(ApiError::field("messages", "parts of type text with a text", found)),
-                };
-                parts.into_iter().map(text).collect::<Result<String, _>>()?
-            }
-        };
-        Ok(Message { role: self.role, content })
-    }
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+enum ReturnEmbedding {
+    Prompt,
+    Completion,
+    Both,
 }
 
 impl ChatRequest {
@@ -94,20 +82,51 @@ impl ChatRequest {
                 return Err(ApiError::field(name, "none: this server calls no tools", "some"));
             }
         }
-        if let Some(choice) =
-            self.tool_choice.as_ref().filter(|choice| !matches!(choice.as_str(), Some("none" | "auto")))
-        {
+        let choice = self.tool_choice.as_ref().filter(|choice| !choice.is_null());
+        if let Some(choice) = choice.filter(|choice| !matches!(choice.as_str(), Some("none" | "auto"))) {
             return Err(ApiError::field("tool_choice", "none", choice));
-        }
-        if let Some(format) = self.response_format.as_ref().filter(|format| format["type"] != "text") {
-            return Err(ApiError::field("response_format", "type text", format));
         }
         if let Some(count) = self.top_logprobs.filter(|count| *count > MAX_TOP_LOGPROBS || !self.logprobs) {
             let expected = format!("at most {MAX_TOP_LOGPROBS}, with logprobs true");
             return Err(ApiError::field("top_logprobs", &expected, count));
         }
+        let n = self.choices.num_replies()?;
+        if n > 1 && matches!(self.return_embedding, Some(ReturnEmbedding::Completion | ReturnEmbedding::Both)) {
+            return Err(ApiError::field("n", "1, with the vector of a reply", n));
+        }
         Ok(())
     }
+
+    /// What the user said last, where its vector is asked for.
+    fn embedded_text(&self) -> Result<Option<String>, ApiError> {
+        if !matches!(self.return_embedding, Some(ReturnEmbedding::Prompt | ReturnEmbedding::Both)) {
+            return Ok(None);
+        }
+        let last = self.messages.iter().rev().find(|message| message.is_from_user());
+        let text = last.map(ChatMessage::text).filter(|text| !text.is_empty());
+        text.map(Some).ok_or_else(|| ApiError::field("return_embedding", "a text of the user to embed", "none"))
+    }
+
+    fn grammar(&self, server: &Server) -> Result<Option<Grammar>, ApiError> {
+        let schema = match &self.response_format {
+            None | Some(ResponseFormat::Text) => return Ok(None),
+            Some(ResponseFormat::JsonObject) => None,
+            Some(ResponseFormat::JsonSchema { json_schema }) => json_schema.schema.clone(),
+        };
+        let schema = schema.unwrap_or_else(|| json!({ "type": "object" }));
+        block_in_place(|| server.json_schema(schema)).map(Some)
+    }
+}
+
+/// What a reply is made with, beside the pieces.
+struct Turn {
+    server: Arc<Server>,
+    ticket: Arc<Ticket>,
+    head: Head,
+    lost: Lost,
+    /// The text whose vector is asked for.
+    embedded_text: Option<String>,
+    embeds_reply: bool,
 }
 
 pub(crate) async fn create(
@@ -116,155 +135,121 @@ pub(crate) async fn create(
 ) -> Result<Response, ApiError> {
     server.check_model(request.model.as_deref())?;
     request.check()?;
-    request.choices.check()?;
-    let messages = request.messages.into_iter().map(ChatMessage::message).collect::<Result<Vec<_>, _>>()?;
-    let prompt = Prompt {
-        ids: block_in_place(|| server.model.chat_ids(&messages))?,
-        max_tokens: request.max_completion_tokens.or(request.max_tokens),
-        logprobs: request.logprobs.then(|| request.top_logprobs.unwrap_or(0)),
-        echo: false,
-    };
-    let ticket = server.admit(prompt.ids.len())?;
-    let head = Head { id: format!("chatcmpl-{:032x}", rand::random::<u128>()), with_logprobs: request.logprobs };
-    if !request.stream {
-        let mut speaker = Speaker::start(&server, ticket, prompt, &request.choices).await?;
-        return Ok(Json(whole(&server, &head, &mut speaker).await?).into_response());
+    let (grammar, embedded_text) = (request.grammar(&server)?, request.embedded_text()?);
+    let max_tokens = request.max_completion_tokens.or(request.max_tokens);
+    let mut conversation = Conversation::new(&server, request.messages)?;
+    let (ticket, (ids, compressed), lost) =
+        overflow::prompt(&server, &mut conversation, (request.overflow, max_tokens)).await?;
+    let logprobs = request.logprobs.then(|| request.top_logprobs.unwrap_or(0));
+    let prompt = Prompt { ids, compressed, max_tokens, logprobs, echo: false, grammar };
+    let embeds_reply = matches!(request.return_embedding, Some(ReturnEmbedding::Completion | ReturnEmbedding::Both));
+    let n = request.choices.num_replies()?;
+    let replies = Replies::start(&server, Arc::clone(&ticket), vec![prompt], request.choices).await?;
+    let head = Head::new(request.logprobs);
+    let turn = Turn { server, ticket, head, lost, embedded_text, embeds_reply };
+    if request.stream {
+        let wants_usage = StreamOptions::wants_usage(request.stream_options.as_ref());
+        return Ok(respond(async move |events| turn.stream((replies, n), &events, wants_usage).await));
     }
-    let include_usage = request.stream_options.is_some_and(|options| options.include_usage);
-    let (sender, receiver) = channel(CHUNKS);
-    let (started, start) = tokio::sync::oneshot::channel();
-    // A task of its own: when the client goes away, sending fails and the request ends.
-    tokio::spawn(async move {
-        match Speaker::start(&server, ticket, prompt, &request.choices).await {
-            Err(error) => drop(started.send(Err(error))),
-            Ok(mut speaker) => {
-                let _ = started.send(Ok(()));
-                let stream = Stream { server: &server, head: &head, include_usage, sender };
-                stream.run(&mut speaker).await;
+    let mut response = Json(turn.whole(replies, n).await?).into_response();
+    if let Some(warning) = turn.lost.warning() {
+        response.headers_mut().insert(axum::http::header::WARNING, warning);
+    }
+    Ok(response)
+}
+
+impl Turn {
+    async fn embed(&self, text: &str) -> Result<Vec<f32>, ApiError> {
+        let ids = block_in_place(|| self.server.model.base().tokenizer.encode(text)).map_err(lapidary::Error::from)?;
+        self.server.embed(Arc::clone(&self.ticket), ids).await
+    }
+
+    /// The vector of what the user said, while the reply comes.
+    async fn of_prompt(&self) -> Result<Option<Vec<f32>>, ApiError> {
+        match &self.embedded_text {
+            Some(text) => self.embed(text).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The vector of the reply, if it has any text.
+    async fn of_reply(&self, text: &str) -> Result<Option<Vec<f32>>, ApiError> {
+        if self.embeds_reply && !text.is_empty() { self.embed(text).await.map(Some) } else { Ok(None) }
+    }
+
+    fn embeddings(&self, prompt: Option<Vec<f32>>, completion: Option<Vec<f32>>) -> Option<Embeddings> {
+        (self.embedded_text.is_some() || self.embeds_reply).then_some(Embeddings { prompt, completion })
+    }
+
+    fn usage(&self, replies: &Replies) -> Usage {
+        Usage { lost: self.lost.usage(), ..replies.usage() }
+    }
+
+    async fn whole(&self, mut replies: Replies, n: usize) -> Result<ChatCompletion, ApiError> {
+        let mut spoken: Vec<Spoken> = (0..n).map(|_| Spoken::default()).collect();
+        let hear = async {
+            while let Some((index, said)) = replies.next().await? {
+                spoken[index].add(said);
             }
-        }
-    });
-    start.await.map_err(|_| ApiError::gone())??;
-    Ok(Sse::new(ReceiverStream::new(receiver)).keep_alive(KeepAlive::default()).into_response())
-}
-
-/// What all chunks of a reply have.
-struct Head {
-    id: String,
-    with_logprobs: bool,
-}
-
-impl Head {
-    fn object(&self, server: &Server, object: &str, choices: &Value) -> Value {
-        json!({
-            "id": self.id,
-            "object": object,
-            "created": server.created,
-            "model": server.name,
-            "system_fingerprint": server.model.fingerprint(),
-            "choices": choices,
-        })
-    }
-
-    fn logprobs(&self, server: &Server, tokens: &[Token]) -> Value {
-        if !self.with_logprobs {
-            return Value::Null;
-        }
-        let one = |id: u32, logprob: Option<f32>| {
-            let text = server.model.base().tokenizer.decode(&[id], false).unwrap_or_default();
-            json!({ "token": text, "logprob": logprob, "bytes": text.as_bytes() })
+            Ok::<(), ApiError>(())
         };
-        let content: Vec<Value> = (tokens.iter())
-            .map(|token| {
-                let mut entry = one(token.id, token.logprob);
-                entry["top_logprobs"] = token.top.iter().map(|(id, logprob)| one(*id, Some(*logprob))).collect();
-                entry
-            })
-            .collect();
-        json!({ "content": content })
+        let (of_prompt, ()) = tokio::try_join!(self.of_prompt(), hear)?;
+        let of_reply = self.of_reply(&spoken[0].text).await?;
+        let choices =
+            spoken.into_iter().enumerate().map(|(index, spoken)| self.head.choice(&self.server, index, spoken));
+        let mut reply = self.head.completion(&self.server, choices.collect(), Some(self.usage(&replies)));
+        reply.embeddings = self.embeddings(of_prompt, of_reply);
+        Ok(reply)
     }
-}
 
-async fn whole(server: &Server, head: &Head, speaker: &mut Speaker<'_>) -> Result<Value, ApiError> {
-    let (mut text, mut tokens, mut finish) = (String::new(), Vec::new(), "stop");
-    while let Some(said) = speaker.next().await? {
-        match said {
-            Said::Prompt(_) => {}
-            Said::Piece(piece, more) => {
-                text += &piece;
-                tokens.extend(more);
-            }
-            Said::End(end) => finish = end,
+    async fn stream(&self, replies: (Replies, usize), events: &Events, wants_usage: bool) -> Result<(), Over> {
+        let mut replies = replies;
+        for index in 0..replies.1 {
+            let delta = Delta { role: Some("assistant"), content: Some(String::new()) };
+            events.send(&self.head.chunk(&self.server, (index, delta), None, None)).await?;
         }
-    }
-    let choice = json!({
-        "index": 0,
-        "message": { "role": "assistant", "content": text, "refusal": null },
-        "logprobs": head.logprobs(server, &tokens),
-        "finish_reason": finish,
-    });
-    let mut reply = head.object(server, "chat.completion", &json!([choice]));
-    reply["usage"] = speaker.usage();
-    Ok(reply)
-}
-
-/// Server-sent events.
-struct Stream<'a> {
-    server: &'a Server,
-    head: &'a Head,
-    include_usage: bool,
-    sender: Sender<Result<Event, Infallible>>,
-}
-
-impl Stream<'_> {
-    /// False when nobody listens.
-    async fn send(&self, data: String) -> bool {
-        self.sender.send(Ok(Event::default().data(data))).await.is_ok()
-    }
-
-    async fn chunk(&self, delta: Value, tokens: &[Token], finish: Option<&str>) -> bool {
-        let logprobs = if tokens.is_empty() { Value::Null } else { self.head.logprobs(self.server, tokens) };
-        let choice = json!({ "index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish });
-        let mut chunk = self.head.object(self.server, "chat.completion.chunk", &json!([choice]));
-        if self.include_usage {
-            chunk["usage"] = Value::Null;
+        let (of_prompt, text) = tokio::join!(self.of_prompt(), self.pieces(&mut replies.0, events));
+        let embeddings = async |text: &str| Ok(self.embeddings(of_prompt?, self.of_reply(text).await?));
+        let embeddings = match embeddings(&text?).await {
+            Ok(embeddings) => embeddings,
+            Err(error) => return Err(events.fail(&error).await),
+        };
+        if embeddings.is_some() {
+            events.send(&self.head.last(&self.server, embeddings, None)).await?;
         }
-        self.send(chunk.to_string()).await
+        if wants_usage {
+            events.send(&self.head.last(&self.server, None, Some(self.usage(&replies.0)))).await?;
+        }
+        Ok(())
     }
 
-    async fn run(&self, speaker: &mut Speaker<'_>) {
-        if !self.chunk(json!({ "role": "assistant", "content": "" }), &[], None).await {
-            return;
-        }
+    /// Sends what the replies say; returns the text of the first.
+    async fn pieces(&self, replies: &mut Replies, events: &Events) -> Result<String, Over> {
+        let mut first = String::new();
         loop {
-            let said = tokio::select! {
-                said = speaker.next() => said,
-                () = self.sender.closed() => return,
+            let next = tokio::select! {
+                next = replies.next() => next,
+                () = events.closed() => return Err(Over),
             };
-            let goes_on = match said {
-                Ok(Some(Said::Prompt(_))) => true,
-                Ok(Some(Said::Piece(piece, tokens))) => {
-                    let is_empty = piece.is_empty() && !self.head.with_logprobs;
-                    is_empty || self.chunk(json!({ "content": piece }), &tokens, None).await
-                }
-                Ok(Some(Said::End(finish))) => self.chunk(json!({}), &[], Some(finish)).await,
-                Ok(None) => break,
-                Err(error) => {
-                    self.send(error.body().to_string()).await;
-                    false
-                }
+            let (index, said) = match next {
+                Ok(Some(next)) => next,
+                Ok(None) => return Ok(first),
+                Err(error) => return Err(events.fail(&error).await),
             };
-            if !goes_on {
-                return;
+            let (content, tokens, finish) = match said {
+                Said::Start | Said::Prompt(_) => continue,
+                Said::Piece(piece, tokens) => (Some(piece), tokens, None),
+                Said::End(end) => (None, Vec::new(), Some(end.finish)),
+            };
+            if content.as_ref().is_some_and(String::is_empty) && !self.head.with_logprobs {
+                continue;
             }
-        }
-        if self.include_usage {
-            let mut chunk = self.head.object(self.server, "chat.completion.chunk", &json!([]));
-            chunk["usage"] = speaker.usage();
-            if !self.send(chunk.to_string()).await {
-                return;
+            if index == 0 {
+                first += content.as_deref().unwrap_or_default();
             }
+            let logprobs: Option<ChatLogprobs> = self.head.logprobs(&self.server, &tokens);
+            let delta = Delta { role: None, content };
+            events.send(&self.head.chunk(&self.server, (index, delta), logprobs, finish)).await?;
         }
-        self.send("[DONE]".into()).await;
     }
 }

@@ -1,15 +1,18 @@
 //! `POST /v1/completions`, with `echo` and `logprobs` as lm-evaluation-harness asks for them.
 
 use super::api_error::{ApiError, Body};
+use super::choices::{Choices, MAX_TOP_LOGPROBS};
 use super::input::Input;
-use super::speaker::{Choices, MAX_TOP_LOGPROBS, Prompt, Said, Speaker};
-use super::state::Server;
+use super::replies::Replies;
+use super::speaker::{Prompt, Said, Usage};
+use super::state::{Server, unix_now};
+use super::stream::{Over, StreamOptions, respond};
 use axum::Json;
 use axum::extract::State;
-use futures_util::future::try_join_all;
+use axum::response::{IntoResponse as _, Response};
 use lapidary::engine::Token;
 use lapidary::layout::TokenId;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use tokio::task::block_in_place;
@@ -17,6 +20,7 @@ use tokio::task::block_in_place;
 /// As OpenAI has it.
 const DEFAULT_MAX_TOKENS: usize = 16;
 
+/// Prompts to be continued.
 #[derive(Deserialize)]
 pub(crate) struct CompletionRequest {
     prompt: Input,
@@ -27,89 +31,164 @@ pub(crate) struct CompletionRequest {
     echo: bool,
     #[serde(default)]
     stream: bool,
+    stream_options: Option<StreamOptions>,
     suffix: Option<String>,
     best_of: Option<usize>,
     #[serde(flatten)]
     choices: Choices,
 }
 
+/// Continuations, those of one prompt after the other.
+#[derive(Serialize)]
+pub(crate) struct Completion {
+    id: String,
+    object: &'static str,
+    created: u64,
+    model: String,
+    system_fingerprint: String,
+    choices: Vec<CompletionChoice>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Usage>,
+}
+
+#[derive(Serialize)]
+struct CompletionChoice {
+    index: usize,
+    text: String,
+    logprobs: Option<Logprobs>,
+    finish_reason: Option<&'static str>,
+}
+
+/// Of the tokens of a text, side by side.
+#[derive(Default, Serialize)]
+struct Logprobs {
+    tokens: Vec<String>,
+    token_logprobs: Vec<Option<f32>>,
+    /// For each token, spelled, the most probable in its place.
+    top_logprobs: Vec<Value>,
+    /// Characters before each token.
+    text_offset: Vec<usize>,
+}
+
 impl CompletionRequest {
     fn check(&self) -> Result<(), ApiError> {
-        if self.stream {
-            return Err(ApiError::field("stream", "false; /v1/chat/completions streams", true));
-        }
         if self.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
             return Err(ApiError::field("suffix", "none", "some"));
         }
-        if let Some(best_of) = self.best_of.filter(|best_of| *best_of > 1) {
-            return Err(ApiError::field("best_of", "1", best_of));
+        let n = self.choices.num_replies()?;
+        if let Some(best_of) = self.best_of.filter(|best_of| *best_of != n) {
+            return Err(ApiError::field("best_of", "as many as n", best_of));
         }
         if let Some(count) = self.logprobs.filter(|count| *count > MAX_TOP_LOGPROBS) {
             return Err(ApiError::field("logprobs", &format!("at most {MAX_TOP_LOGPROBS}"), count));
         }
         Ok(())
     }
+
+    fn prompt(&self, ids: Vec<TokenId>) -> Prompt {
+        Prompt {
+            ids,
+            compressed: Vec::new(),
+            max_tokens: Some(self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS)),
+            logprobs: self.logprobs,
+            echo: self.echo,
+            grammar: None,
+        }
+    }
+}
+
+/// What all chunks of a reply have.
+struct Head {
+    id: String,
+    created: u64,
+}
+
+impl Head {
+    fn completion(&self, server: &Server, choices: Vec<CompletionChoice>, usage: Option<Usage>) -> Completion {
+        Completion {
+            id: self.id.clone(),
+            object: "text_completion",
+            created: self.created,
+            model: server.name.clone(),
+            system_fingerprint: server.model.fingerprint().into_owned(),
+            choices,
+            usage,
+        }
+    }
 }
 
 pub(crate) async fn create(
     State(server): State<Arc<Server>>,
-    Body(request): Body<CompletionRequest>,
-) -> Result<Json<Value>, ApiError> {
+    Body(mut request): Body<CompletionRequest>,
+) -> Result<Response, ApiError> {
     server.check_model(request.model.as_deref())?;
     request.check()?;
-    request.choices.check()?;
-    let CompletionRequest { prompt, max_tokens, logprobs, echo, choices, .. } = request;
-    let prompts = block_in_place(|| prompt.ids(|text| server.model.prompt_ids(text)))?;
+    let prompts = std::mem::replace(&mut request.prompt, Input::Ids(Vec::new()));
+    let prompts = block_in_place(|| prompts.ids(|text| server.model.prompt_ids(text)))?;
     if prompts.is_empty() || prompts.len() > server.limits.inputs {
         let expected = format!("1 to {} prompts", server.limits.inputs);
         return Err(ApiError::field("prompt", &expected, prompts.len()));
     }
     let ticket = server.admit(prompts.iter().map(Vec::len).sum())?;
-    let max_tokens = Some(max_tokens.unwrap_or(DEFAULT_MAX_TOKENS));
-    let one = async |ids: Vec<TokenId>| -> Result<(Choice, Value), ApiError> {
-        let prompt = Prompt { ids, max_tokens, logprobs, echo };
-        let mut speaker = Speaker::start(&server, Arc::clone(&ticket), prompt, &choices).await?;
-        let mut choice = Choice::default();
-        while let Some(said) = speaker.next().await? {
-            choice.add(&server, said);
+    let head = Head { id: format!("cmpl-{:032x}", rand::random::<u128>()), created: unix_now() };
+    let with_logprobs = request.logprobs.is_some();
+    let prompts: Vec<Prompt> = prompts.into_iter().map(|ids| request.prompt(ids)).collect();
+    let num_choices = prompts.len() * request.choices.num_replies()?;
+    let mut replies = Replies::start(&server, ticket, prompts, request.choices).await?;
+    if !request.stream {
+        let mut choices: Vec<Pieces> = (0..num_choices).map(|_| Pieces::default()).collect();
+        while let Some((index, said)) = replies.next().await? {
+            choices[index].add(&server, said);
         }
-        Ok((choice, speaker.usage()))
-    };
-    let all = try_join_all(prompts.into_iter().map(one)).await?;
-    let sum = |key: &str| all.iter().filter_map(|(_, usage)| usage[key].as_u64()).sum::<u64>();
-    let usage = json!({
-        "prompt_tokens": sum("prompt_tokens"),
-        "completion_tokens": sum("completion_tokens"),
-        "total_tokens": sum("total_tokens"),
-    });
-    let choices: Vec<Value> =
-        all.iter().enumerate().map(|(index, (choice, _))| choice.json(index, logprobs.is_some())).collect();
-    Ok(Json(json!({
-        "id": format!("cmpl-{:032x}", rand::random::<u128>()),
-        "object": "text_completion",
-        "created": server.created,
-        "model": server.name,
-        "choices": choices,
-        "usage": usage,
-    })))
+        let choices = choices.into_iter().enumerate().map(|(index, pieces)| pieces.choice(index, with_logprobs));
+        return Ok(Json(head.completion(&server, choices.collect(), Some(replies.usage()))).into_response());
+    }
+    let wants_usage = StreamOptions::wants_usage(request.stream_options.as_ref());
+    Ok(respond(async move |events| {
+        let mut offsets = vec![0; num_choices];
+        loop {
+            let next = tokio::select! {
+                next = replies.next() => next,
+                () = events.closed() => return Err(Over),
+            };
+            let Some((index, said)) = (match next {
+                Ok(next) => next,
+                Err(error) => return Err(events.fail(&error).await),
+            }) else {
+                break;
+            };
+            let mut pieces = Pieces { offset: offsets[index], ..Pieces::default() };
+            pieces.add(&server, said);
+            offsets[index] = pieces.offset;
+            if !pieces.is_empty() {
+                events.send(&head.completion(&server, vec![pieces.choice(index, with_logprobs)], None)).await?;
+            }
+        }
+        if wants_usage {
+            events.send(&head.completion(&server, Vec::new(), Some(replies.usage()))).await?;
+        }
+        Ok(())
+    }))
 }
 
-/// One prompt's continuation.
+/// What has come of a continuation.
 #[derive(Default)]
-struct Choice {
+struct Pieces {
     text: String,
-    tokens: Vec<String>,
-    token_logprobs: Vec<Option<f32>>,
-    top_logprobs: Vec<Value>,
-    text_offset: Vec<usize>,
-    finish: &'static str,
+    logprobs: Logprobs,
+    finish: Option<&'static str>,
     /// Characters of the tokens so far.
     offset: usize,
 }
 
-impl Choice {
+impl Pieces {
+    fn is_empty(&self) -> bool {
+        self.text.is_empty() && self.logprobs.tokens.is_empty() && self.finish.is_none()
+    }
+
     fn add(&mut self, server: &Server, said: Said) {
         match said {
+            Said::Start => {}
             Said::Prompt(token) => {
                 let text = self.token(server, &token);
                 self.text += &text;
@@ -118,17 +197,18 @@ impl Choice {
                 self.text += &piece;
                 tokens.iter().for_each(|token| drop(self.token(server, token)));
             }
-            Said::End(finish) => self.finish = finish,
+            Said::End(end) => self.finish = Some(end.finish),
         }
     }
 
     fn token(&mut self, server: &Server, token: &Token) -> String {
         let decode = |id: TokenId| server.model.base().tokenizer.decode(&[id], false).unwrap_or_default();
         let text = decode(token.id);
-        self.text_offset.push(self.offset);
+        let logprobs = &mut self.logprobs;
+        logprobs.text_offset.push(self.offset);
         self.offset += text.chars().count();
-        self.token_logprobs.push(token.logprob);
-        self.top_logprobs.push(match token.logprob {
+        logprobs.token_logprobs.push(token.logprob);
+        logprobs.top_logprobs.push(match token.logprob {
             None => Value::Null,
             Some(logprob) => {
                 // The token itself is there with the same number: who compares finds out whether it is the most probable. Of
@@ -143,19 +223,12 @@ impl Choice {
                 Value::Object(top)
             }
         });
-        self.tokens.push(text.clone());
+        logprobs.tokens.push(text.clone());
         text
     }
 
-    fn json(&self, index: usize, with_logprobs: bool) -> Value {
-        let logprobs = with_logprobs.then(|| {
-            json!({
-                "tokens": self.tokens,
-                "token_logprobs": self.token_logprobs,
-                "top_logprobs": self.top_logprobs,
-                "text_offset": self.text_offset,
-            })
-        });
-        json!({ "index": index, "text": self.text, "logprobs": logprobs, "finish_reason": self.finish })
+    fn choice(self, index: usize, with_logprobs: bool) -> CompletionChoice {
+        let logprobs = with_logprobs.then_some(self.logprobs);
+        CompletionChoice { index, text: self.text, logprobs, finish_reason: self.finish }
     }
 }

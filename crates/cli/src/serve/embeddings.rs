@@ -2,25 +2,42 @@
 
 use super::api_error::{ApiError, Body};
 use super::input::Input;
+use super::overflow::{self, Lost, Overflow};
+use super::prompt::ChatMessage;
+use super::speaker::LostUsage;
 use super::state::Server;
 use axum::Json;
 use axum::extract::State;
+use axum::http::{HeaderName, HeaderValue, header::WARNING};
 use base64::Engine as _;
 use futures_util::future::try_join_all;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use tokio::task::block_in_place;
 
+/// Texts to embed.
 #[derive(Deserialize)]
 pub(crate) struct EmbeddingsRequest {
-    input: Input,
+    /// One text or several, or tokens of this model's tokenizer.
+    input: Option<Input>,
+    /// Instead of `input` (vLLM): a conversation, or a list of them; the text of each is that of its user.
+    messages: Option<Messages>,
     model: Option<String>,
     dimensions: Option<usize>,
     #[serde(default)]
     encoding_format: EncodingFormat,
     /// Longer texts are cut to this many tokens; -1: to what the model can take (vLLM).
     truncate_prompt_tokens: Option<i64>,
+    /// What happens to texts that are too long.
+    #[serde(default)]
+    overflow: Overflow,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Messages {
+    One(Vec<ChatMessage>),
+    Many(Vec<Vec<ChatMessage>>),
 }
 
 #[derive(Deserialize, Default, Clone, Copy)]
@@ -31,45 +48,100 @@ enum EncodingFormat {
     Base64,
 }
 
+/// Vectors in the order of the texts.
+#[derive(Serialize)]
+pub(crate) struct EmbeddingsReply {
+    object: &'static str,
+    data: Vec<Embedding>,
+    model: String,
+    usage: EmbeddingUsage,
+}
+
+#[derive(Serialize)]
+struct EmbeddingUsage {
+    prompt_tokens: usize,
+    total_tokens: usize,
+    #[serde(flatten)]
+    lost: LostUsage,
+}
+
+#[derive(Serialize)]
+struct Embedding {
+    object: &'static str,
+    index: usize,
+    embedding: Vector,
+}
+
+/// Numbers, or their little-endian f32 bytes in base64.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Vector {
+    Float(Vec<f32>),
+    Base64(String),
+}
+
+impl Vector {
+    fn new(vector: Vec<f32>, format: EncodingFormat) -> Self {
+        match format {
+            EncodingFormat::Float => Self::Float(vector),
+            EncodingFormat::Base64 => {
+                let bytes: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
+                Self::Base64(base64::engine::general_purpose::STANDARD.encode(bytes))
+            }
+        }
+    }
+}
+
+impl EmbeddingsRequest {
+    /// # Errors
+    /// 400 for none, or both.
+    fn input(&mut self) -> Result<Input, ApiError> {
+        let of = |messages: Vec<ChatMessage>| -> String {
+            messages.iter().filter(|message| message.is_from_user()).map(ChatMessage::text).collect()
+        };
+        match (self.input.take(), self.messages.take()) {
+            (Some(input), None) => Ok(input),
+            (None, Some(Messages::One(one))) => Ok(Input::Text(of(one))),
+            (None, Some(Messages::Many(many))) => Ok(Input::Texts(many.into_iter().map(of).collect())),
+            (Some(_), Some(_)) => Err(ApiError::field("messages", "none beside input", "some")),
+            (None, None) => Err(ApiError::field("input", "a text, several, or tokens", "none")),
+        }
+    }
+}
+
 pub(crate) async fn create(
     State(server): State<Arc<Server>>,
-    Body(request): Body<EmbeddingsRequest>,
-) -> Result<Json<Value>, ApiError> {
+    Body(mut request): Body<EmbeddingsRequest>,
+) -> Result<(Option<[(HeaderName, HeaderValue); 1]>, Json<EmbeddingsReply>), ApiError> {
     server.check_model(request.model.as_deref())?;
-    let width = server.model.base().decoder.config().hidden_size;
-    if let Some(dimensions) = request.dimensions.filter(|dimensions| *dimensions != width) {
-        let expected = format!("{width}, because the model was not trained for fewer,");
-        return Err(ApiError::field("dimensions", &expected, dimensions));
-    }
-    let tokenizer = &server.model.base().tokenizer;
-    let mut inputs = block_in_place(|| request.input.ids(|text| Ok(tokenizer.encode(text)?)))?;
+    server.check_dimensions(request.dimensions)?;
+    let (input, tokenizer) = (request.input()?, &server.model.base().tokenizer);
+    let mut inputs = block_in_place(|| input.ids(|text| Ok(tokenizer.encode(text)?)))?;
     if inputs.is_empty() || inputs.len() > server.limits.inputs {
         let expected = format!("1 to {} texts", server.limits.inputs);
         return Err(ApiError::field("input", &expected, inputs.len()));
     }
+    let mut truncated = 0;
     if let Some(limit) = request.truncate_prompt_tokens {
-        let longest_text = server.model.embedder().longest_text()?;
-        // A method may add tokens of its own, and repeat the text.
-        let own = server.model.base().decoder.config().max_position_embeddings.saturating_sub(longest_text);
-        let most = longest_text.min(server.longest_row.saturating_sub(own)).max(1);
+        let most = server.longest_text()?;
         let limit = usize::try_from(limit).unwrap_or(most).min(most);
-        inputs.iter_mut().for_each(|ids| ids.truncate(limit));
+        for ids in &mut inputs {
+            truncated += ids.len().saturating_sub(limit);
+            ids.truncate(limit);
+        }
     }
     let num_tokens: usize = inputs.iter().map(Vec::len).sum();
     let ticket = server.admit(num_tokens)?;
-    let vectors = try_join_all(inputs.into_iter().map(|ids| server.embed(Arc::clone(&ticket), ids))).await?;
-    let data: Vec<Value> = (vectors.iter().enumerate())
-        .map(|(index, vector)| {
-            let embedding = match request.encoding_format {
-                EncodingFormat::Float => json!(vector),
-                EncodingFormat::Base64 => {
-                    let bytes: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
-                    json!(base64::engine::general_purpose::STANDARD.encode(bytes))
-                }
-            };
-            json!({ "object": "embedding", "index": index, "embedding": embedding })
-        })
-        .collect();
-    let usage = json!({ "prompt_tokens": num_tokens, "total_tokens": num_tokens });
-    Ok(Json(json!({ "object": "list", "data": data, "model": server.name, "usage": usage })))
+    let all = inputs.into_iter().map(|ids| overflow::embed(&server, &ticket, ids, request.overflow));
+    let mut lost = Lost { truncated, ..Lost::default() };
+    let mut data = Vec::new();
+    for (index, (vector, of_text)) in try_join_all(all).await?.into_iter().enumerate() {
+        lost.add(of_text);
+        data.push(Embedding { object: "embedding", index, embedding: Vector::new(vector, request.encoding_format) });
+    }
+    // Tokens that were cut did not run, and are not counted as if they had.
+    let prompt_tokens = num_tokens + truncated - lost.truncated;
+    let usage = EmbeddingUsage { prompt_tokens, total_tokens: prompt_tokens, lost: lost.usage() };
+    let reply = EmbeddingsReply { object: "list", data, model: server.name.clone(), usage };
+    Ok((lost.warning().map(|warning| [(WARNING, warning)]), Json(reply)))
 }

@@ -28,3 +28,24 @@ impl Input {
         }
     }
 }
+
+/// One text, or its tokens.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(crate) enum OneInput {
+    Text(String),
+    Ids(Vec<TokenId>),
+}
+
+impl OneInput {
+    /// Its tokens; `encode` makes them of a text.
+    ///
+    /// # Errors
+    /// When a text cannot be encoded.
+    pub(crate) fn ids(self, encode: impl Fn(&str) -> Result<Vec<TokenId>, Error>) -> Result<Vec<TokenId>, Error> {
+        match self {
+            Self::Text(text) => encode(&text),
+            Self::Ids(ids) => Ok(ids),
+        }
+    }
+}

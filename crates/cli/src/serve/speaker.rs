@@ -1,101 +1,137 @@
 //! A reply as it comes: ids to text, stop strings, counts.
 
 use super::api_error::ApiError;
+use super::choices::Choices;
 use super::state::{Server, Ticket};
-use lapidary::engine::{Event, GenerateRequest, Token};
-use lapidary::generate::{Finish, StopFinder};
+use lapidary::engine::{Event, GenerateRequest, Placed, Token};
+use lapidary::generate::{Finish, Grammar, StopFinder};
 use lapidary::layout::TokenId;
 use lapidary::text::tokenizer::DecodeStream;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::Serialize;
 use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedReceiver;
-
-/// Most stop strings of a request.
-const MAX_STOP: usize = 16;
-/// Most alternatives to a token that are told.
-pub(crate) const MAX_TOP_LOGPROBS: usize = 20;
-
-/// What requests of both kinds may say about how tokens are chosen.
-#[derive(Deserialize)]
-pub(crate) struct Choices {
-    temperature: Option<f32>,
-    top_p: Option<f32>,
-    top_k: Option<usize>,
-    min_p: Option<f32>,
-    repetition_penalty: Option<f32>,
-    seed: Option<i64>,
-    stop: Option<Stop>,
-    n: Option<usize>,
-    presence_penalty: Option<f32>,
-    frequency_penalty: Option<f32>,
-    logit_bias: Option<Value>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Stop {
-    One(String),
-    Many(Vec<String>),
-}
-
-impl Choices {
-    /// # Errors
-    /// 400 for what is asked for and cannot be had: nothing is passed over in silence.
-    pub(crate) fn check(&self) -> Result<(), ApiError> {
-        if let Some(n) = self.n.filter(|n| *n != 1) {
-            return Err(ApiError::field("n", "1", n));
-        }
-        let penalties = [("presence_penalty", self.presence_penalty), ("frequency_penalty", self.frequency_penalty)];
-        for (name, penalty) in penalties {
-            if let Some(penalty) = penalty.filter(|penalty| *penalty != 0.0) {
-                return Err(ApiError::field(name, "0 (repetition_penalty is there)", penalty));
-            }
-        }
-        if self.logit_bias.as_ref().is_some_and(|bias| bias.as_object().is_none_or(|bias| !bias.is_empty())) {
-            return Err(ApiError::field("logit_bias", "none", "some"));
-        }
-        Ok(())
-    }
-
-    fn stop(&self) -> Result<StopFinder, ApiError> {
-        let stop = match &self.stop {
-            None => Vec::new(),
-            Some(Stop::One(stop)) => vec![stop.clone()],
-            Some(Stop::Many(stop)) => stop.clone(),
-        };
-        if stop.len() > MAX_STOP {
-            return Err(ApiError::field("stop", &format!("at most {MAX_STOP}"), stop.len()));
-        }
-        Ok(StopFinder::new(&stop)?)
-    }
-}
+use tokio::sync::watch;
 
 /// What is to be said.
+#[derive(Clone)]
 pub(crate) struct Prompt {
     pub(crate) ids: Vec<TokenId>,
+    /// Compressed texts in it.
+    pub(crate) compressed: Vec<Placed>,
     /// Most tokens of the reply; none: as the model's makers say.
     pub(crate) max_tokens: Option<usize>,
     pub(crate) logprobs: Option<usize>,
     pub(crate) echo: bool,
+    /// What the reply has to follow.
+    pub(crate) grammar: Option<Grammar>,
+}
+
+/// Tokens of a request and of what came of it.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(crate) struct Usage {
+    pub(crate) prompt_tokens: usize,
+    pub(crate) completion_tokens: usize,
+    pub(crate) total_tokens: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) prompt_tokens_details: Option<PromptTokensDetails>,
+    #[serde(flatten)]
+    pub(crate) lost: LostUsage,
+}
+
+/// Tokens of what there was no room for.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(crate) struct LostUsage {
+    /// Tokens that were left out because there was no room for them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) truncated_tokens: Option<usize>,
+    /// Tokens that are there as special tokens alone, and as how many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) compressed_tokens: Option<CompressedTokens>,
+}
+
+/// Tokens of a prompt that did not have to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(crate) struct PromptTokensDetails {
+    pub(crate) cached_tokens: usize,
+}
+
+/// Tokens of texts, and the special tokens that hold them.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(crate) struct CompressedTokens {
+    pub(crate) text_tokens: usize,
+    pub(crate) special_tokens: usize,
+}
+
+impl Usage {
+    /// Counts a reply that is over; a prompt counts once for all its replies.
+    pub(crate) fn add_reply(&mut self, end: &End) {
+        if end.number == 0 {
+            self.prompt_tokens += end.num_prompt;
+            if let Some(cached_tokens) = end.num_cached {
+                let before = self.prompt_tokens_details.map_or(0, |details| details.cached_tokens);
+                self.prompt_tokens_details = Some(PromptTokensDetails { cached_tokens: before + cached_tokens });
+            }
+        }
+        self.completion_tokens += end.num_tokens;
+        self.total_tokens = self.prompt_tokens + self.completion_tokens;
+    }
+}
+
+/// How a reply ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct End {
+    /// `stop` or `length`.
+    pub(crate) finish: &'static str,
+    number: usize,
+    num_prompt: usize,
+    num_cached: Option<usize>,
+    num_tokens: usize,
 }
 
 /// What comes of it.
 pub(crate) enum Said {
+    /// The engine has taken it.
+    Start,
     /// A token of the prompt.
     Prompt(Token),
     /// Text, with the tokens since the last.
     Piece(String, Vec<Token>),
     /// It is over.
-    End(&'static str),
+    End(End),
+}
+
+/// Other replies to a prompt wait at it until the first has run the prompt, and find it there.
+pub(crate) struct Gate(watch::Sender<bool>);
+
+impl Gate {
+    pub(crate) fn new() -> Self {
+        Self(watch::Sender::new(false))
+    }
+
+    async fn wait(&self) {
+        // The sender is here: it cannot be gone.
+        let _ = self.0.subscribe().wait_for(|is_open| *is_open).await;
+    }
+}
+
+/// Opens a gate when the prompt has run, or when it will not run.
+struct Opens(Arc<Gate>);
+
+impl Drop for Opens {
+    fn drop(&mut self) {
+        self.0.0.send_replace(true);
+    }
 }
 
 /// A reply in progress.
 pub(crate) struct Speaker<'s> {
     events: Option<UnboundedReceiver<Event>>,
+    opens: Option<Opens>,
     text: Option<DecodeStream<'s>>,
     stop: Option<StopFinder>,
     end: Option<&'static str>,
+    /// Which of the replies to its prompt it is.
+    number: usize,
     num_prompt: usize,
     /// Known at the end of a reply that no stop string ended.
     num_cached: Option<usize>,
@@ -110,22 +146,24 @@ impl<'s> Speaker<'s> {
         ticket: Arc<Ticket>,
         prompt: Prompt,
         choices: &Choices,
+        (number, gate): (usize, &Arc<Gate>),
     ) -> Result<Self, ApiError> {
-        let stop = choices.stop()?;
-        let defaults = server.model.generate_options();
-        let mut sampling = defaults.sampling;
-        sampling.temperature = choices.temperature.unwrap_or(sampling.temperature);
-        sampling.top_p = choices.top_p.unwrap_or(sampling.top_p);
-        sampling.top_k = choices.top_k.unwrap_or(sampling.top_k);
-        sampling.min_p = choices.min_p.unwrap_or(sampling.min_p);
-        sampling.repetition_penalty = choices.repetition_penalty.unwrap_or(sampling.repetition_penalty);
-        sampling.seed = choices.seed.map(i64::cast_unsigned);
+        let opens = (number == 0).then(|| Opens(Arc::clone(gate)));
+        if opens.is_none() {
+            gate.wait().await;
+        }
+        let (stop, bias) = (choices.stop()?, choices.bias(server)?);
+        let sampling = choices.sampling(server, number);
+        let max_new_tokens = server.model.generate_options().max_new_tokens;
         let num_prompt = prompt.ids.len();
         let request = |is_gone, watch| GenerateRequest {
             prompt: prompt.ids,
-            max_new_tokens: prompt.max_tokens.unwrap_or(defaults.max_new_tokens),
+            compressed: prompt.compressed,
+            max_new_tokens: prompt.max_tokens.unwrap_or(max_new_tokens),
             eos_token_ids: server.model.base().generation.eos_token_ids.clone(),
             sampling,
+            bias,
+            grammar: prompt.grammar,
             logprobs: prompt.logprobs,
             echo: prompt.echo,
             is_gone,
@@ -134,9 +172,11 @@ impl<'s> Speaker<'s> {
         let events = server.generate(ticket, request).await?;
         Ok(Self {
             events: Some(events),
+            opens,
             text: Some(server.model.base().tokenizer.decode_stream(true)),
             stop: Some(stop),
             end: None,
+            number,
             num_prompt,
             num_cached: None,
             num_tokens: 0,
@@ -149,11 +189,14 @@ impl<'s> Speaker<'s> {
     /// 500 when the engine fails.
     pub(crate) async fn next(&mut self) -> Result<Option<Said>, ApiError> {
         loop {
-            if let Some(end) = self.end.take() {
-                return Ok(Some(Said::End(end)));
+            if let Some(finish) = self.end.take() {
+                let Self { number, num_prompt, num_cached, num_tokens, .. } = *self;
+                return Ok(Some(Said::End(End { finish, number, num_prompt, num_cached, num_tokens })));
             }
             let Some(events) = &mut self.events else { return Ok(None) };
-            match events.recv().await {
+            let event = events.recv().await;
+            self.opens = None;
+            match event {
                 Some(Event::Prompt(token)) => return Ok(Some(Said::Prompt(token))),
                 Some(Event::Token(token)) => {
                     self.num_tokens += 1;
@@ -191,17 +234,5 @@ impl<'s> Speaker<'s> {
                 None => return Err(ApiError::gone()),
             }
         }
-    }
-
-    pub(crate) fn usage(&self) -> Value {
-        let mut usage = json!({
-            "prompt_tokens": self.num_prompt,
-            "completion_tokens": self.num_tokens,
-            "total_tokens": self.num_prompt + self.num_tokens,
-        });
-        if let Some(num_cached) = self.num_cached {
-            usage["prompt_tokens_details"] = json!({ "cached_tokens": num_cached });
-        }
-        usage
     }
 }

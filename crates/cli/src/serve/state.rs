@@ -1,13 +1,17 @@
 //! What all requests share: the model, the way to its engine, and how much waits there.
 
 use super::api_error::ApiError;
+use super::compress::Store;
 use lapidary::Lapidary;
-use lapidary::engine::{EmbedRequest, Engine, EngineOptions, Event, GenerateRequest, IsGone, Load, Watch};
+use lapidary::engine::{
+    Compressed, EmbedRequest, Embedded, Engine, EngineOptions, Event, GenerateRequest, IsGone, Load, Watch,
+};
+use lapidary::generate::{Grammar, Grammars};
 use lapidary::layout::TokenId;
 use sha2::{Digest as _, Sha256};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc as events, oneshot};
 
@@ -23,6 +27,17 @@ pub(crate) struct Limits {
     pub(crate) inputs: usize,
     /// Tokens that wait, all requests together.
     pub(crate) waiting_tokens: usize,
+    /// Bytes of compressed texts that are kept.
+    pub(crate) compressed_bytes: usize,
+}
+
+/// A text that is read.
+pub(crate) struct Reading {
+    pub(crate) ids: Vec<TokenId>,
+    /// What it is read after.
+    pub(crate) before: Vec<Arc<Compressed>>,
+    /// Whether its special tokens' keys and values are kept.
+    pub(crate) compress: bool,
 }
 
 /// Something for the engine; it is told at once whether it was taken.
@@ -39,6 +54,9 @@ pub(crate) struct Server {
     /// Unix seconds of the start.
     pub(crate) created: u64,
     pub(crate) longest_row: usize,
+    pub(crate) compressed: Store,
+    /// Made when first asked for: its tokens take a while to sort.
+    grammars: OnceLock<Result<Grammars, String>>,
     keys: Vec<[u8; 32]>,
     jobs: mpsc::Sender<Job>,
     waiting: AtomicUsize,
@@ -76,6 +94,12 @@ impl Drop for Ticket {
     }
 }
 
+/// Seconds since 1970.
+pub(crate) fn unix_now() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.unwrap_or(Duration::ZERO).as_secs()
+}
+
 fn digest(key: &str) -> [u8; 32] {
     Sha256::digest(key.as_bytes()).into()
 }
@@ -88,18 +112,30 @@ impl Server {
         jobs: mpsc::Sender<Job>,
         engine: Arc<EngineState>,
     ) -> Self {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or(Duration::ZERO);
         Self {
             model,
             name,
             limits,
-            created: now.as_secs(),
+            created: unix_now(),
             longest_row,
+            compressed: Store::new(limits.compressed_bytes),
+            grammars: OnceLock::new(),
             keys: keys.iter().map(|key| digest(key)).collect(),
             jobs,
             waiting: AtomicUsize::new(0),
             engine,
         }
+    }
+
+    /// A grammar of the JSON that a schema allows.
+    ///
+    /// # Errors
+    /// 400 for a schema that cannot be followed.
+    pub(crate) fn json_schema(&self, schema: serde_json::Value) -> Result<Grammar, ApiError> {
+        let made = self.grammars.get_or_init(|| Grammars::new(self.model.base()).map_err(|error| error.to_string()));
+        let grammars =
+            made.as_ref().map_err(|error| ApiError::field("response_format", "none for this model", error))?;
+        Ok(grammars.json_schema(schema)?)
     }
 
     pub(crate) fn engine(&self) -> &EngineState {
@@ -122,6 +158,27 @@ impl Server {
             }
             _ => Ok(()),
         }
+    }
+
+    /// # Errors
+    /// 400 for vectors of another width than the model's: a part of one that was not trained for it says less.
+    pub(crate) fn check_dimensions(&self, asked: Option<usize>) -> Result<(), ApiError> {
+        let width = self.model.base().decoder.config().hidden_size;
+        match asked.filter(|dimensions| *dimensions != width) {
+            None => Ok(()),
+            Some(dimensions) => {
+                let expected = format!("{width}, because the model was not trained for fewer,");
+                Err(ApiError::field("dimensions", &expected, dimensions))
+            }
+        }
+    }
+
+    /// Most tokens that a text to embed can have.
+    ///
+    /// # Errors
+    /// 500 when the model's method cannot lay a text out.
+    pub(crate) fn longest_text(&self) -> Result<usize, ApiError> {
+        Ok(self.model.embedder().longest_text(self.longest_row)?)
     }
 
     /// Place for so many tokens among those that wait.
@@ -175,16 +232,25 @@ impl Server {
     /// # Errors
     /// 400 for a text that cannot be embedded.
     pub(crate) async fn embed(&self, ticket: Arc<Ticket>, ids: Vec<TokenId>) -> Result<Vec<f32>, ApiError> {
+        Ok(self.read(ticket, Reading { ids, before: Vec::new(), compress: false }).await?.vector)
+    }
+
+    /// As [`Server::embed`], with what came before the text, and with what its special tokens hold.
+    ///
+    /// # Errors
+    /// 400 for a text that cannot be embedded, or compressed where that is asked for.
+    pub(crate) async fn read(&self, ticket: Arc<Ticket>, reading: Reading) -> Result<Embedded, ApiError> {
         let (sender, mut receiver) = events::unbounded_channel();
         let listens = sender.clone();
-        let watch = Box::new(move |vector| {
+        let watch = Box::new(move |embedded| {
             let _held = ticket;
             // Who has gone away wants no vector.
-            let _ = sender.send(vector);
+            let _ = sender.send(embedded);
         });
         let (taken, told) = oneshot::channel();
         let is_gone = Box::new(move || listens.is_closed());
-        let request = EmbedRequest { ids, options: Default::default(), is_gone, watch };
+        let Reading { ids, before, compress } = reading;
+        let request = EmbedRequest { ids, before, options: Default::default(), compress, is_gone, watch };
         self.jobs.send(Job::Embed(request, taken)).map_err(|_| ApiError::gone())?;
         told.await.map_err(|_| ApiError::gone())??;
         Ok(receiver.recv().await.ok_or_else(ApiError::gone)??)

@@ -217,14 +217,21 @@ fn what_cannot_be_had_is_refused_by_name() {
         post("/v1/chat/completions", &body.to_string())
     };
     for (more, field) in [
-        (json!({ "n": 2 }), "n"),
+        (json!({ "n": 0 }), "n"),
+        (json!({ "n": 2, "return_embedding": "both" }), "n"),
         (json!({ "tools": [{ "type": "function" }] }), "tools"),
-        (json!({ "response_format": { "type": "json_object" } }), "response_format"),
+        (
+            json!({ "response_format": { "type": "json_schema", "json_schema": { "schema": { "type": "nonsense" } } } }),
+            "response_format",
+        ),
         (json!({ "temperature": -1 }), "temperature"),
         (json!({ "top_logprobs": 2 }), "top_logprobs"),
         (json!({ "stop": [""] }), "stop[0]"),
-        (json!({ "presence_penalty": 1.5 }), "presence_penalty"),
-        (json!({ "logit_bias": { "5": 1 } }), "logit_bias"),
+        (json!({ "presence_penalty": 2.5 }), "presence_penalty"),
+        (json!({ "frequency_penalty": -3 }), "frequency_penalty"),
+        (json!({ "logit_bias": { "256": 1 } }), "logit_bias"),
+        (json!({ "logit_bias": { "5": 101 } }), "logit_bias"),
+        (json!({ "messages": [{ "role": "user", "content": [{ "type": "compressed", "id": "cmp-0" }] }] }), "id"),
         (json!({ "messages": [{ "role": "user", "content": [{ "type": "image_url" }] }] }), "messages"),
     ] {
         let answer = said(more);

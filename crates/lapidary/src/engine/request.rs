@@ -2,11 +2,12 @@
 
 use crate::Error;
 use crate::embed::EmbedOptions;
-use crate::generate::{Finish, Sampler, Sampling};
-use crate::model::{Decoder, KvRow};
+use crate::generate::{Finish, Grammar, Sampler, Sampling};
+use crate::model::{Compressed, Decoder, KvRow};
 use kernels::Tensor;
-use layout::{Layout, TokenId};
+use layout::{Layout, Role, TokenId};
 use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
 
 /// A token with what the model thought of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,12 +56,18 @@ pub type IsGone = Box<dyn Fn() -> bool + Send>;
 pub struct GenerateRequest {
     /// The tokens, at least one.
     pub prompt: Vec<TokenId>,
+    /// Compressed texts that stand in the prompt, in the order of their places; see [`place`].
+    pub compressed: Vec<Placed>,
     /// Most tokens of the continuation; 0: the prompt runs alone.
     pub max_new_tokens: usize,
     /// Tokens that end it; they are not part of it.
     pub eos_token_ids: Vec<TokenId>,
     /// How each token is chosen.
     pub sampling: Sampling,
+    /// What is added to the logits of tokens.
+    pub bias: Vec<(TokenId, f32)>,
+    /// What the continuation has to follow.
+    pub grammar: Option<Grammar>,
     /// Probabilities of tokens, and of so many others in their places.
     pub logprobs: Option<usize>,
     /// The tokens of the prompt are told too, with their probabilities where those are asked for.
@@ -71,29 +78,76 @@ pub struct GenerateRequest {
     pub watch: Watch<Event>,
 }
 
+/// A compressed text in a prompt.
+#[derive(Debug, Clone)]
+pub struct Placed {
+    /// The place of its first position among the prompt's tokens.
+    pub at: usize,
+    /// Its keys and values.
+    pub compressed: Arc<Compressed>,
+}
+
+/// Puts a compressed text behind the tokens of a prompt: they get an entry for each of its positions.
+pub fn place(prompt: &mut Vec<TokenId>, compressed: Arc<Compressed>) -> Placed {
+    let at = prompt.len();
+    prompt.extend(compressed.stand_ins());
+    Placed { at, compressed }
+}
+
+/// What comes of a text.
+#[derive(Debug)]
+pub struct Embedded {
+    /// Its vector, `[D]`.
+    pub vector: Vec<f32>,
+    /// Its special tokens' keys and values, where they were asked for.
+    pub compressed: Option<Arc<Compressed>>,
+}
+
 /// A text to embed.
 pub struct EmbedRequest {
     /// Its tokens, at least one.
     pub ids: Vec<TokenId>,
+    /// Texts that came before it: it is read with their special tokens in view.
+    pub before: Vec<Arc<Compressed>>,
     /// What happens to its vector.
     pub options: EmbedOptions,
+    /// Its special tokens' keys and values are asked for.
+    pub compress: bool,
     /// Whether nobody waits for it any more.
     pub is_gone: IsGone,
-    /// Is told its vector.
-    pub watch: Box<dyn FnOnce(Result<Vec<f32>, Error>) + Send>,
+    /// Is told what came of it.
+    pub watch: Box<dyn FnOnce(Result<Embedded, Error>) + Send>,
 }
 
 /// A text that waits.
 pub(super) struct Text {
     pub(super) layout: Layout,
+    pub(super) before: Vec<Arc<Compressed>>,
+    pub(super) num_text_tokens: usize,
     pub(super) options: EmbedOptions,
+    pub(super) compress: bool,
     pub(super) is_gone: IsGone,
-    pub(super) watch: Box<dyn FnOnce(Result<Vec<f32>, Error>) + Send>,
+    pub(super) watch: Box<dyn FnOnce(Result<Embedded, Error>) + Send>,
 }
 
 impl Text {
-    pub(super) fn end(self, vector: Result<Vec<f32>, Error>) {
-        (self.watch)(vector);
+    /// Positions of the texts before it.
+    pub(super) fn num_before(&self) -> usize {
+        self.before.iter().map(|compressed| compressed.num_tokens()).sum()
+    }
+
+    /// Positions of its row, those before it among them.
+    pub(super) fn num_positions(&self) -> usize {
+        self.num_before() + self.layout.num_tokens()
+    }
+
+    /// Special tokens at the end of its row.
+    pub(super) fn num_special_tokens(&self) -> usize {
+        self.layout.roles().iter().rev().take_while(|role| **role == Role::Special).count()
+    }
+
+    pub(super) fn end(self, embedded: Result<Embedded, Error>) {
+        (self.watch)(embedded);
     }
 }
 
@@ -103,12 +157,15 @@ pub(super) struct Chat {
     pub(super) ids: Vec<TokenId>,
     /// Those of them that have run.
     pub(super) row: KvRow,
+    compressed: Vec<Placed>,
     num_prompt: usize,
     num_cached: Option<usize>,
     /// Tokens in all at which it ends, and whether the model has no room for more.
     end: (usize, bool),
     eos_token_ids: Vec<TokenId>,
     sampler: Sampler,
+    bias: Vec<(TokenId, f32)>,
+    grammar: Option<Grammar>,
     logprobs: Option<usize>,
     echo: bool,
     /// Tokens of the prompt that were told.
@@ -121,33 +178,36 @@ impl Chat {
     /// # Errors
     /// As of [`super::Engine::generate`]; `limit` is the longest row.
     pub(super) fn new(request: GenerateRequest, limit: usize, vocab_size: usize) -> Result<Self, Error> {
-        let GenerateRequest { prompt, max_new_tokens, eos_token_ids, sampling, logprobs, echo, is_gone, watch } =
+        let GenerateRequest { prompt, compressed, max_new_tokens, eos_token_ids, .. } = &request;
+        let (max_new_tokens, eos_token_ids) = (*max_new_tokens, eos_token_ids.clone());
+        let own = check_prompt(prompt, compressed, vocab_size)?;
+        if let Some((id, bias)) = request.bias.iter().find(|(id, bias)| *id as usize >= vocab_size || !bias.is_finite())
+        {
+            let expected = format!("finite numbers for ids below {vocab_size}");
+            return Err(Error::Setting { field: "logit_bias".into(), expected, found: format!("{id}: {bias}") });
+        }
+        let GenerateRequest { prompt, compressed, sampling, bias, grammar, logprobs, echo, is_gone, watch, .. } =
             request;
-        if prompt.is_empty() {
-            let (expected, found) = ("at least one token".into(), "none".into());
-            return Err(Error::Setting { field: "prompt".into(), expected, found });
-        }
-        if let Some(id) = prompt.iter().find(|id| **id as usize >= vocab_size) {
-            let expected = format!("ids of this model's tokenizer, below {vocab_size}");
-            return Err(Error::Setting { field: "prompt".into(), expected, found: id.to_string() });
-        }
         // The last token of a row is chosen, but does not run.
         if prompt.len() > limit {
             return Err(Error::TooLong { found: prompt.len(), limit });
         }
         let mut sampler = Sampler::new(sampling)?;
-        sampler.see(&prompt);
+        sampler.see(&own);
         let asked = prompt.len().saturating_add(max_new_tokens);
         let end = (asked.min(limit + 1), asked > limit + 1);
         let (num_prompt, row) = (prompt.len(), KvRow::default());
         Ok(Self {
             ids: prompt,
             row,
+            compressed,
             num_prompt,
             num_cached: None,
             end,
             eos_token_ids,
             sampler,
+            bias,
+            grammar,
             logprobs,
             echo,
             num_told: 0,
@@ -163,6 +223,20 @@ impl Chat {
     /// Its tokens that have not run.
     pub(super) fn num_left(&self) -> usize {
         self.ids.len() - self.row.num_tokens()
+    }
+
+    /// The compressed text whose place is next, and how many of its positions are there: pages may end within it.
+    pub(super) fn next_compressed(&self) -> Option<(Arc<Compressed>, usize)> {
+        let done = self.row.num_tokens();
+        let placed = self.compressed.iter().find(|Placed { at, compressed }| at + compressed.num_tokens() > done)?;
+        (placed.at <= done).then(|| (Arc::clone(&placed.compressed), done - placed.at))
+    }
+
+    /// Its tokens that can run before the next compressed text.
+    pub(super) fn num_plain(&self) -> usize {
+        let done = self.row.num_tokens();
+        let next = self.compressed.iter().find(|Placed { at, compressed }| at + compressed.num_tokens() > done);
+        next.map_or(self.ids.len(), |placed| placed.at).saturating_sub(done)
     }
 
     /// It joins the passes with what is there of its tokens.
@@ -228,7 +302,7 @@ impl Chat {
         if self.ids.len() >= self.end.0 {
             return self.over();
         }
-        let id = match self.sampler.next_token(logits) {
+        let id = match self.choose(logits) {
             Ok(id) => id,
             Err(error) => {
                 self.fail(&error);
@@ -246,6 +320,23 @@ impl Chat {
         self.ids.push(id);
         (self.watch)(Event::Token(told))?;
         if self.ids.len() >= self.end.0 { self.over() } else { ControlFlow::Continue(()) }
+    }
+
+    fn choose(&mut self, logits: &[f32]) -> Result<TokenId, Error> {
+        if self.bias.is_empty() && self.grammar.is_none() {
+            return self.sampler.next_token(logits);
+        }
+        let mut logits = logits.to_vec();
+        for (id, bias) in &self.bias {
+            logits[*id as usize] += bias;
+        }
+        let Some(grammar) = &mut self.grammar else { return self.sampler.next_token(&logits) };
+        grammar.mask(&mut logits)?;
+        let id = self.sampler.next_token(&logits)?;
+        if !self.eos_token_ids.contains(&id) {
+            grammar.accept(id)?;
+        }
+        Ok(id)
     }
 
     fn over(&mut self) -> ControlFlow<()> {
@@ -266,6 +357,34 @@ impl Chat {
 
     pub(super) fn fail(&mut self, error: &Error) {
         let _ = (self.watch)(Event::Failed(Error::Internal(error.to_string())));
+    }
+}
+
+/// The tokens of a prompt without those that stand for compressed texts.
+///
+/// # Errors
+/// When there are none, one is outside the vocabulary, or a compressed text is last.
+fn check_prompt(prompt: &[TokenId], compressed: &[Placed], vocab_size: usize) -> Result<Vec<TokenId>, Error> {
+    let wrong = |expected: String, found: String| Err(Error::Setting { field: "prompt".into(), expected, found });
+    let (mut own, mut done) = (Vec::new(), 0);
+    for Placed { at, compressed } in compressed {
+        let end = at + compressed.num_tokens();
+        if *at < done || end >= prompt.len() || !compressed.stand_ins().eq(prompt[*at..end].iter().copied()) {
+            return wrong(
+                "compressed texts where `place` put them, and a token behind".into(),
+                format!("{at} to {end}"),
+            );
+        }
+        own.extend(&prompt[done..*at]);
+        done = end;
+    }
+    own.extend(&prompt[done..]);
+    if own.is_empty() {
+        return wrong("at least one token".into(), "none".into());
+    }
+    match own.iter().find(|id: &&TokenId| **id as usize >= vocab_size) {
+        Some(id) => wrong(format!("ids of this model's tokenizer, below {vocab_size}"), id.to_string()),
+        None => Ok(own),
     }
 }
 

@@ -8,12 +8,14 @@ use crate::model::GenerationConfig;
 use layout::{Rng, TokenId};
 use rand::{Rng as _, SeedableRng as _};
 use std::cmp::Ordering;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What `transformers` takes where a model's file is silent.
 const DEFAULT_TOP_K: usize = 50;
 /// Highest temperature and repetition penalty; beyond it a value is a mistake.
 const MAX_FACTOR: f32 = 1e3;
+/// Bounds of presence and frequency penalties, as OpenAI has them.
+const MAX_PENALTY: f32 = 2.0;
 
 /// How the next token is chosen; the default is greedy.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -28,13 +30,26 @@ pub struct Sampling {
     pub min_p: f32,
     /// Logits of tokens already in the row are divided (positive) or multiplied (negative) by this; 1: unchanged.
     pub repetition_penalty: f32,
+    /// Is taken from the logits of tokens that have been chosen before; 0: unchanged.
+    pub presence_penalty: f32,
+    /// Is taken from the logits of tokens once for each time that they have been chosen before; 0: unchanged.
+    pub frequency_penalty: f32,
     /// Seed of the draw; none: another one each time.
     pub seed: Option<u64>,
 }
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: None }
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            seed: None,
+        }
     }
 }
 
@@ -49,18 +64,26 @@ impl Sampling {
             top_p: config.top_p.unwrap_or(1.0),
             min_p: config.min_p.unwrap_or(0.0),
             repetition_penalty: config.repetition_penalty.unwrap_or(1.0),
-            seed: None,
+            ..Self::default()
         }
     }
 
     /// # Errors
     /// [`Error::Setting`] for the first value out of range.
     pub fn validate(&self) -> Result<(), Error> {
-        let Self { temperature, top_k: _, top_p, min_p, repetition_penalty, seed: _ } = *self;
+        let Self { temperature, top_p, min_p, repetition_penalty, .. } = *self;
         let bounds = [("temperature", temperature, MAX_FACTOR), ("top_p", top_p, 1.0), ("min_p", min_p, 1.0)];
         for (field, value, max) in bounds {
             if !(0.0..=max).contains(&value) {
                 let expected = format!("a number from 0 to {max}");
+                return Err(Error::Setting { field: field.into(), expected, found: value.to_string() });
+            }
+        }
+        for (field, value) in
+            [("presence_penalty", self.presence_penalty), ("frequency_penalty", self.frequency_penalty)]
+        {
+            if !(-MAX_PENALTY..=MAX_PENALTY).contains(&value) {
+                let expected = format!("a number from -{MAX_PENALTY} to {MAX_PENALTY}");
                 return Err(Error::Setting { field: field.into(), expected, found: value.to_string() });
             }
         }
@@ -121,7 +144,8 @@ pub fn candidates(logits: &[f32], sampling: &Sampling) -> Vec<(TokenId, f64)> {
         weights.truncate(reached.map_or(weights.len(), |last| last + 1));
     }
     let least = f64::from(sampling.min_p);
-    let likely = weights.iter().take_while(|(_, w)| *w >= least).count();
+    // A weight of nothing is that of a token that may not come.
+    let likely = weights.iter().take_while(|(_, w)| *w >= least && *w > 0.0).count();
     weights.truncate(likely.max(1));
     let total = sum(&weights);
     weights.iter_mut().for_each(|(_, w)| *w /= total);
@@ -138,6 +162,8 @@ pub struct Sampler {
     sampling: Sampling,
     rng: Rng,
     seen: BTreeSet<TokenId>,
+    /// How often each token was chosen.
+    chosen: BTreeMap<TokenId, u32>,
 }
 
 impl Sampler {
@@ -148,7 +174,7 @@ impl Sampler {
     pub fn new(sampling: Sampling) -> Result<Self, Error> {
         sampling.validate()?;
         let rng = sampling.seed.map_or_else(Rng::from_os_rng, Rng::seed_from_u64);
-        Ok(Self { sampling, rng, seen: BTreeSet::new() })
+        Ok(Self { sampling, rng, seen: BTreeSet::new(), chosen: BTreeMap::new() })
     }
 
     /// Notes tokens of the row, which the repetition penalty acts on.
@@ -170,6 +196,12 @@ impl Sampler {
         if !self.seen.is_empty() {
             penalise_repetition(logits.to_mut(), &self.seen, self.sampling.repetition_penalty);
         }
+        let Sampling { presence_penalty, frequency_penalty, .. } = self.sampling;
+        if presence_penalty != 0.0 || frequency_penalty != 0.0 {
+            for (id, count) in &self.chosen {
+                logits.to_mut()[*id as usize] -= presence_penalty + *count as f32 * frequency_penalty;
+            }
+        }
         let candidates = candidates(&logits, &self.sampling);
         let mut rest = if candidates.len() > 1 { self.rng.random::<f64>() } else { 0.0 };
         let drawn = candidates.iter().find(|(_, probability)| {
@@ -180,6 +212,7 @@ impl Sampler {
         let drawn = drawn.or(candidates.last()).map(|(id, _)| *id);
         let drawn = drawn.ok_or_else(|| Error::Internal("no logits to choose from".into()))?;
         self.see(&[drawn]);
+        *self.chosen.entry(drawn).or_default() += 1;
         Ok(drawn)
     }
 }
@@ -204,8 +237,16 @@ mod tests {
         }
     }
 
-    const ALL: Sampling =
-        Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: Some(0) };
+    const ALL: Sampling = Sampling {
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        seed: Some(0),
+    };
 
     #[test]
     fn temperature_is_softmax_of_divided_logits() {
@@ -260,6 +301,30 @@ mod tests {
     }
 
     #[test]
+    fn penalties_count_what_was_chosen() {
+        let chosen = |presence_penalty, frequency_penalty| {
+            let sampling = Sampling { presence_penalty, frequency_penalty, ..Sampling::default() };
+            let mut sampler = Sampler::new(sampling).unwrap();
+            // Tokens of a prompt do not count.
+            sampler.see(&[0]);
+            (0..5).map(|_| sampler.next_token(&[3.0, 2.5, 0.9]).unwrap()).collect::<Vec<_>>()
+        };
+        // Once only: 2 < 2.5, then 2 > 1.5 for good.
+        assert_eq!(chosen(1.0, 0.0), [0, 1, 0, 0, 0]);
+        // Each time: 2 < 2.5; 2 > 1.5; 1 < 1.5; 1 > 0.9 > 0.5.
+        assert_eq!(chosen(0.0, 1.0), [0, 1, 0, 1, 0]);
+    }
+
+    #[test]
+    fn what_is_masked_is_never_drawn() {
+        let masked = [f32::MIN, 0.0, f32::MIN, f32::MIN, -2.0];
+        for temperature in [1e-3, 1.0, 1e3] {
+            let found = candidates(&masked, &Sampling { temperature, ..ALL });
+            assert!(found.iter().all(|(id, _)| [1, 4].contains(id)), "{temperature}: {found:?}");
+        }
+    }
+
+    #[test]
     fn draws_follow_the_probabilities_and_the_seed() {
         let draw = |seed| {
             let mut sampler = Sampler::new(Sampling { seed: Some(seed), ..ALL }).unwrap();
@@ -284,6 +349,8 @@ mod tests {
             ("min_p", Sampling { min_p: -0.1, ..ALL }),
             ("repetition_penalty", Sampling { repetition_penalty: 0.0, ..ALL }),
             ("repetition_penalty", Sampling { repetition_penalty: f32::INFINITY, ..ALL }),
+            ("presence_penalty", Sampling { presence_penalty: f32::NAN, ..ALL }),
+            ("frequency_penalty", Sampling { frequency_penalty: 2.1, ..ALL }),
         ];
         for (field, sampling) in wrong {
             assert!(sampling.validate().unwrap_err().to_string().starts_with(field));

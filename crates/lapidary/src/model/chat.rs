@@ -8,9 +8,37 @@
 
 use super::base::BaseModel;
 use crate::Error;
+use crate::text::chat_template::TemplateError;
 use crate::text::{ChatTemplate, Message, Tokenizer, TokenizerError};
 use layout::TokenId;
 use std::collections::BTreeSet;
+
+/// What a content is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ContentPart {
+    /// Text.
+    Text(String),
+    /// A place for what is no text, by its number.
+    Place(usize),
+}
+
+/// One turn of a conversation whose content may have places for what is no text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartedMessage {
+    /// Who speaks.
+    pub role: String,
+    /// What is said.
+    pub content: Vec<ContentPart>,
+}
+
+/// A piece of an encoded conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PromptPart {
+    /// Tokens.
+    Ids(Vec<TokenId>),
+    /// A place for what is no text, by its number.
+    Place(usize),
+}
 
 /// The second private-use plane, which no tokenizer or script gives a meaning to.
 const PRIVATE_USE: std::ops::RangeInclusive<char> = '\u{100000}'..='\u{10FFFD}';
@@ -25,14 +53,50 @@ pub fn encode_chat(
     tokenizer: &Tokenizer,
     messages: &[Message],
 ) -> Result<Vec<TokenId>, Error> {
+    let parted = |Message { role, content }: &Message| PartedMessage {
+        role: role.clone(),
+        content: vec![ContentPart::Text(content.clone())],
+    };
+    let parts = encode_parts(template, tokenizer, &messages.iter().map(parted).collect::<Vec<_>>())?;
+    let ids = parts.into_iter().flat_map(|part| match part {
+        PromptPart::Ids(ids) => ids,
+        PromptPart::Place(_) => Vec::new(),
+    });
+    Ok(ids.collect())
+}
+
+/// As [`encode_chat`], with places in contents.
+///
+/// # Errors
+/// As [`encode_chat`], and when the template leaves a place out or repeats one.
+pub fn encode_parts(
+    template: &ChatTemplate,
+    tokenizer: &Tokenizer,
+    messages: &[PartedMessage],
+) -> Result<Vec<PromptPart>, Error> {
     let mut marks = Marks::new(messages);
-    let mut safe = Vec::with_capacity(messages.len());
+    let (mut safe, mut num_places) = (Vec::with_capacity(messages.len()), 0);
     for message in messages {
-        let (role, content) =
-            (marks.neutralise(tokenizer, &message.role)?, marks.neutralise(tokenizer, &message.content)?);
+        let role = marks.neutralise(tokenizer, &message.role)?;
+        let mut content = String::new();
+        for part in &message.content {
+            match part {
+                ContentPart::Text(text) => content += &marks.neutralise(tokenizer, text)?,
+                ContentPart::Place(number) => {
+                    content.push(marks.mark(Meaning::Place(*number))?);
+                    num_places += 1;
+                }
+            }
+        }
         safe.push(Message { role, content });
     }
-    marks.encode(tokenizer, &template.render(&safe, true)?)
+    let parts = marks.encode(tokenizer, &template.render(&safe, true)?)?;
+    let found = parts.iter().filter(|part| matches!(part, PromptPart::Place(_))).count();
+    if found != num_places {
+        let message = format!("expected {num_places} places in the rendered messages, found {found}");
+        return Err(TemplateError::Refused { message }.into());
+    }
+    Ok(parts)
 }
 
 impl BaseModel {
@@ -42,6 +106,14 @@ impl BaseModel {
     /// [`Error::NoChatTemplate`], or when the template refuses the messages.
     pub fn chat_ids(&self, messages: &[Message]) -> Result<Vec<TokenId>, Error> {
         encode_chat(self.chat_template.as_ref().ok_or(Error::NoChatTemplate)?, &self.tokenizer, messages)
+    }
+
+    /// As [`BaseModel::chat_ids`], with places in contents.
+    ///
+    /// # Errors
+    /// As [`BaseModel::chat_ids`], and when the template leaves a place out or repeats one.
+    pub fn chat_parts(&self, messages: &[PartedMessage]) -> Result<Vec<PromptPart>, Error> {
+        encode_parts(self.chat_template.as_ref().ok_or(Error::NoChatTemplate)?, &self.tokenizer, messages)
     }
 
     /// The token ids of plain text to be continued: BOS, where the model has one, and the text.
@@ -65,18 +137,30 @@ impl BaseModel {
     }
 }
 
-/// Characters that stand for the strings of special tokens.
+/// What a mark stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Meaning {
+    /// The string of a special token.
+    Token(String),
+    Place(usize),
+}
+
+/// Characters that stand for what is not to be encoded as it is written.
 struct Marks {
     free: Box<dyn Iterator<Item = char>>,
-    used: Vec<(char, String)>,
+    used: Vec<(char, Meaning)>,
 }
 
 impl Marks {
-    fn new(messages: &[Message]) -> Self {
+    fn new(messages: &[PartedMessage]) -> Self {
+        let text = |part: &ContentPart| match part {
+            ContentPart::Text(text) => text.clone(),
+            ContentPart::Place(_) => String::new(),
+        };
         let taken: BTreeSet<char> = messages
             .iter()
-            .flat_map(|m| m.role.chars().chain(m.content.chars()))
-            .filter(|c| PRIVATE_USE.contains(c))
+            .flat_map(|m| std::iter::once(m.role.clone()).chain(m.content.iter().map(text)))
+            .flat_map(|text| text.chars().filter(|c| PRIVATE_USE.contains(c)).collect::<Vec<_>>())
             .collect();
         Self { free: Box::new(PRIVATE_USE.filter(move |c| !taken.contains(c))), used: Vec::new() }
     }
@@ -96,7 +180,8 @@ impl Marks {
             let mut changed = false;
             for token in &tokens {
                 if text.contains(token.as_str()) {
-                    text = text.replace(token.as_str(), self.mark(token)?.encode_utf8(&mut [0; 4]));
+                    let mark = self.mark(Meaning::Token(token.clone()))?;
+                    text = text.replace(token.as_str(), mark.encode_utf8(&mut [0; 4]));
                     changed = true;
                 }
             }
@@ -107,30 +192,35 @@ impl Marks {
         }
     }
 
-    fn mark(&mut self, token: &str) -> Result<char, Error> {
-        if let Some((mark, _)) = self.used.iter().find(|(_, t)| t == token) {
+    fn mark(&mut self, meaning: Meaning) -> Result<char, Error> {
+        if let Some((mark, _)) = self.used.iter().find(|(_, used)| *used == meaning) {
             return Ok(*mark);
         }
         let none = || Error::Internal("the messages use every private-use character".into());
         let mark = self.free.next().ok_or_else(none)?;
-        self.used.push((mark, token.to_owned()));
+        self.used.push((mark, meaning));
         Ok(mark)
     }
 
-    /// The ids of rendered text, marks read as the strings that they stand for.
-    fn encode(&self, tokenizer: &Tokenizer, text: &str) -> Result<Vec<TokenId>, Error> {
-        let token = |c: char| self.used.iter().find(|(mark, _)| *mark == c).map(|(_, token)| token);
-        let mut ids = Vec::new();
-        for piece in text.split_inclusive(|c| token(c).is_some()) {
-            let marked = piece.char_indices().next_back().and_then(|(at, c)| Some((at, token(c)?)));
+    /// Rendered text, marks read as what they stand for.
+    fn encode(&self, tokenizer: &Tokenizer, text: &str) -> Result<Vec<PromptPart>, Error> {
+        let meaning = |c: char| self.used.iter().find(|(mark, _)| *mark == c).map(|(_, meaning)| meaning);
+        let (mut parts, mut ids) = (Vec::new(), Vec::new());
+        for piece in text.split_inclusive(|c| meaning(c).is_some()) {
+            let marked = piece.char_indices().next_back().and_then(|(at, c)| Some((at, meaning(c)?)));
             let plain = marked.map_or(piece, |(at, _)| &piece[..at]);
             if !plain.is_empty() {
                 ids.extend(tokenizer.encode_with_special(plain)?);
             }
-            if let Some((_, token)) = marked {
-                ids.extend(tokenizer.encode(token)?);
+            match marked {
+                None => {}
+                Some((_, Meaning::Token(token))) => ids.extend(tokenizer.encode(token)?),
+                Some((_, Meaning::Place(number))) => {
+                    parts.extend([PromptPart::Ids(std::mem::take(&mut ids)), PromptPart::Place(*number)]);
+                }
             }
         }
-        Ok(ids)
+        parts.push(PromptPart::Ids(ids));
+        Ok(parts)
     }
 }

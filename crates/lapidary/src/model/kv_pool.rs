@@ -4,6 +4,10 @@
 //! row that ends leaves no gap that has to be closed. A full page of plain tokens can be found again by what it holds and
 //! by the page before it; it stays, when its last row has ended, until its place is needed.
 
+mod compressed;
+
+pub use compressed::Compressed;
+
 use super::kv_cache::{Piece, pieces_mask};
 use super::segment::{Segment, Stretch};
 use crate::Error;

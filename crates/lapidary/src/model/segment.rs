@@ -92,6 +92,21 @@ impl Segment {
         self.allowed.extend(one.allowed);
     }
 
+    /// The same positions behind `num_before` others of their rows, which have run and which each of them sees.
+    #[must_use]
+    pub fn behind(mut self, num_before: u32) -> Self {
+        if num_before == 0 {
+            return self;
+        }
+        self.positions.iter_mut().for_each(|position| *position += num_before);
+        self.stretches.iter_mut().for_each(|stretch| stretch.start += num_before);
+        for allowed in &mut self.allowed {
+            allowed.iter_mut().for_each(|keys| *keys = keys.start + num_before..keys.end + num_before);
+            allowed.insert(0, 0..num_before);
+        }
+        self
+    }
+
     /// The same positions with the adapter acting on every one of them.
     #[must_use]
     pub fn adapt_all(mut self) -> Self {

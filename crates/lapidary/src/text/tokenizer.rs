@@ -7,6 +7,7 @@ mod shared_model;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod token_bytes;
 
 use std::collections::HashSet;
 use std::fs::File;
