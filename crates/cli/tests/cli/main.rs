@@ -9,6 +9,7 @@ mod hub_server;
 mod quickstart;
 mod report;
 mod serve;
+mod serve_replies;
 mod talk;
 mod tiny_model;
 mod train;

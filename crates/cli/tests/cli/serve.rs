@@ -9,26 +9,26 @@ use std::process::{Child, Stdio};
 use tempfile::TempDir;
 
 /// A server with a tiny model, which ends with this.
-struct Served {
+pub(crate) struct Served {
     child: Child,
     address: String,
     dir: TempDir,
 }
 
-struct Answer {
-    status: u16,
-    head: String,
-    body: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
 }
 
 impl Answer {
-    fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
     }
 }
 
 impl Served {
-    fn start(more: &[&str]) -> Self {
+    pub(crate) fn start(more: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         tiny_model::write(&dir.path().join("tiny"), 1);
         let mut command = lapidary(dir.path());
@@ -40,7 +40,7 @@ impl Served {
         Self { child, address, dir }
     }
 
-    fn ask(&self, method: &str, path: &str, key: &str, body: &str) -> Answer {
+    pub(crate) fn ask(&self, method: &str, path: &str, key: &str, body: &str) -> Answer {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         let (address, len) = (&self.address, body.len());
         write!(
@@ -58,7 +58,7 @@ impl Served {
         Answer { status, head: head.to_ascii_lowercase(), body }
     }
 
-    fn post(&self, path: &str, body: &Value) -> Answer {
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Answer {
         self.ask("POST", path, "", &body.to_string())
     }
 
@@ -84,7 +84,7 @@ fn unchunked(mut body: &str) -> String {
     whole
 }
 
-fn numbers(value: &Value) -> Vec<f64> {
+pub(crate) fn numbers(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
 }
 

@@ -2,7 +2,7 @@
 
 use crate::common::real_model;
 use lapidary::embed::EmbedOptions;
-use lapidary::engine::{Done, EmbedRequest, Engine, EngineOptions, Event, GenerateRequest, Load, Token};
+use lapidary::engine::{Done, EmbedRequest, Embedded, Engine, EngineOptions, Event, GenerateRequest, Load, Token};
 use lapidary::generate::{Finish, GenerateOptions, Limits, Sampler, Sampling};
 use lapidary::model::WeightFormat;
 use lapidary::text::Message;
@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 /// The model that comes with the program; products of bf16 numbers do not depend on how many rows there are.
-fn gem() -> Lapidary {
+pub(crate) fn gem() -> Lapidary {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/smollm2-135m-gem");
     let mut gem = Lapidary::load(&directory, &ModelFiles::Gguf(real_model())).unwrap();
     gem.set_weight_format(WeightFormat::Bf16).unwrap();
@@ -21,20 +21,24 @@ fn gem() -> Lapidary {
 }
 
 #[derive(Default, Debug)]
-struct Heard {
+pub(crate) struct Heard {
     prompt: Vec<Token>,
-    tokens: Vec<Token>,
-    done: Option<Done>,
-    failed: Option<String>,
+    pub(crate) tokens: Vec<Token>,
+    pub(crate) done: Option<Done>,
+    pub(crate) failed: Option<String>,
 }
 
 impl Heard {
-    fn ids(&self) -> Vec<TokenId> {
+    pub(crate) fn ids(&self) -> Vec<TokenId> {
         self.tokens.iter().map(|token| token.id).collect()
     }
 }
 
-fn request(gem: &Lapidary, prompt: Vec<TokenId>, max_new_tokens: usize) -> (GenerateRequest, Arc<Mutex<Heard>>) {
+pub(crate) fn request(
+    gem: &Lapidary,
+    prompt: Vec<TokenId>,
+    max_new_tokens: usize,
+) -> (GenerateRequest, Arc<Mutex<Heard>>) {
     let heard = Arc::new(Mutex::new(Heard::default()));
     let to = Arc::clone(&heard);
     let watch = Box::new(move |event| {
@@ -50,33 +54,47 @@ fn request(gem: &Lapidary, prompt: Vec<TokenId>, max_new_tokens: usize) -> (Gene
     let eos_token_ids = gem.base().generation.eos_token_ids.clone();
     let (sampling, is_gone) = (Sampling::default(), Box::new(|| false));
     let (logprobs, echo) = (None, false);
-    let request = GenerateRequest { prompt, max_new_tokens, eos_token_ids, sampling, logprobs, echo, is_gone, watch };
+    let request = GenerateRequest {
+        prompt,
+        compressed: Vec::new(),
+        max_new_tokens,
+        eos_token_ids,
+        sampling,
+        bias: Vec::new(),
+        grammar: None,
+        logprobs,
+        echo,
+        is_gone,
+        watch,
+    };
     (request, heard)
 }
 
-type Vector = Arc<Mutex<Option<Result<Vec<f32>, Error>>>>;
+pub(crate) type Vector = Arc<Mutex<Option<Result<Vec<f32>, Error>>>>;
 
-fn text(gem: &Lapidary, text: &str) -> (EmbedRequest, Vector) {
+pub(crate) fn text(gem: &Lapidary, text: &str) -> (EmbedRequest, Vector) {
     let vector: Vector = Arc::default();
     let to = Arc::clone(&vector);
-    let watch = Box::new(move |found| *to.lock().unwrap() = Some(found));
+    let told = move |found: Result<Embedded, Error>| found.map(|embedded| embedded.vector);
+    let watch = Box::new(move |found| *to.lock().unwrap() = Some(told(found)));
     let ids = gem.base().tokenizer.encode(text).unwrap();
-    (EmbedRequest { ids, options: EmbedOptions::default(), is_gone: Box::new(|| false), watch }, vector)
+    let (before, is_gone) = (Vec::new(), Box::new(|| false));
+    (EmbedRequest { ids, before, options: EmbedOptions::default(), compress: false, is_gone, watch }, vector)
 }
 
-fn question(gem: &Lapidary, said: &str) -> Vec<TokenId> {
+pub(crate) fn question(gem: &Lapidary, said: &str) -> Vec<TokenId> {
     gem.chat_ids(&[Message { role: "user".into(), content: said.into() }]).unwrap()
 }
 
 /// What the model says to a prompt alone.
-fn alone(gem: &Lapidary, prompt: &[TokenId], max_new_tokens: usize) -> Vec<TokenId> {
+pub(crate) fn alone(gem: &Lapidary, prompt: &[TokenId], max_new_tokens: usize) -> Vec<TokenId> {
     let options = GenerateOptions { max_new_tokens, ..GenerateOptions::default() };
     let generator = gem.generator();
     let mut silent = |_: &str| ControlFlow::Continue(());
     generator.generate(&mut generator.sequence(), prompt, &options, &mut silent).unwrap().ids
 }
 
-fn drain(engine: &mut Engine<'_>) -> usize {
+pub(crate) fn drain(engine: &mut Engine<'_>) -> usize {
     let mut steps = 0;
     while !engine.is_idle() {
         engine.step();

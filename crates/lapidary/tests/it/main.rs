@@ -6,6 +6,7 @@ mod common;
 mod comparison;
 mod damage;
 mod engine;
+mod engine_compressed;
 mod eval;
 mod gemma3_270m;
 mod generate;

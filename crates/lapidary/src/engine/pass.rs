@@ -1,0 +1,135 @@
+//! One pass: its rows run, and each request is told what came of it.
+
+use super::request::Text;
+use super::{Compressed, Embedded, Engine, Part};
+use crate::Error;
+use crate::generate::greedy;
+use crate::model::{ForwardOptions, Kv, KvRow, PoolPass, Segment};
+use kernels::{Tensor, ops};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+impl Engine<'_> {
+    /// Hidden states of all parts, end to end.
+    pub(super) fn run(&mut self, parts: &[Part], rows: &mut [KvRow]) -> Result<Tensor, Error> {
+        let mut segment = Segment::default();
+        for (number, (part, row)) in parts.iter().zip(&*rows).enumerate() {
+            segment.push(
+                number,
+                match part {
+                    Part::Text(text) => Segment::whole([&text.layout]).behind(text.num_before() as u32),
+                    Part::Chat(at, count) => {
+                        let done = row.num_tokens();
+                        let next = Segment::next_of_rows([(&self.running[*at].ids[done..done + count], done as u32)]);
+                        if self.model.plain_adapter().is_some() { next.adapt_all() } else { next }
+                    }
+                },
+            );
+        }
+        // Attention in f32: it does not depend on how a prompt is cut into parts.
+        let options = ForwardOptions { adapter: self.model.adapter(), ..ForwardOptions::default() };
+        let pass = PoolPass { pool: &mut self.pool, rows };
+        self.model.base().decoder.forward(&segment, Kv::Pool(pass), options)
+    }
+
+    pub(super) fn tell(&mut self, parts: Vec<Part>, rows: Vec<KvRow>, hidden: &Tensor) {
+        let mut first = 0;
+        let (mut lasts, mut gone) = (Vec::new(), Vec::new());
+        for (part, row) in parts.into_iter().zip(rows) {
+            match part {
+                Part::Text(text) => {
+                    let len = text.layout.num_tokens();
+                    let embedded = self.embedded(hidden, first, &text, &row);
+                    self.pool.release(row);
+                    text.end(embedded);
+                    first += len;
+                }
+                Part::Chat(at, count) => {
+                    let chat = &mut self.running[at];
+                    chat.row = row;
+                    self.pool.share(&mut chat.row, &chat.ids);
+                    let told = chat.tell_prompt(&self.model.base().decoder, hidden, first..first + count);
+                    match told {
+                        Ok(ControlFlow::Continue(())) if chat.num_left() == 0 => lasts.push((at, first + count - 1)),
+                        Ok(ControlFlow::Continue(())) => {}
+                        Ok(ControlFlow::Break(())) => gone.push(at),
+                        Err(error) => {
+                            chat.fail(&error);
+                            gone.push(at);
+                        }
+                    }
+                    first += count;
+                }
+            }
+        }
+        match self.logits(hidden, &lasts) {
+            Ok(logits) => {
+                for ((at, _), logits) in lasts.iter().zip(&logits) {
+                    if self.running[*at].next(logits).is_break() {
+                        gone.push(*at);
+                    }
+                }
+            }
+            Err(error) => {
+                for (at, _) in &lasts {
+                    self.running[*at].fail(&error);
+                    gone.push(*at);
+                }
+            }
+        }
+        self.end(gone);
+    }
+
+    /// Conversations that are over give back what they hold.
+    pub(super) fn end(&mut self, mut gone: Vec<usize>) {
+        gone.sort_unstable();
+        for at in gone.into_iter().rev() {
+            let mut chat = self.running.remove(at);
+            self.release(&mut chat);
+        }
+    }
+
+    pub(super) fn fail(&mut self, parts: Vec<Part>, rows: Vec<KvRow>, error: &Error) {
+        // What a pass left half done is not found again.
+        rows.into_iter().for_each(|row| self.pool.release(row));
+        let mut gone = Vec::new();
+        for part in parts {
+            match part {
+                Part::Text(text) => text.end(Err(Error::Internal(error.to_string()))),
+                Part::Chat(at, _) => {
+                    self.running[at].fail(error);
+                    gone.push(at);
+                }
+            }
+        }
+        self.end(gone);
+    }
+
+    /// Logits of some positions of the pass.
+    fn logits(&self, hidden: &Tensor, places: &[(usize, usize)]) -> Result<Vec<Vec<f32>>, Error> {
+        if places.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows = places.iter().map(|(_, place)| vec![(*place as u32, 1.0)]).collect();
+        Ok(self.model.base().decoder.logits(&ops::pool(hidden, rows)?)?.to_vec2()?)
+    }
+
+    fn embedded(&self, hidden: &Tensor, first: usize, text: &Text, row: &KvRow) -> Result<Embedded, Error> {
+        let weights = text.layout.pooled().first().map_or(&[][..], |pooled| &pooled.weights);
+        let places = weights.iter().map(|(at, weight)| (at + first as u32, *weight)).collect();
+        let mut vector: Vec<f32> = ops::pool(hidden, vec![places])?.flatten_all()?.to_vec1()?;
+        self.model.embedder().finish(&mut vector, &text.options)?;
+        let compressed = if text.compress { Some(Arc::new(self.compressed(hidden, first, text, row)?)) } else { None };
+        Ok(Embedded { vector, compressed })
+    }
+
+    fn compressed(&self, hidden: &Tensor, first: usize, text: &Text, row: &KvRow) -> Result<Compressed, Error> {
+        let (end, before) = (text.layout.num_tokens(), text.num_before() as u32);
+        let start = end - text.num_special_tokens();
+        let logits = self.logits(hidden, &[(0, first + end - 1)])?;
+        let next = greedy(&logits[0]).ok_or_else(|| Error::Internal("no logits behind a text".into()))?;
+        let positions: Vec<u32> = text.layout.positions()[start..].iter().map(|position| position + before).collect();
+        let decoder = &self.model.base().decoder;
+        self.pool.take((row, start as u32 + before), decoder, &positions, (text.num_text_tokens, next))
+    }
+}
