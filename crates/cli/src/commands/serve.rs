@@ -53,6 +53,9 @@ pub(crate) struct ServeArgs {
     /// Texts or prompts of one request
     #[arg(long, value_name = "N", default_value_t = 2048)]
     max_inputs: usize,
+    /// Refuse token ids as inputs: clients that send those of another tokenizer would get vectors of other words
+    #[arg(long)]
+    reject_token_ids: bool,
     /// Bytes of compressed texts (/v1/compress) that are kept; those not asked for longest go first
     #[arg(long, value_name = "BYTES", default_value_t = 256 << 20)]
     max_compressed_bytes: usize,
@@ -79,6 +82,7 @@ pub(crate) fn run(args: &ServeArgs, context: &Context) -> Result<()> {
         body_bytes: args.max_body_bytes,
         inputs: args.max_inputs,
         waiting_tokens: args.max_waiting_tokens,
+        reject_token_ids: args.reject_token_ids,
         compressed_bytes: args.max_compressed_bytes,
     };
     let keys = (name, &args.api_key[..]);

@@ -63,7 +63,7 @@ struct CompletionChoice {
 #[derive(Default, Serialize)]
 struct Logprobs {
     tokens: Vec<String>,
-    token_logprobs: Vec<Option<f32>>,
+    token_logprobs: Vec<Option<f64>>,
     /// For each token, spelled, the most probable in its place.
     top_logprobs: Vec<Value>,
     /// Characters before each token.
@@ -124,6 +124,7 @@ pub(crate) async fn create(
     server.check_model(request.model.as_deref())?;
     request.check()?;
     let prompts = std::mem::replace(&mut request.prompt, Input::Ids(Vec::new()));
+    prompts.check_ids(&server, "prompt")?;
     let prompts = block_in_place(|| prompts.ids(|text| server.model.prompt_ids(text)))?;
     if prompts.is_empty() || prompts.len() > server.limits.inputs {
         let expected = format!("1 to {} prompts", server.limits.inputs);
@@ -207,18 +208,19 @@ impl Pieces {
         let logprobs = &mut self.logprobs;
         logprobs.text_offset.push(self.offset);
         self.offset += text.chars().count();
-        logprobs.token_logprobs.push(token.logprob);
-        logprobs.top_logprobs.push(match token.logprob {
+        // The same number in both places, to the last digit: who compares them finds out whether it is the most probable.
+        let logprob = token.logprob.map(f64::from);
+        logprobs.token_logprobs.push(logprob);
+        logprobs.top_logprobs.push(match logprob {
             None => Value::Null,
             Some(logprob) => {
-                // The token itself is there with the same number: who compares finds out whether it is the most probable. Of
-                // others that are spelled alike, as parts of characters are, the ids tell them apart.
+                // Of tokens that are spelled alike, as parts of characters are, the ids tell the others apart.
                 let mut top: Map<String, Value> = Map::new();
                 top.insert(text.clone(), json!(logprob));
                 for (id, logprob) in token.top.iter().filter(|(id, _)| *id != token.id) {
                     let text = decode(*id);
                     let name = if top.contains_key(&text) { format!("token_id:{id}") } else { text };
-                    top.insert(name, json!(logprob));
+                    top.insert(name, json!(f64::from(*logprob)));
                 }
                 Value::Object(top)
             }

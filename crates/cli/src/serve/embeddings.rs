@@ -116,6 +116,7 @@ pub(crate) async fn create(
     server.check_model(request.model.as_deref())?;
     server.check_dimensions(request.dimensions)?;
     let (input, tokenizer) = (request.input()?, &server.model.base().tokenizer);
+    input.check_ids(&server, "input")?;
     let mut inputs = block_in_place(|| input.ids(|text| Ok(tokenizer.encode(text)?)))?;
     if inputs.is_empty() || inputs.len() > server.limits.inputs {
         let expected = format!("1 to {} texts", server.limits.inputs);

@@ -1,5 +1,7 @@
 //! What requests of both kinds are about.
 
+use super::api_error::ApiError;
+use super::state::Server;
 use lapidary::Error;
 use lapidary::layout::TokenId;
 use serde::Deserialize;
@@ -15,6 +17,29 @@ pub(crate) enum Input {
 }
 
 impl Input {
+    /// # Errors
+    /// 400 for ids where the server takes none, or outside the vocabulary.
+    pub(crate) fn check_ids(&self, server: &Server, field: &str) -> Result<(), ApiError> {
+        const HINT: &str = "a client that sends another tokenizer's ids has to send texts \
+                            (LangChain: check_embedding_ctx_length=False)";
+        let vocab_size = server.model.base().decoder.config().vocab_size;
+        let lists = match self {
+            Self::Text(_) | Self::Texts(_) => return Ok(()),
+            Self::Ids(ids) => std::slice::from_ref(ids),
+            Self::IdLists(lists) => lists,
+        };
+        if server.limits.reject_token_ids {
+            return Err(ApiError::field(field, "texts (--reject-token-ids)", format!("token ids; {HINT}")));
+        }
+        match lists.iter().flatten().find(|id| **id as usize >= vocab_size) {
+            None => Ok(()),
+            Some(id) => {
+                let expected = format!("ids of this model's tokenizer, below {vocab_size}");
+                Err(ApiError::field(field, &expected, format!("{id}; {HINT}")))
+            }
+        }
+    }
+
     /// The tokens of each; `encode` makes them of a text.
     ///
     /// # Errors

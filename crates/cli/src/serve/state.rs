@@ -27,6 +27,8 @@ pub(crate) struct Limits {
     pub(crate) inputs: usize,
     /// Tokens that wait, all requests together.
     pub(crate) waiting_tokens: usize,
+    /// Whether inputs have to be texts.
+    pub(crate) reject_token_ids: bool,
     /// Bytes of compressed texts that are kept.
     pub(crate) compressed_bytes: usize,
 }

@@ -1,6 +1,6 @@
 //! `lapidary serve` as a client meets it, over a real connection.
 
-use crate::{lapidary, run, stdout, tiny_model};
+use crate::{lapidary, run, stdout, tiny_model, train};
 use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
@@ -31,8 +31,19 @@ impl Served {
     pub(crate) fn start(more: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         tiny_model::write(&dir.path().join("tiny"), 1);
+        Self::start_with(dir, "tiny", more)
+    }
+
+    /// As [`Served::start`], with a model that has special tokens, which has been trained a little.
+    pub(crate) fn start_gem(more: &[&str]) -> Self {
+        let dir = train::workshop();
+        stdout(run(dir.path(), &["train", "recipe.toml", "--out", "run"]));
+        Self::start_with(dir, "run/model", more)
+    }
+
+    fn start_with(dir: TempDir, model: &str, more: &[&str]) -> Self {
         let mut command = lapidary(dir.path());
-        command.args(["serve", "--model", "tiny", "--listen", "127.0.0.1:0"]).args(more);
+        command.args(["serve", "--model", model, "--listen", "127.0.0.1:0"]).args(more);
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut told = String::new();
         BufReader::new(child.stderr.as_mut().unwrap()).read_line(&mut told).unwrap();
@@ -196,7 +207,7 @@ fn what_cannot_be_had_is_refused_by_name() {
         (r#"{"input": []}"#, "1 to 3 texts"),
         (r#"{"input": ["a", "b", "c", "d"]}"#, "1 to 3 texts, found 4"),
         (r#"{"input": ""}"#, "at least one token"),
-        (r#"{"input": [1, 256]}"#, "below 256"),
+        (r#"{"input": [1, 256]}"#, "below 256, found 256; a client that sends another tokenizer's"),
         (r#"{"input": [-1]}"#, "body"),
         (r#"{"input": "a", "dimensions": 8}"#, "dimensions"),
     ];
