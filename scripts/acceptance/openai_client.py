@@ -6,42 +6,17 @@ usage: openai_client.py [LAPIDARY] [SERVE FLAG]...
 LAPIDARY (target/release/lapidary) is started on a port of its own with the model that comes with it. The client is installed
 into a virtual environment in target/acceptance/openai.
 """
-import math, os, subprocess, sys, venv
-from pathlib import Path
+import math, sys
 
-ROOT = Path(__file__).resolve().parents[2]
-PLACE = ROOT / "target/acceptance/openai"
-
-
-def in_place():
-    """Runs this script again where the client is."""
-    python = PLACE / "bin/python"
-    if not python.exists():
-        venv.create(PLACE, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", "openai"], check=True)
-    os.execv(python, [str(python), __file__, *sys.argv[1:]])
-
-
-def check(what, holds):
-    print(("ok    " if holds else "FAILED"), what)
-    if not holds:
-        raise SystemExit(1)
+from common import check, in_place, started
 
 
 def main():
-    if Path(sys.prefix) != PLACE:
-        in_place()
+    in_place("openai", "openai")
     import openai
 
-    arguments = sys.argv[1:] or [str(ROOT / "target/release/lapidary")]
-    command = [arguments[0], "serve", "--listen", "127.0.0.1:0", "--api-key", "secret", *arguments[1:]]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    try:
-        address = next(line.split("on ")[1].strip() for line in server.stderr if "on http://" in line)
-        talk(openai, openai.OpenAI(base_url=f"{address}/v1", api_key="secret"), address)
-    finally:
-        server.terminate()
-        check("ends when asked to", server.wait(timeout=60) == 0)
+    with started(sys.argv[1:], "--api-key", "secret") as server:
+        talk(openai, openai.OpenAI(base_url=f"{server.address}/v1", api_key="secret"), server.address)
 
 
 def talk(openai, client, address):
