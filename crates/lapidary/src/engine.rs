@@ -63,6 +63,8 @@ pub struct Engine<'m> {
     waiting: VecDeque<Chat>,
     texts: VecDeque<Text>,
     share: Share,
+    /// Rows of the last pass.
+    num_rows: usize,
 }
 
 /// What one row of a pass is for.
@@ -101,7 +103,8 @@ impl<'m> Engine<'m> {
         }
         let pool = model.base().decoder.new_pool(options.kv_tokens / PAGE_TOKENS);
         let share = Share::new(options.batch_tokens, options.embed_share);
-        Ok(Self { model, options, pool, running: Vec::new(), waiting: VecDeque::new(), texts: VecDeque::new(), share })
+        let (running, waiting, texts) = (Vec::new(), VecDeque::new(), VecDeque::new());
+        Ok(Self { model, options, pool, running, waiting, texts, share, num_rows: 0 })
     }
 
     /// Most tokens that a row can have.
@@ -126,12 +129,13 @@ impl<'m> Engine<'m> {
     /// # Errors
     /// When it has no tokens, one outside the vocabulary, or more than a row can have.
     pub fn embed(&mut self, request: EmbedRequest) -> Result<(), Error> {
-        let EmbedRequest { ids, options, is_gone, watch } = request;
+        let EmbedRequest { ids, options, each_token, is_gone, watch } = request;
         let layout = self.model.embedder().row_of(&ids)?;
         if layout.num_tokens() > self.longest_row() {
             return Err(Error::TooLong { found: layout.num_tokens(), limit: self.longest_row() });
         }
-        self.texts.push_back(Text { layout, options, is_gone, watch });
+        let tokens = if each_token { Some(self.model.embedder().places_of(&layout, &ids)?) } else { None };
+        self.texts.push_back(Text { layout, options, tokens, is_gone, watch });
         Ok(())
     }
 
@@ -145,6 +149,11 @@ impl<'m> Engine<'m> {
             tokens: chats + self.texts.iter().map(|text| text.layout.num_tokens()).sum::<usize>(),
             pages: (self.pool.num_held(), self.pool.num_pages()),
         }
+    }
+
+    /// Rows of the last pass: texts, and conversations of which a part ran.
+    pub fn num_rows(&self) -> usize {
+        self.num_rows
     }
 
     /// Whether there is nothing to do.
@@ -162,6 +171,7 @@ impl<'m> Engine<'m> {
             return 0;
         }
         let num_tokens = parts.iter().map(Part::num_tokens).sum();
+        self.num_rows = parts.len();
         match self.run(&parts, &mut rows) {
             Ok(hidden) => {
                 for (part, row) in parts.iter().zip(rows) {
@@ -388,6 +398,14 @@ impl<'m> Engine<'m> {
     }
 
     fn vector(&self, hidden: &Tensor, first: usize, text: &Text) -> Result<Vec<f32>, Error> {
+        if let Some(tokens) = &text.tokens {
+            let rows = tokens.iter().map(|at| vec![(at + first as u32, 1.0)]).collect();
+            let states: Vec<f32> = ops::pool(hidden, rows)?.flatten_all()?.to_vec1()?;
+            return match states.iter().all(|x| x.is_finite()) {
+                true => Ok(states),
+                false => Err(Error::NotFinite("the state of a token is not finite".into())),
+            };
+        }
         let weights = text.layout.pooled().first().map_or(&[][..], |pooled| &pooled.weights);
         let places = weights.iter().map(|(at, weight)| (at + first as u32, *weight)).collect();
         let mut vector: Vec<f32> = ops::pool(hidden, vec![places])?.flatten_all()?.to_vec1()?;
