@@ -47,7 +47,7 @@ struct StreamOptions {
 }
 
 #[derive(Deserialize)]
-struct ChatMessage {
+pub(crate) struct ChatMessage {
     role: String,
     content: Option<Content>,
 }
@@ -66,7 +66,7 @@ struct Part {
 }
 
 impl ChatMessage {
-    fn message(self) -> Result<Message, ApiError> {
+    pub(crate) fn message(self) -> Result<Message, ApiError> {
         let content = match self.content {
             None => String::new(),
             Some(Content::Text(text)) => text,

@@ -36,11 +36,7 @@ pub(crate) async fn create(
     Body(request): Body<EmbeddingsRequest>,
 ) -> Result<Json<Value>, ApiError> {
     server.check_model(request.model.as_deref())?;
-    let width = server.model.base().decoder.config().hidden_size;
-    if let Some(dimensions) = request.dimensions.filter(|dimensions| *dimensions != width) {
-        let expected = format!("{width}, because the model was not trained for fewer,");
-        return Err(ApiError::field("dimensions", &expected, dimensions));
-    }
+    server.check_dimensions(request.dimensions)?;
     let tokenizer = &server.model.base().tokenizer;
     let mut inputs = block_in_place(|| request.input.ids(|text| Ok(tokenizer.encode(text)?)))?;
     if inputs.is_empty() || inputs.len() > server.limits.inputs {
@@ -48,12 +44,10 @@ pub(crate) async fn create(
         return Err(ApiError::field("input", &expected, inputs.len()));
     }
     if let Some(limit) = request.truncate_prompt_tokens {
-        let longest_text = server.model.embedder().longest_text()?;
-        // A method may add tokens of its own, and repeat the text.
-        let own = server.model.base().decoder.config().max_position_embeddings.saturating_sub(longest_text);
-        let most = longest_text.min(server.longest_row.saturating_sub(own)).max(1);
+        let most = server.longest_text()?;
         let limit = usize::try_from(limit).unwrap_or(most).min(most);
-        inputs.iter_mut().for_each(|ids| ids.truncate(limit));
+        let truncated = inputs.iter_mut().filter(|ids| ids.len() > limit).map(|ids| ids.truncate(limit)).count();
+        server.metrics.truncations.inc_by(truncated as u64);
     }
     let num_tokens: usize = inputs.iter().map(Vec::len).sum();
     let ticket = server.admit(num_tokens)?;

@@ -1,7 +1,7 @@
 //! A reply as it comes: ids to text, stop strings, counts.
 
 use super::api_error::ApiError;
-use super::state::{Server, Ticket};
+use super::state::{Reply, Server, Ticket};
 use lapidary::engine::{Event, GenerateRequest, Token};
 use lapidary::generate::{Finish, StopFinder};
 use lapidary::layout::TokenId;
@@ -9,7 +9,6 @@ use lapidary::text::tokenizer::DecodeStream;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
-use tokio::sync::mpsc::UnboundedReceiver;
 
 /// Most stop strings of a request.
 const MAX_STOP: usize = 16;
@@ -92,7 +91,7 @@ pub(crate) enum Said {
 
 /// A reply in progress.
 pub(crate) struct Speaker<'s> {
-    events: Option<UnboundedReceiver<Event>>,
+    events: Option<Reply>,
     text: Option<DecodeStream<'s>>,
     stop: Option<StopFinder>,
     end: Option<&'static str>,
@@ -162,7 +161,7 @@ impl<'s> Speaker<'s> {
                     let (piece, found) = stop.push(&piece);
                     if found {
                         // Dropped, so that the engine ends the request.
-                        self.events = None;
+                        self.events.take().into_iter().for_each(Reply::stop);
                         self.end = Some("stop");
                     }
                     return Ok(Some(Said::Piece(piece, vec![token])));

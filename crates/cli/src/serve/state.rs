@@ -1,12 +1,15 @@
 //! What all requests share: the model, the way to its engine, and how much waits there.
 
 use super::api_error::ApiError;
+use super::metrics::Metrics;
+use axum::http::StatusCode;
 use lapidary::Lapidary;
+use lapidary::embed::EmbedOptions;
 use lapidary::engine::{EmbedRequest, Engine, EngineOptions, Event, GenerateRequest, IsGone, Load, Watch};
 use lapidary::layout::TokenId;
 use sha2::{Digest as _, Sha256};
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc as events, oneshot};
@@ -23,6 +26,18 @@ pub(crate) struct Limits {
     pub(crate) inputs: usize,
     /// Tokens that wait, all requests together.
     pub(crate) waiting_tokens: usize,
+    /// Tokens of one pass.
+    pub(crate) batch_tokens: usize,
+    /// Connections at a time.
+    pub(crate) connections: usize,
+    /// Number format of the weights.
+    pub(crate) weights: &'static str,
+    /// Within which the head of a request has to be there.
+    pub(crate) header_timeout: Duration,
+    /// Within which a body has to be there, and a client has to read something of what it is sent.
+    pub(crate) client_timeout: Duration,
+    /// The status where too much waits.
+    pub(crate) overload_status: StatusCode,
 }
 
 /// Something for the engine; it is told at once whether it was taken.
@@ -39,6 +54,8 @@ pub(crate) struct Server {
     /// Unix seconds of the start.
     pub(crate) created: u64,
     pub(crate) longest_row: usize,
+    pub(crate) metrics: Arc<Metrics>,
+    is_draining: AtomicBool,
     keys: Vec<[u8; 32]>,
     jobs: mpsc::Sender<Job>,
     waiting: AtomicUsize,
@@ -51,12 +68,17 @@ pub(crate) struct EngineState {
     load: Mutex<Load>,
     /// Tokens a second, lately.
     rate: AtomicUsize,
-    has_ended: std::sync::atomic::AtomicBool,
+    has_ended: AtomicBool,
 }
 
 impl EngineState {
     pub(crate) fn load(&self) -> Load {
         *self.load.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tokens a second of the last passes; 0 before the first.
+    pub(crate) fn rate(&self) -> usize {
+        self.rate.load(Ordering::Relaxed)
     }
 
     pub(crate) fn has_ended(&self) -> bool {
@@ -87,9 +109,11 @@ impl Server {
         (limits, longest_row): (Limits, usize),
         jobs: mpsc::Sender<Job>,
         engine: Arc<EngineState>,
-    ) -> Self {
+    ) -> prometheus::Result<Self> {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        Self {
+        Ok(Self {
+            metrics: Arc::new(Metrics::new(&name)?),
+            is_draining: AtomicBool::new(false),
             model,
             name,
             limits,
@@ -99,7 +123,21 @@ impl Server {
             jobs,
             waiting: AtomicUsize::new(0),
             engine,
-        }
+        })
+    }
+
+    /// From now on nothing new is taken.
+    pub(crate) fn drain(&self) {
+        self.is_draining.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.is_draining.load(Ordering::Relaxed)
+    }
+
+    /// Tokens of requests on their way.
+    pub(crate) fn waiting_tokens(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
     }
 
     pub(crate) fn engine(&self) -> &EngineState {
@@ -113,12 +151,36 @@ impl Server {
     }
 
     /// # Errors
+    /// 400 for vectors of another width than the model's: a part of one that was not trained for it says less.
+    pub(crate) fn check_dimensions(&self, asked: Option<usize>) -> Result<(), ApiError> {
+        let width = self.model.base().decoder.config().hidden_size;
+        match asked.filter(|dimensions| *dimensions != width) {
+            None => Ok(()),
+            Some(dimensions) => {
+                let expected = format!("{width}, because the model was not trained for fewer,");
+                Err(ApiError::field("dimensions", &expected, dimensions))
+            }
+        }
+    }
+
+    /// Most tokens that a text can have here.
+    ///
+    /// # Errors
+    /// When the method cannot lay a text out.
+    pub(crate) fn longest_text(&self) -> Result<usize, lapidary::Error> {
+        let longest_text = self.model.embedder().longest_text()?;
+        // A method may add tokens of its own, and repeat the text.
+        let own = self.model.base().decoder.config().max_position_embeddings.saturating_sub(longest_text);
+        Ok(longest_text.min(self.longest_row.saturating_sub(own)).max(1))
+    }
+
+    /// # Errors
     /// 404 for another model than this one.
     pub(crate) fn check_model(&self, asked: Option<&str>) -> Result<(), ApiError> {
         match asked {
             Some(asked) if asked != self.name => {
                 let message = format!("model: expected {}, found {asked}", self.name);
-                Err(ApiError::new(axum::http::StatusCode::NOT_FOUND, message))
+                Err(ApiError::new(StatusCode::NOT_FOUND, message))
             }
             _ => Ok(()),
         }
@@ -127,7 +189,7 @@ impl Server {
     /// Place for so many tokens among those that wait.
     ///
     /// # Errors
-    /// 429, with the time after which there should be place.
+    /// 429 or 503, with the time after which there should be place.
     pub(crate) fn admit(self: &Arc<Self>, tokens: usize) -> Result<Arc<Ticket>, ApiError> {
         let limit = self.limits.waiting_tokens;
         if tokens > limit {
@@ -135,11 +197,12 @@ impl Server {
         }
         let fits = |waiting: usize| (waiting + tokens <= limit).then_some(waiting + tokens);
         if let Err(waiting) = self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
-            let rate = match self.engine.rate.load(Ordering::Relaxed) {
+            let rate = match self.engine.rate() {
                 0 => UNKNOWN_RATE,
                 rate => rate,
             };
-            return Err(ApiError::overloaded(((waiting + tokens - limit) / rate).clamp(1, 600) as u64));
+            let seconds = ((waiting + tokens - limit) / rate).clamp(1, 600) as u64;
+            return Err(ApiError::overloaded(self.limits.overload_status, seconds));
         }
         Ok(Arc::new(Ticket { server: Arc::clone(self), tokens }))
     }
@@ -153,7 +216,7 @@ impl Server {
         &self,
         ticket: Arc<Ticket>,
         make: impl FnOnce(IsGone, Watch<Event>) -> GenerateRequest,
-    ) -> Result<events::UnboundedReceiver<Event>, ApiError> {
+    ) -> Result<Reply, ApiError> {
         let (sender, receiver) = events::unbounded_channel();
         let listens = sender.clone();
         let watch = Box::new(move |event| {
@@ -163,11 +226,13 @@ impl Server {
                 Err(_) => ControlFlow::Break(()),
             }
         });
+        let stopped = Arc::default();
         let request = make(Box::new(move || listens.is_closed()), watch);
+        let request = self.metrics.metered(request, Arc::clone(&stopped));
         let (taken, told) = oneshot::channel();
         self.jobs.send(Job::Generate(request, taken)).map_err(|_| ApiError::gone())?;
         told.await.map_err(|_| ApiError::gone())??;
-        Ok(receiver)
+        Ok(Reply { events: receiver, stopped })
     }
 
     /// The vector of a text's tokens; the ticket goes to the engine with it.
@@ -175,6 +240,21 @@ impl Server {
     /// # Errors
     /// 400 for a text that cannot be embedded.
     pub(crate) async fn embed(&self, ticket: Arc<Ticket>, ids: Vec<TokenId>) -> Result<Vec<f32>, ApiError> {
+        self.embed_as(ticket, ids, EmbedOptions::default(), false).await
+    }
+
+    /// As [`Server::embed`], with options; or the states of its tokens, end to end.
+    ///
+    /// # Errors
+    /// 400 for a text that cannot be embedded.
+    pub(crate) async fn embed_as(
+        &self,
+        ticket: Arc<Ticket>,
+        ids: Vec<TokenId>,
+        options: EmbedOptions,
+        each_token: bool,
+    ) -> Result<Vec<f32>, ApiError> {
+        let began = self.metrics.embed(ids.len());
         let (sender, mut receiver) = events::unbounded_channel();
         let listens = sender.clone();
         let watch = Box::new(move |vector| {
@@ -184,10 +264,30 @@ impl Server {
         });
         let (taken, told) = oneshot::channel();
         let is_gone = Box::new(move || listens.is_closed());
-        let request = EmbedRequest { ids, options: Default::default(), is_gone, watch };
+        let request = EmbedRequest { ids, options, each_token, is_gone, watch };
         self.jobs.send(Job::Embed(request, taken)).map_err(|_| ApiError::gone())?;
         told.await.map_err(|_| ApiError::gone())??;
-        Ok(receiver.recv().await.ok_or_else(ApiError::gone)??)
+        let vector = receiver.recv().await.ok_or_else(ApiError::gone)?;
+        self.metrics.embedded(began, &vector);
+        Ok(vector?)
+    }
+}
+
+/// What comes of a request to continue tokens; dropped, the request ends.
+pub(crate) struct Reply {
+    events: events::UnboundedReceiver<Event>,
+    stopped: Arc<AtomicBool>,
+}
+
+impl Reply {
+    /// What comes next; none when the engine has gone.
+    pub(crate) async fn recv(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+
+    /// A stop string has ended it: that is an end as others are, not the client's going away.
+    pub(crate) fn stop(self) {
+        self.stopped.store(true, Ordering::Relaxed);
     }
 }
 
@@ -200,7 +300,7 @@ pub(crate) fn run_engine(
     model: &Lapidary,
     options: EngineOptions,
     jobs: mpsc::Receiver<Job>,
-    state: &EngineState,
+    (state, metrics): (&EngineState, &Metrics),
 ) -> Result<(), lapidary::Error> {
     /// Set however this ends.
     struct Ended<'a>(&'a EngineState);
@@ -228,7 +328,9 @@ pub(crate) fn run_engine(
             }
         }
         let clock = Instant::now();
-        let tokens = engine.step() as f64 / clock.elapsed().as_secs_f64().max(1e-6);
+        let tokens = engine.step();
+        metrics.pass(engine.num_rows(), tokens);
+        let tokens = tokens as f64 / clock.elapsed().as_secs_f64().max(1e-6);
         rate = if rate == 0.0 { tokens } else { 0.95 * rate + 0.05 * tokens };
         state.rate.store(rate as usize, Ordering::Relaxed);
         *state.load.lock().unwrap_or_else(PoisonError::into_inner) = engine.load();

@@ -9,30 +9,36 @@ use std::process::{Child, Stdio};
 use tempfile::TempDir;
 
 /// A server with a tiny model, which ends with this.
-struct Served {
-    child: Child,
-    address: String,
+pub(crate) struct Served {
+    pub(crate) child: Child,
+    pub(crate) address: String,
     dir: TempDir,
 }
 
-struct Answer {
-    status: u16,
-    head: String,
-    body: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
 }
 
 impl Answer {
-    fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
     }
 }
 
 impl Served {
-    fn start(more: &[&str]) -> Self {
+    pub(crate) fn start(more: &[&str]) -> Self {
+        Self::start_in(&[], more)
+    }
+
+    /// With variables of the environment.
+    pub(crate) fn start_in(environment: &[(&str, &str)], more: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         tiny_model::write(&dir.path().join("tiny"), 1);
         let mut command = lapidary(dir.path());
         command.args(["serve", "--model", "tiny", "--listen", "127.0.0.1:0"]).args(more);
+        command.envs(environment.iter().copied());
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut told = String::new();
         BufReader::new(child.stderr.as_mut().unwrap()).read_line(&mut told).unwrap();
@@ -40,7 +46,7 @@ impl Served {
         Self { child, address, dir }
     }
 
-    fn ask(&self, method: &str, path: &str, key: &str, body: &str) -> Answer {
+    pub(crate) fn ask(&self, method: &str, path: &str, key: &str, body: &str) -> Answer {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         let (address, len) = (&self.address, body.len());
         write!(
@@ -58,11 +64,11 @@ impl Served {
         Answer { status, head: head.to_ascii_lowercase(), body }
     }
 
-    fn post(&self, path: &str, body: &Value) -> Answer {
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Answer {
         self.ask("POST", path, "", &body.to_string())
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
 }
@@ -84,7 +90,7 @@ fn unchunked(mut body: &str) -> String {
     whole
 }
 
-fn numbers(value: &Value) -> Vec<f64> {
+pub(crate) fn numbers(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
 }
 

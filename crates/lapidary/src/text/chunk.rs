@@ -59,16 +59,22 @@ pub fn chunks(tokenizer: &Tokenizer, text: &str, options: ChunkOptions) -> Resul
         return Err(ChunkError::Overlap { max_tokens, found: overlap });
     }
     let cuts = cuts(tokenizer, text)?;
-    let (mut chunks, mut first) = (Vec::new(), 0);
-    while first + 1 < cuts.len() {
-        let (last, num_tokens) = next(tokenizer, text, &cuts[first..], max_tokens)?;
-        let last = first + last;
-        chunks.push(Chunk { range: cuts[first].byte..cuts[last].byte, num_tokens });
-        if last + 1 == cuts.len() {
-            break;
+    // The next chunk begins at `first`; what comes before `done` is in chunks already.
+    let (mut chunks, mut first, mut done) = (Vec::new(), 0, 0);
+    while done + 1 < cuts.len() {
+        let (end, num_tokens) = next(tokenizer, text, &cuts[first..], (done + 1 - first, max_tokens))?;
+        if num_tokens > max_tokens {
+            if first == done {
+                return Err(ChunkError::TooFewTokens { needed: num_tokens, at: cuts[first].byte, found: max_tokens });
+            }
+            // There is no room for an overlap.
+            first = done;
+            continue;
         }
-        let begin = cuts[last].tokens.saturating_sub(overlap);
-        first = cuts.partition_point(|cut| cut.tokens < begin).clamp(first + 1, last);
+        done = first + end;
+        chunks.push(Chunk { range: cuts[first].byte..cuts[done].byte, num_tokens });
+        let begin = cuts[done].tokens.saturating_sub(overlap);
+        first = cuts.partition_point(|cut| cut.tokens < begin).clamp(first + 1, done);
     }
     Ok(chunks)
 }
@@ -105,34 +111,40 @@ fn stretch(text: &str) -> &str {
         return text;
     }
     let newline = text.as_bytes()[STRETCH_BYTES..2 * STRETCH_BYTES].iter().position(|byte| *byte == b'\n');
-    let end = newline.map_or(2 * STRETCH_BYTES, |at| STRETCH_BYTES + at + 1);
-    &text[..text.floor_char_boundary(end)]
+    let mut end = newline.map_or(2 * STRETCH_BYTES, |at| STRETCH_BYTES + at + 1);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
-/// The end of the chunk that begins with the first of these places, and its number of tokens.
-fn next(tokenizer: &Tokenizer, text: &str, cuts: &[Cut], max_tokens: usize) -> Result<(usize, usize), ChunkError> {
+/// The end of the chunk that begins with the first of these places, no earlier than `least`, and its number of tokens: too
+/// many where not even that fits.
+fn next(
+    tokenizer: &Tokenizer,
+    text: &str,
+    cuts: &[Cut],
+    (least, max_tokens): (usize, usize),
+) -> Result<(usize, usize), ChunkError> {
     let start = cuts[0];
     let mut limit = max_tokens;
     loop {
-        let furthest = cuts.partition_point(|cut| cut.tokens - start.tokens <= limit).saturating_sub(1).max(1);
-        let end = if furthest + 1 == cuts.len() { furthest } else { best(text, &cuts[..=furthest]) };
+        let furthest = cuts.partition_point(|cut| cut.tokens - start.tokens <= limit).saturating_sub(1).max(least);
+        let end = if furthest + 1 == cuts.len() { furthest } else { best(text, &cuts[..=furthest], least) };
         // By itself a text may have other tokens than within a longer one.
         let found = tokenizer.encode(&text[start.byte..cuts[end].byte])?.len();
-        if found <= max_tokens {
+        if found <= max_tokens || end == least {
             return Ok((end, found));
-        }
-        if end == 1 {
-            return Err(ChunkError::TooFewTokens { needed: found, at: start.byte, found: max_tokens });
         }
         limit = (cuts[end].tokens - start.tokens).saturating_sub(found - max_tokens);
     }
 }
 
-/// Of the places in the last third, the last of those where most ends.
-fn best(text: &str, cuts: &[Cut]) -> usize {
+/// Of the places in the last third, from `least`, the last of those where most ends.
+fn best(text: &str, cuts: &[Cut], least: usize) -> usize {
     let last = cuts.len() - 1;
     let third = (cuts[last].tokens - cuts[0].tokens).div_ceil(3);
-    let from = cuts.partition_point(|cut| cut.tokens + third < cuts[last].tokens).clamp(1, last);
+    let from = cuts.partition_point(|cut| cut.tokens + third < cuts[last].tokens).clamp(least, last);
     (from..=last).max_by_key(|at| (End::at(text, cuts[*at].byte), *at)).unwrap_or(last)
 }
 
