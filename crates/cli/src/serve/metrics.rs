@@ -14,8 +14,8 @@ use prometheus::{
     exponential_buckets,
 };
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+use tokio::sync::mpsc::UnboundedReceiver;
 
 /// All that is counted.
 pub(crate) struct Metrics {
@@ -135,10 +135,9 @@ impl Metrics {
         }
     }
 
-    /// The request, watched: what comes of it is counted on its way.
-    pub(crate) fn metered(self: &Arc<Self>, mut request: GenerateRequest, stopped: Arc<AtomicBool>) -> GenerateRequest {
-        let num_prompt = request.prompt.len();
-        let mut meter = Meter::new(Arc::clone(self), num_prompt, stopped);
+    /// The request, watched: its tokens are counted as the engine tells them.
+    pub(crate) fn metered(self: &Arc<Self>, mut request: GenerateRequest) -> GenerateRequest {
+        let mut meter = Meter::new(Arc::clone(self), request.prompt.len());
         let mut watch = request.watch;
         request.watch = Box::new(move |event| {
             meter.see(&event);
@@ -172,20 +171,18 @@ impl Metrics {
     }
 }
 
-/// One reply on its way.
+/// The tokens of one reply.
 struct Meter {
     metrics: Arc<Metrics>,
+    /// Tokens of the prompt that are not counted yet.
     num_prompt: usize,
     began: Instant,
-    first: Option<Instant>,
     last: Option<Instant>,
-    is_over: bool,
-    stopped: Arc<AtomicBool>,
 }
 
 impl Meter {
-    fn new(metrics: Arc<Metrics>, num_prompt: usize, stopped: Arc<AtomicBool>) -> Self {
-        Self { metrics, num_prompt, began: Instant::now(), first: None, last: None, is_over: false, stopped }
+    fn new(metrics: Arc<Metrics>, num_prompt: usize) -> Self {
+        Self { metrics, num_prompt, began: Instant::now(), last: None }
     }
 
     fn see(&mut self, event: &Event) {
@@ -193,37 +190,63 @@ impl Meter {
         match event {
             Event::Prompt(_) => {}
             Event::Token(_) => {
-                let now = Instant::now();
+                metrics.prompt_tokens.inc_by(std::mem::take(&mut self.num_prompt) as u64);
                 metrics.generation_tokens.inc();
-                match self.last.replace(now) {
-                    Some(last) => metrics.between_tokens.observe((now - last).as_secs_f64()),
-                    None => {
-                        self.first = Some(now);
-                        metrics.prompt_tokens.inc_by(self.num_prompt as u64);
-                        metrics.first_token.observe((now - self.began).as_secs_f64());
-                    }
-                }
+                let now = Instant::now();
+                let (histogram, since) = match self.last.replace(now) {
+                    Some(last) => (&metrics.between_tokens, last),
+                    None => (&metrics.first_token, self.began),
+                };
+                histogram.observe((now - since).as_secs_f64());
             }
             Event::Done(done) => {
-                if self.first.is_none() && done.finish != Finish::Interrupted {
-                    metrics.prompt_tokens.inc_by(self.num_prompt as u64);
+                if done.finish != Finish::Interrupted {
+                    metrics.prompt_tokens.inc_by(std::mem::take(&mut self.num_prompt) as u64);
                 }
                 metrics.prefix_queries.inc_by(done.num_prompt_tokens as u64);
                 metrics.prefix_hits.inc_by(done.num_cached_tokens as u64);
-                self.over(match done.finish {
-                    Finish::Stop => "stop",
-                    Finish::Length | Finish::Context => "length",
-                    Finish::Interrupted => "abort",
-                });
             }
-            Event::Failed(error) => {
-                metrics.see(error);
-                self.over("error");
-            }
+            Event::Failed(error) => metrics.see(error),
         }
     }
+}
 
-    fn over(&mut self, end: &'static str) {
+/// What comes of a request to continue tokens; dropped, the request ends.
+pub(crate) struct Reply {
+    events: UnboundedReceiver<Event>,
+    metrics: Arc<Metrics>,
+    began: Instant,
+    first: Option<Instant>,
+    is_over: bool,
+}
+
+impl Reply {
+    pub(crate) fn new(events: UnboundedReceiver<Event>, metrics: Arc<Metrics>) -> Self {
+        Self { events, metrics, began: Instant::now(), first: None, is_over: false }
+    }
+
+    /// What comes next; none when the engine has gone.
+    pub(crate) async fn recv(&mut self) -> Option<Event> {
+        let event = self.events.recv().await;
+        match &event {
+            Some(Event::Token(_)) => drop(self.first.get_or_insert_with(Instant::now)),
+            Some(Event::Done(done)) => self.over(match done.finish {
+                Finish::Stop => "stop",
+                Finish::Length | Finish::Context => "length",
+                Finish::Interrupted => "abort",
+            }),
+            Some(Event::Failed(_)) => self.over("error"),
+            Some(Event::Prompt(_)) | None => {}
+        }
+        event
+    }
+
+    /// A stop string has ended it: that is an end as others are, not the client's going away.
+    pub(crate) fn stop(mut self) {
+        self.over("stop");
+    }
+
+    fn over(&mut self, end: &str) {
         self.is_over = true;
         self.metrics.finished.with_label_values(&[end]).inc();
         if !matches!(end, "stop" | "length") {
@@ -236,11 +259,10 @@ impl Meter {
     }
 }
 
-/// Nobody listens any more, because a stop string ended the reply or the client has gone away.
-impl Drop for Meter {
+impl Drop for Reply {
     fn drop(&mut self) {
         if !self.is_over {
-            self.over(if self.stopped.load(Ordering::Relaxed) { "stop" } else { "abort" });
+            self.over("abort");
         }
     }
 }

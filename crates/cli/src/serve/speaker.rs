@@ -1,7 +1,8 @@
 //! A reply as it comes: ids to text, stop strings, counts.
 
 use super::api_error::ApiError;
-use super::state::{Reply, Server, Ticket};
+use super::metrics::Reply;
+use super::state::{Server, Ticket};
 use lapidary::engine::{Event, GenerateRequest, Token};
 use lapidary::generate::{Finish, StopFinder};
 use lapidary::layout::TokenId;

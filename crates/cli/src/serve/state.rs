@@ -1,7 +1,7 @@
 //! What all requests share: the model, the way to its engine, and how much waits there.
 
 use super::api_error::ApiError;
-use super::metrics::Metrics;
+use super::metrics::{Metrics, Reply};
 use axum::http::StatusCode;
 use lapidary::Lapidary;
 use lapidary::embed::EmbedOptions;
@@ -226,13 +226,12 @@ impl Server {
                 Err(_) => ControlFlow::Break(()),
             }
         });
-        let stopped = Arc::default();
         let request = make(Box::new(move || listens.is_closed()), watch);
-        let request = self.metrics.metered(request, Arc::clone(&stopped));
+        let request = self.metrics.metered(request);
         let (taken, told) = oneshot::channel();
         self.jobs.send(Job::Generate(request, taken)).map_err(|_| ApiError::gone())?;
         told.await.map_err(|_| ApiError::gone())??;
-        Ok(Reply { events: receiver, stopped })
+        Ok(Reply::new(receiver, Arc::clone(&self.metrics)))
     }
 
     /// The vector of a text's tokens; the ticket goes to the engine with it.
@@ -270,24 +269,6 @@ impl Server {
         let vector = receiver.recv().await.ok_or_else(ApiError::gone)?;
         self.metrics.embedded(began, &vector);
         Ok(vector?)
-    }
-}
-
-/// What comes of a request to continue tokens; dropped, the request ends.
-pub(crate) struct Reply {
-    events: events::UnboundedReceiver<Event>,
-    stopped: Arc<AtomicBool>,
-}
-
-impl Reply {
-    /// What comes next; none when the engine has gone.
-    pub(crate) async fn recv(&mut self) -> Option<Event> {
-        self.events.recv().await
-    }
-
-    /// A stop string has ended it: that is an end as others are, not the client's going away.
-    pub(crate) fn stop(self) {
-        self.stopped.store(true, Ordering::Relaxed);
     }
 }
 
