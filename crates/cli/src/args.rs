@@ -38,6 +38,18 @@ pub(crate) enum Weights {
     F32,
 }
 
+impl Weights {
+    /// As on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Stored => "stored",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+            Self::F32 => "f32",
+        }
+    }
+}
+
 impl From<Weights> for WeightFormat {
     fn from(weights: Weights) -> Self {
         match weights {

@@ -146,6 +146,20 @@ impl Embedder<'_> {
         self.row(None, ids)
     }
 
+    /// Where the tokens of a text stand in its row; the last time, where the method repeats it.
+    ///
+    /// # Errors
+    /// When the method cannot lay a text out.
+    pub(crate) fn places_of(&self, row: &Layout, ids: &[TokenId]) -> Result<Vec<u32>, Error> {
+        // The row of another text differs from this one in the places of the text alone.
+        let vocab_size = self.decoder.config().vocab_size as u32;
+        let others: Vec<TokenId> = ids.iter().map(|id| (id + 1) % vocab_size).collect();
+        let other = self.row(None, &others)?;
+        let differ = row.inputs().iter().zip(other.inputs()).map(|(a, b)| a != b);
+        let places: Vec<u32> = (0..).zip(differ).filter(|(_, differ)| *differ).map(|(at, _)| at).collect();
+        Ok(places[places.len().saturating_sub(ids.len())..].to_vec())
+    }
+
     /// The row of a text, after an instruction if there is one.
     fn row(&self, before: Option<&[TokenId]>, text: &[TokenId]) -> Result<Layout, Error> {
         let mut plan = match before {
@@ -244,12 +258,16 @@ impl Embedder<'_> {
     /// # Errors
     /// When it is not finite.
     pub(crate) fn finish(&self, vector: &mut [f32], options: &EmbedOptions) -> Result<(), Error> {
+        let not_finite = || Error::NotFinite("its vector is not finite".into());
         if let Some(standardisation) = self.standardisation.filter(|_| options.standardise) {
-            standardisation.apply(vector)?;
+            standardisation.apply(vector).map_err(|error| match vector.iter().all(|x| x.is_finite()) {
+                true => Error::from(error),
+                false => not_finite(),
+            })?;
         }
         let norm = vector.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt();
         if !norm.is_finite() {
-            return Err(Error::Internal("its vector is not finite".into()));
+            return Err(not_finite());
         }
         if options.normalise && norm > 0.0 {
             vector.iter_mut().for_each(|x| *x = (f64::from(*x) / norm) as f32);

@@ -64,6 +64,8 @@ pub struct Engine<'m> {
     waiting: VecDeque<Chat>,
     texts: VecDeque<Text>,
     share: Share,
+    /// Rows of the last pass.
+    num_rows: usize,
 }
 
 /// What one row of a pass is for.
@@ -102,7 +104,8 @@ impl<'m> Engine<'m> {
         }
         let pool = model.base().decoder.new_pool(options.kv_tokens / PAGE_TOKENS);
         let share = Share::new(options.batch_tokens, options.embed_share);
-        Ok(Self { model, options, pool, running: Vec::new(), waiting: VecDeque::new(), texts: VecDeque::new(), share })
+        let (running, waiting, texts) = (Vec::new(), VecDeque::new(), VecDeque::new());
+        Ok(Self { model, options, pool, running, waiting, texts, share, num_rows: 0 })
     }
 
     /// Most tokens that a row can have.
@@ -127,9 +130,10 @@ impl<'m> Engine<'m> {
     /// # Errors
     /// When it has no tokens, one outside the vocabulary, or more than a row can have.
     pub fn embed(&mut self, request: EmbedRequest) -> Result<(), Error> {
-        let EmbedRequest { ids, before, options, compress, is_gone, watch } = request;
+        let EmbedRequest { ids, before, options, compress, each_token, is_gone, watch } = request;
         let layout = self.model.embedder().row_of(&ids)?;
-        let text = Text { layout, before, num_text_tokens: ids.len(), options, compress, is_gone, watch };
+        let tokens = if each_token { Some(self.model.embedder().places_of(&layout, &ids)?) } else { None };
+        let text = Text { layout, before, num_text_tokens: ids.len(), options, compress, tokens, is_gone, watch };
         if compress && text.num_special_tokens() == 0 {
             let (field, expected) = ("method".into(), "one that ends a text in special tokens, to go on from".into());
             return Err(Error::Setting { field, expected, found: self.model.method().name().into() });
@@ -153,6 +157,11 @@ impl<'m> Engine<'m> {
         }
     }
 
+    /// Rows of the last pass: texts, and conversations of which a part ran.
+    pub fn num_rows(&self) -> usize {
+        self.num_rows
+    }
+
     /// Whether there is nothing to do.
     pub fn is_idle(&self) -> bool {
         self.running.is_empty() && self.waiting.is_empty() && self.texts.is_empty()
@@ -169,6 +178,7 @@ impl<'m> Engine<'m> {
             return 0;
         }
         let num_tokens = parts.iter().map(Part::num_tokens).sum();
+        self.num_rows = parts.len();
         match self.run(&parts, &mut rows) {
             Ok(hidden) => self.tell(parts, rows, &hidden),
             Err(error) => self.fail(parts, rows, &error),

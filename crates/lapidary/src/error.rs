@@ -23,6 +23,9 @@ pub enum Error {
     /// A tokenizer cannot be loaded or a text not be encoded.
     #[error(transparent)]
     Tokenizer(#[from] crate::text::TokenizerError),
+    /// A text cannot be cut into chunks.
+    #[error(transparent)]
+    Chunk(#[from] crate::text::chunk::ChunkError),
     /// A chat template cannot be parsed or rendered.
     #[error(transparent)]
     Template(#[from] crate::text::TemplateError),
@@ -38,6 +41,9 @@ pub enum Error {
     /// A recipe is no TOML or has an unknown key.
     #[error("recipe: {0}")]
     Recipe(String),
+    /// A vector or logits came out with a number that is none.
+    #[error("{0}")]
+    NotFinite(String),
     /// A setting is out of range.
     #[error("{field}: expected {expected}, found {found}")]
     Setting {

@@ -1,6 +1,7 @@
 //! Text to token ids and back, and conversations to text.
 
 pub mod chat_template;
+pub mod chunk;
 mod guard;
 pub mod tokenizer;
 

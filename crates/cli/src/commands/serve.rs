@@ -2,11 +2,13 @@
 
 use crate::args::ModelArgs;
 use crate::context::Context;
-use crate::serve::{Limits, Server, router, run_engine};
-use anyhow::{Context as _, Result, anyhow};
+use crate::serve::{self, Limits, Server, run_engine};
+use anyhow::{Context as _, Result, anyhow, bail};
+use axum::http::StatusCode;
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
 use lapidary::engine::{Engine, EngineOptions};
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
@@ -21,8 +23,8 @@ Examples:
   curl localhost:8080/v1/embeddings -d '{\"input\": \"A man plays a guitar.\"}'
   curl localhost:8080/v1/chat/completions -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}'";
 
-/// Requests that are running are given so long to end.
-const DRAIN: Duration = Duration::from_secs(30);
+/// Keys, separated by commas, for those who do not want them in the list of processes.
+const KEYS: &str = "LAPIDARY_API_KEY";
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -35,7 +37,8 @@ pub(crate) struct ServeArgs {
     /// Name that clients ask for [default: that of the model's file or directory]
     #[arg(long, value_name = "NAME")]
     served_model_name: Option<String>,
-    /// Ask for this key on every route but /v1/models and /health; may be repeated
+    /// Ask for this key on every route but /v1/models, /health, /ping and /metrics; may be repeated, and others may be in
+    /// $LAPIDARY_API_KEY, separated by commas
     #[arg(long, value_name = "KEY", value_parser = NonEmptyStringValueParser::new())]
     api_key: Vec<String>,
     /// Tokens whose keys and values are held at most, all conversations together
@@ -47,7 +50,7 @@ pub(crate) struct ServeArgs {
     /// Share of a pass that texts to embed get while prompts wait too
     #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
     embed_share: f32,
-    /// Tokens of requests that may be on their way, beyond which the answer is 429
+    /// Tokens of requests that may be on their way, beyond which the answer is that of --overload-status
     #[arg(long, value_name = "N", default_value_t = 300_000)]
     max_waiting_tokens: usize,
     /// Texts or prompts of one request
@@ -62,6 +65,21 @@ pub(crate) struct ServeArgs {
     /// Bytes of one request
     #[arg(long, value_name = "BYTES", default_value_t = 8 << 20)]
     max_body_bytes: usize,
+    /// Connections at a time; more wait
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = positive)]
+    max_connections: usize,
+    /// Status of the answer when too much waits; some clients try again after 503 but not after 429
+    #[arg(long, value_name = "STATUS", default_value = "429", value_parser = ["429", "503"])]
+    overload_status: String,
+    /// Seconds within which the head of a request has to be there
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    header_timeout: Duration,
+    /// Seconds within which a body has to be there, and a client has to read some of what it is sent
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    client_timeout: Duration,
+    /// Seconds that requests on their way are given to end when the process is asked to
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    drain_timeout: Duration,
 }
 
 /// Runs the command.
@@ -84,9 +102,16 @@ pub(crate) fn run(args: &ServeArgs, context: &Context) -> Result<()> {
         waiting_tokens: args.max_waiting_tokens,
         reject_token_ids: args.reject_token_ids,
         compressed_bytes: args.max_compressed_bytes,
+        batch_tokens: args.batch_tokens,
+        connections: args.max_connections,
+        weights: args.model.weights.name(),
+        header_timeout: args.header_timeout,
+        client_timeout: args.client_timeout,
+        overload_status: StatusCode::from_bytes(args.overload_status.as_bytes())?,
     };
-    let keys = (name, &args.api_key[..]);
-    let server = Arc::new(Server::new(Arc::clone(&model), keys, (limits, longest_row), jobs, Arc::clone(&state)));
+    let keys = keys(&args.api_key, std::env::var_os(KEYS))?;
+    let server = Server::new(Arc::clone(&model), (name, &keys), (limits, longest_row), jobs, Arc::clone(&state))?;
+    let (metrics, server) = (Arc::clone(&server.metrics), Arc::new(server));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let listener = runtime
         .block_on(tokio::net::TcpListener::bind(args.listen))
@@ -98,16 +123,20 @@ pub(crate) fn run(args: &ServeArgs, context: &Context) -> Result<()> {
         // However the engine ends, by a bug too, so does the server: one that cannot answer is to be started again.
         let told = Told(engine_ends);
         let web = scope.spawn(move || {
-            let result = runtime.block_on(serve(listener, server, &engine_ended));
+            let asked = async || {
+                tokio::select! {
+                    () = asked_to_end() => {}
+                    () = engine_ended.notified() => {}
+                }
+            };
+            runtime.block_on(serve::serve(listener, server, args.drain_timeout, asked));
             // Requests that are still on their way are dropped, and with them the last way to the engine.
             runtime.shutdown_background();
-            result
         });
-        let ran = run_engine(&model, options, to_do, &state);
+        let ran = run_engine(&model, options, to_do, (&state, &metrics));
         drop(told);
-        let served = web.join().map_err(|_| anyhow!("the web server has ended by itself"))?;
-        ran?;
-        served
+        web.join().map_err(|_| anyhow!("the web server has ended by itself"))?;
+        Ok(ran?)
     })
 }
 
@@ -120,26 +149,29 @@ impl Drop for Told {
     }
 }
 
-/// Answers until the process is asked to end, or the engine has ended, then gives what runs some time; asked again, none.
-async fn serve(listener: tokio::net::TcpListener, server: Arc<Server>, engine_ended: &Notify) -> Result<()> {
-    let ends = Arc::new(Notify::new());
-    let drains = Arc::clone(&ends);
-    let drained = axum::serve(listener, router(server)).with_graceful_shutdown(async move { drains.notified().await });
-    let too_late = async {
-        tokio::select! {
-            () = asked_to_end() => {}
-            () = engine_ended.notified() => {}
+fn seconds(text: &str) -> Result<Duration, String> {
+    let expected = || "expected seconds, more than 0".to_owned();
+    let seconds: f64 = text.parse().map_err(|_| expected())?;
+    Duration::try_from_secs_f64(seconds).ok().filter(|duration| !duration.is_zero()).ok_or_else(expected)
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "expected a number from 1".to_owned())
+}
+
+/// The keys of the command line and of the environment.
+fn keys(given: &[String], of_environment: Option<OsString>) -> Result<Vec<String>> {
+    let mut keys = given.to_vec();
+    if let Some(text) = of_environment {
+        // A server that was to have a key does not start without one.
+        let text = text.into_string().map_err(|_| anyhow!("{KEYS}: expected text"))?;
+        let all: Vec<&str> = text.split(',').map(str::trim).collect();
+        if all.contains(&"") {
+            bail!("{KEYS}: expected keys, separated by commas, found an empty one");
         }
-        ends.notify_one();
-        tokio::select! {
-            () = asked_to_end() => {}
-            () = tokio::time::sleep(DRAIN) => {}
-        }
-    };
-    tokio::select! {
-        result = drained => result.context("the web server"),
-        () = too_late => Ok(()),
+        keys.extend(all.into_iter().map(str::to_owned));
     }
+    Ok(keys)
 }
 
 async fn asked_to_end() {

@@ -1,27 +1,40 @@
 //! What goes wrong with a request, as OpenAI's clients expect it: `{"error": {message, type, param, code}}`.
 
+use super::state::Server;
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderValue, StatusCode, header::RETRY_AFTER};
 use axum::response::{IntoResponse, Response};
 use lapidary::Error;
+use lapidary::text::chunk::ChunkError;
 use serde::de::DeserializeOwned;
 use serde_json::json;
+use std::sync::Arc;
 
 /// An answer that is no result.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct ApiError {
     status: StatusCode,
     message: String,
     param: Option<String>,
     /// Seconds after which it may be tried again.
     retry_after: Option<u64>,
+    kind: Kind,
+}
+
+/// What is wrong, where one status stands for several things.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Other,
+    Empty,
+    Tokenizer,
+    Overloaded,
 }
 
 impl ApiError {
     pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), param: None, retry_after: None }
+        Self { status, message: message.into(), param: None, retry_after: None, kind: Kind::Other }
     }
 
     /// A field that has not what it may have.
@@ -30,9 +43,45 @@ impl ApiError {
         Self { param: Some(field.into()), ..Self::new(StatusCode::BAD_REQUEST, message) }
     }
 
-    pub(crate) fn overloaded(retry_after: u64) -> Self {
+    /// With a status for clients that do not try again after 429.
+    pub(crate) fn overloaded(status: StatusCode, retry_after: u64) -> Self {
         let message = format!("too much waits already; try again in {retry_after} s");
-        Self { retry_after: Some(retry_after), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) }
+        Self { retry_after: Some(retry_after), kind: Kind::Overloaded, ..Self::new(status, message) }
+    }
+
+    /// Something in here failed.
+    pub(crate) fn failed(error: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+    }
+
+    /// In a word, for counting.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self.status {
+            _ if self.kind == Kind::Overloaded => "overloaded",
+            StatusCode::UNAUTHORIZED => "unauthorized",
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => "not_found",
+            StatusCode::PAYLOAD_TOO_LARGE => "too_large",
+            StatusCode::REQUEST_TIMEOUT => "timeout",
+            StatusCode::SERVICE_UNAVAILABLE => "ending",
+            status if status.is_server_error() => "failed",
+            _ => "invalid",
+        }
+    }
+
+    /// Nothing where at least something was expected.
+    pub(crate) fn empty(field: &str) -> Self {
+        Self { kind: Kind::Empty, ..Self::field(field, "at least one token", "none") }
+    }
+
+    /// More texts in a request than may be, or none.
+    pub(crate) fn num_texts(field: &str, limit: usize, found: usize) -> Self {
+        match found {
+            0 => Self { kind: Kind::Empty, ..Self::field(field, &format!("1 to {limit} texts"), 0) },
+            _ => Self {
+                status: StatusCode::PAYLOAD_TOO_LARGE,
+                ..Self::field(field, &format!("1 to {limit} texts"), found)
+            },
+        }
     }
 
     /// The engine is gone.
@@ -43,12 +92,39 @@ impl ApiError {
     pub(crate) fn body(&self) -> serde_json::Value {
         let kind = match self.status {
             StatusCode::UNAUTHORIZED => "authentication_error",
-            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            _ if self.kind == Kind::Overloaded => "rate_limit_error",
             status if status.is_server_error() => "server_error",
             _ => "invalid_request_error",
         };
         let code = if self.status == StatusCode::NOT_FOUND { json!("not_found") } else { json!(null) };
         json!({ "error": { "message": self.message, "type": kind, "param": self.param, "code": code } })
+    }
+
+    /// As Text Embeddings Inference answers: its status, its word for it. Its 413 is about sizes alone.
+    pub(crate) fn into_tei_response(self) -> Response {
+        let (status, kind) = match (self.status, self.kind) {
+            (StatusCode::BAD_REQUEST, Kind::Empty) => (StatusCode::BAD_REQUEST, "Empty"),
+            (StatusCode::BAD_REQUEST, Kind::Tokenizer) => (StatusCode::UNPROCESSABLE_ENTITY, "Tokenizer"),
+            (StatusCode::BAD_REQUEST, _) => (StatusCode::UNPROCESSABLE_ENTITY, "Validation"),
+            (StatusCode::INTERNAL_SERVER_ERROR, _) => (StatusCode::FAILED_DEPENDENCY, "Backend"),
+            (StatusCode::TOO_MANY_REQUESTS, _) => (self.status, "Overloaded"),
+            (StatusCode::SERVICE_UNAVAILABLE, Kind::Overloaded) => (self.status, "Overloaded"),
+            (StatusCode::SERVICE_UNAVAILABLE, _) => (self.status, "Unhealthy"),
+            (StatusCode::UNAUTHORIZED, _) => (self.status, "Unauthorized"),
+            (status, _) => (status, "Validation"),
+        };
+        let body = json!({ "error": self.message, "error_type": kind });
+        self.response(status, body)
+    }
+
+    fn response(self, status: StatusCode, body: serde_json::Value) -> Response {
+        let mut response = (status, Json(body)).into_response();
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        // For layers that want to know what it was, or to say it otherwise.
+        response.extensions_mut().insert(self);
+        response
     }
 }
 
@@ -56,35 +132,39 @@ impl From<Error> for ApiError {
     fn from(error: Error) -> Self {
         match error {
             Error::Setting { field, expected, found } => Self::field(&field, &expected, found),
+            Error::Chunk(ChunkError::Tokenizer(error)) | Error::Tokenizer(error) => {
+                Self { kind: Kind::Tokenizer, ..Self::new(StatusCode::BAD_REQUEST, error.to_string()) }
+            }
             Error::TooLong { .. } => {
                 Self::new(StatusCode::BAD_REQUEST, format!("{error}; `overflow` may be `truncate` or `compress`"))
             }
-            Error::NoChatTemplate | Error::Template(_) | Error::Tokenizer(_) => {
+            Error::Chunk(_) | Error::NoChatTemplate | Error::Template(_) => {
                 Self::new(StatusCode::BAD_REQUEST, error.to_string())
             }
-            _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+            _ => Self::failed(error),
         }
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = (self.status, Json(self.body())).into_response();
-        if let Some(seconds) = self.retry_after {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
-        }
-        response
+        let (status, body) = (self.status, self.body());
+        self.response(status, body)
     }
 }
 
 /// A body of JSON, whatever the request says that it is.
 pub(crate) struct Body<T>(pub(crate) T);
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+impl<T: DeserializeOwned> FromRequest<Arc<Server>> for Body<T> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let bytes = Bytes::from_request(request, state).await;
+    async fn from_request(request: Request, server: &Arc<Server>) -> Result<Self, ApiError> {
+        let limit = server.limits.client_timeout;
+        let bytes = tokio::time::timeout(limit, Bytes::from_request(request, server)).await.map_err(|_| {
+            let message = format!("body: expected within {} s", limit.as_secs_f32());
+            ApiError::new(StatusCode::REQUEST_TIMEOUT, message)
+        })?;
         let bytes = bytes.map_err(|rejection| ApiError::new(rejection.status(), rejection.body_text()))?;
         let value = serde_json::from_slice(&bytes);
         Ok(Self(value.map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, format!("body: {error}")))?))

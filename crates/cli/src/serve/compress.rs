@@ -95,7 +95,7 @@ pub(crate) async fn create(
     let ids = block_in_place(|| request.input.ids(|text| Ok(tokenizer.encode(text)?)))?;
     let num_text_tokens = ids.len();
     let ticket = server.admit(num_text_tokens)?;
-    let read = server.read(ticket, Reading { ids, before: Vec::new(), compress: true }).await?;
+    let read = server.read(ticket, Reading { ids, compress: true, ..Reading::default() }).await?;
     let compressed = read.compressed.ok_or_else(ApiError::gone)?;
     let mut usage = Usage { prompt_tokens: num_text_tokens, total_tokens: num_text_tokens, ..Usage::default() };
     let recall = match request.recall {

@@ -128,6 +128,7 @@ pub(crate) async fn create(
         let limit = usize::try_from(limit).unwrap_or(most).min(most);
         for ids in &mut inputs {
             truncated += ids.len().saturating_sub(limit);
+            server.metrics.truncations.inc_by(u64::from(ids.len() > limit));
             ids.truncate(limit);
         }
     }

@@ -66,7 +66,7 @@ impl Lost {
 async fn compress(server: &Server, ticket: &Arc<Ticket>, ids: &[TokenId]) -> Result<Vec<Arc<Compressed>>, ApiError> {
     let segments = ids.len().div_ceil(SEGMENT_TOKENS).max(1);
     let one = async |ids: &[TokenId]| -> Result<Arc<Compressed>, ApiError> {
-        let reading = Reading { ids: ids.to_vec(), before: Vec::new(), compress: true };
+        let reading = Reading { ids: ids.to_vec(), compress: true, ..Reading::default() };
         server.read(Arc::clone(ticket), reading).await?.compressed.ok_or_else(ApiError::gone)
     };
     // Of one length, about: a rest of a few tokens would say little.
@@ -94,6 +94,7 @@ pub(crate) async fn embed(
     let mut before = Vec::new();
     if ids.len() > most && overflow == Overflow::Truncate {
         lost.truncated = ids.len() - most;
+        server.metrics.truncations.inc();
         ids.truncate(most);
     } else if ids.len() > most && overflow == Overflow::Compress {
         let rest = ids.split_off(ids.len() - SEGMENT_TOKENS.min(most / 2));
@@ -101,7 +102,7 @@ pub(crate) async fn embed(
         lost.compressed = counted(&before);
         ids = rest;
     }
-    let embedded = server.read(Arc::clone(ticket), Reading { ids, before, compress: false }).await?;
+    let embedded = server.read(Arc::clone(ticket), Reading { ids, before, ..Reading::default() }).await?;
     Ok((embedded.vector, lost))
 }
 

@@ -2,6 +2,7 @@
 
 use super::api_error::ApiError;
 use super::choices::Choices;
+use super::metrics::Reply;
 use super::state::{Server, Ticket};
 use lapidary::engine::{Event, GenerateRequest, Placed, Token};
 use lapidary::generate::{Finish, Grammar, StopFinder};
@@ -9,7 +10,6 @@ use lapidary::layout::TokenId;
 use lapidary::text::tokenizer::DecodeStream;
 use serde::Serialize;
 use std::sync::Arc;
-use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 
 /// What is to be said.
@@ -125,7 +125,7 @@ impl Drop for Opens {
 
 /// A reply in progress.
 pub(crate) struct Speaker<'s> {
-    events: Option<UnboundedReceiver<Event>>,
+    events: Option<Reply>,
     opens: Option<Opens>,
     text: Option<DecodeStream<'s>>,
     stop: Option<StopFinder>,
@@ -205,7 +205,7 @@ impl<'s> Speaker<'s> {
                     let (piece, found) = stop.push(&piece);
                     if found {
                         // Dropped, so that the engine ends the request.
-                        self.events = None;
+                        self.events.take().into_iter().for_each(Reply::stop);
                         self.end = Some("stop");
                     }
                     return Ok(Some(Said::Piece(piece, vec![token])));

@@ -2,7 +2,10 @@
 
 use super::api_error::ApiError;
 use super::compress::Store;
+use super::metrics::{Metrics, Reply};
+use axum::http::StatusCode;
 use lapidary::Lapidary;
+use lapidary::embed::EmbedOptions;
 use lapidary::engine::{
     Compressed, EmbedRequest, Embedded, Engine, EngineOptions, Event, GenerateRequest, IsGone, Load, Watch,
 };
@@ -10,7 +13,7 @@ use lapidary::generate::{Grammar, Grammars};
 use lapidary::layout::TokenId;
 use sha2::{Digest as _, Sha256};
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc as events, oneshot};
@@ -31,15 +34,32 @@ pub(crate) struct Limits {
     pub(crate) reject_token_ids: bool,
     /// Bytes of compressed texts that are kept.
     pub(crate) compressed_bytes: usize,
+    /// Tokens of one pass.
+    pub(crate) batch_tokens: usize,
+    /// Connections at a time.
+    pub(crate) connections: usize,
+    /// Number format of the weights.
+    pub(crate) weights: &'static str,
+    /// Within which the head of a request has to be there.
+    pub(crate) header_timeout: Duration,
+    /// Within which a body has to be there, and a client has to read something of what it is sent.
+    pub(crate) client_timeout: Duration,
+    /// The status where too much waits.
+    pub(crate) overload_status: StatusCode,
 }
 
 /// A text that is read.
+#[derive(Default)]
 pub(crate) struct Reading {
     pub(crate) ids: Vec<TokenId>,
     /// What it is read after.
     pub(crate) before: Vec<Arc<Compressed>>,
+    /// What happens to its vector.
+    pub(crate) options: EmbedOptions,
     /// Whether its special tokens' keys and values are kept.
     pub(crate) compress: bool,
+    /// Whether the states of its tokens, end to end, stand for its vector.
+    pub(crate) each_token: bool,
 }
 
 /// Something for the engine; it is told at once whether it was taken.
@@ -59,6 +79,8 @@ pub(crate) struct Server {
     pub(crate) compressed: Store,
     /// Made when first asked for: its tokens take a while to sort.
     grammars: OnceLock<Result<Grammars, String>>,
+    pub(crate) metrics: Arc<Metrics>,
+    is_draining: AtomicBool,
     keys: Vec<[u8; 32]>,
     jobs: mpsc::Sender<Job>,
     waiting: AtomicUsize,
@@ -71,12 +93,17 @@ pub(crate) struct EngineState {
     load: Mutex<Load>,
     /// Tokens a second, lately.
     rate: AtomicUsize,
-    has_ended: std::sync::atomic::AtomicBool,
+    has_ended: AtomicBool,
 }
 
 impl EngineState {
     pub(crate) fn load(&self) -> Load {
         *self.load.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tokens a second of the last passes; 0 before the first.
+    pub(crate) fn rate(&self) -> usize {
+        self.rate.load(Ordering::Relaxed)
     }
 
     pub(crate) fn has_ended(&self) -> bool {
@@ -113,8 +140,10 @@ impl Server {
         (limits, longest_row): (Limits, usize),
         jobs: mpsc::Sender<Job>,
         engine: Arc<EngineState>,
-    ) -> Self {
-        Self {
+    ) -> prometheus::Result<Self> {
+        Ok(Self {
+            metrics: Arc::new(Metrics::new(&name)?),
+            is_draining: AtomicBool::new(false),
             model,
             name,
             limits,
@@ -126,7 +155,21 @@ impl Server {
             jobs,
             waiting: AtomicUsize::new(0),
             engine,
-        }
+        })
+    }
+
+    /// From now on nothing new is taken.
+    pub(crate) fn drain(&self) {
+        self.is_draining.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.is_draining.load(Ordering::Relaxed)
+    }
+
+    /// Tokens of requests on their way.
+    pub(crate) fn waiting_tokens(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
     }
 
     /// A grammar of the JSON that a schema allows.
@@ -151,18 +194,6 @@ impl Server {
     }
 
     /// # Errors
-    /// 404 for another model than this one.
-    pub(crate) fn check_model(&self, asked: Option<&str>) -> Result<(), ApiError> {
-        match asked {
-            Some(asked) if asked != self.name => {
-                let message = format!("model: expected {}, found {asked}", self.name);
-                Err(ApiError::new(axum::http::StatusCode::NOT_FOUND, message))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// # Errors
     /// 400 for vectors of another width than the model's: a part of one that was not trained for it says less.
     pub(crate) fn check_dimensions(&self, asked: Option<usize>) -> Result<(), ApiError> {
         let width = self.model.base().decoder.config().hidden_size;
@@ -172,6 +203,18 @@ impl Server {
                 let expected = format!("{width}, because the model was not trained for fewer,");
                 Err(ApiError::field("dimensions", &expected, dimensions))
             }
+        }
+    }
+
+    /// # Errors
+    /// 404 for another model than this one.
+    pub(crate) fn check_model(&self, asked: Option<&str>) -> Result<(), ApiError> {
+        match asked {
+            Some(asked) if asked != self.name => {
+                let message = format!("model: expected {}, found {asked}", self.name);
+                Err(ApiError::new(StatusCode::NOT_FOUND, message))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -186,7 +229,7 @@ impl Server {
     /// Place for so many tokens among those that wait.
     ///
     /// # Errors
-    /// 429, with the time after which there should be place.
+    /// 429 or 503, with the time after which there should be place.
     pub(crate) fn admit(self: &Arc<Self>, tokens: usize) -> Result<Arc<Ticket>, ApiError> {
         let limit = self.limits.waiting_tokens;
         if tokens > limit {
@@ -194,11 +237,12 @@ impl Server {
         }
         let fits = |waiting: usize| (waiting + tokens <= limit).then_some(waiting + tokens);
         if let Err(waiting) = self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
-            let rate = match self.engine.rate.load(Ordering::Relaxed) {
+            let rate = match self.engine.rate() {
                 0 => UNKNOWN_RATE,
                 rate => rate,
             };
-            return Err(ApiError::overloaded(((waiting + tokens - limit) / rate).clamp(1, 600) as u64));
+            let seconds = ((waiting + tokens - limit) / rate).clamp(1, 600) as u64;
+            return Err(ApiError::overloaded(self.limits.overload_status, seconds));
         }
         Ok(Arc::new(Ticket { server: Arc::clone(self), tokens }))
     }
@@ -212,7 +256,7 @@ impl Server {
         &self,
         ticket: Arc<Ticket>,
         make: impl FnOnce(IsGone, Watch<Event>) -> GenerateRequest,
-    ) -> Result<events::UnboundedReceiver<Event>, ApiError> {
+    ) -> Result<Reply, ApiError> {
         let (sender, receiver) = events::unbounded_channel();
         let listens = sender.clone();
         let watch = Box::new(move |event| {
@@ -223,10 +267,11 @@ impl Server {
             }
         });
         let request = make(Box::new(move || listens.is_closed()), watch);
+        let request = self.metrics.metered(request);
         let (taken, told) = oneshot::channel();
         self.jobs.send(Job::Generate(request, taken)).map_err(|_| ApiError::gone())?;
         told.await.map_err(|_| ApiError::gone())??;
-        Ok(receiver)
+        Ok(Reply::new(receiver, Arc::clone(&self.metrics)))
     }
 
     /// The vector of a text's tokens; the ticket goes to the engine with it.
@@ -234,14 +279,15 @@ impl Server {
     /// # Errors
     /// 400 for a text that cannot be embedded.
     pub(crate) async fn embed(&self, ticket: Arc<Ticket>, ids: Vec<TokenId>) -> Result<Vec<f32>, ApiError> {
-        Ok(self.read(ticket, Reading { ids, before: Vec::new(), compress: false }).await?.vector)
+        Ok(self.read(ticket, Reading { ids, ..Reading::default() }).await?.vector)
     }
 
-    /// As [`Server::embed`], with what came before the text, and with what its special tokens hold.
+    /// As [`Server::embed`], of a text that may stand behind others, and with what else is asked of it.
     ///
     /// # Errors
     /// 400 for a text that cannot be embedded, or compressed where that is asked for.
     pub(crate) async fn read(&self, ticket: Arc<Ticket>, reading: Reading) -> Result<Embedded, ApiError> {
+        let began = self.metrics.embed(reading.ids.len());
         let (sender, mut receiver) = events::unbounded_channel();
         let listens = sender.clone();
         let watch = Box::new(move |embedded| {
@@ -251,11 +297,13 @@ impl Server {
         });
         let (taken, told) = oneshot::channel();
         let is_gone = Box::new(move || listens.is_closed());
-        let Reading { ids, before, compress } = reading;
-        let request = EmbedRequest { ids, before, options: Default::default(), compress, is_gone, watch };
+        let Reading { ids, before, options, compress, each_token } = reading;
+        let request = EmbedRequest { ids, before, options, compress, each_token, is_gone, watch };
         self.jobs.send(Job::Embed(request, taken)).map_err(|_| ApiError::gone())?;
         told.await.map_err(|_| ApiError::gone())??;
-        Ok(receiver.recv().await.ok_or_else(ApiError::gone)??)
+        let embedded = receiver.recv().await.ok_or_else(ApiError::gone)?;
+        self.metrics.embedded(began, &embedded);
+        Ok(embedded?)
     }
 }
 
@@ -268,7 +316,7 @@ pub(crate) fn run_engine(
     model: &Lapidary,
     options: EngineOptions,
     jobs: mpsc::Receiver<Job>,
-    state: &EngineState,
+    (state, metrics): (&EngineState, &Metrics),
 ) -> Result<(), lapidary::Error> {
     /// Set however this ends.
     struct Ended<'a>(&'a EngineState);
@@ -296,7 +344,9 @@ pub(crate) fn run_engine(
             }
         }
         let clock = Instant::now();
-        let tokens = engine.step() as f64 / clock.elapsed().as_secs_f64().max(1e-6);
+        let tokens = engine.step();
+        metrics.pass(engine.num_rows(), tokens);
+        let tokens = tokens as f64 / clock.elapsed().as_secs_f64().max(1e-6);
         rate = if rate == 0.0 { tokens } else { 0.95 * rate + 0.05 * tokens };
         state.rate.store(rate as usize, Ordering::Relaxed);
         *state.load.lock().unwrap_or_else(PoisonError::into_inner) = engine.load();

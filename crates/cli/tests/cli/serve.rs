@@ -10,8 +10,8 @@ use tempfile::TempDir;
 
 /// A server with a tiny model, which ends with this.
 pub(crate) struct Served {
-    child: Child,
-    address: String,
+    pub(crate) child: Child,
+    pub(crate) address: String,
     dir: TempDir,
 }
 
@@ -29,21 +29,27 @@ impl Answer {
 
 impl Served {
     pub(crate) fn start(more: &[&str]) -> Self {
+        Self::start_in(&[], more)
+    }
+
+    /// With variables of the environment.
+    pub(crate) fn start_in(environment: &[(&str, &str)], more: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         tiny_model::write(&dir.path().join("tiny"), 1);
-        Self::start_with(dir, "tiny", more)
+        Self::start_with(dir, "tiny", environment, more)
     }
 
     /// As [`Served::start`], with a model that has special tokens, which has been trained a little.
     pub(crate) fn start_gem(more: &[&str]) -> Self {
         let dir = train::workshop();
         stdout(run(dir.path(), &["train", "recipe.toml", "--out", "run"]));
-        Self::start_with(dir, "run/model", more)
+        Self::start_with(dir, "run/model", &[], more)
     }
 
-    fn start_with(dir: TempDir, model: &str, more: &[&str]) -> Self {
+    fn start_with(dir: TempDir, model: &str, environment: &[(&str, &str)], more: &[&str]) -> Self {
         let mut command = lapidary(dir.path());
         command.args(["serve", "--model", model, "--listen", "127.0.0.1:0"]).args(more);
+        command.envs(environment.iter().copied());
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut told = String::new();
         BufReader::new(child.stderr.as_mut().unwrap()).read_line(&mut told).unwrap();
@@ -73,7 +79,7 @@ impl Served {
         self.ask("POST", path, "", &body.to_string())
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
 }

@@ -115,6 +115,14 @@ impl Engine<'_> {
     }
 
     fn embedded(&self, hidden: &Tensor, first: usize, text: &Text, row: &KvRow) -> Result<Embedded, Error> {
+        if let Some(tokens) = &text.tokens {
+            let rows = tokens.iter().map(|at| vec![(at + first as u32, 1.0)]).collect();
+            let vector: Vec<f32> = ops::pool(hidden, rows)?.flatten_all()?.to_vec1()?;
+            if !vector.iter().all(|x| x.is_finite()) {
+                return Err(Error::NotFinite("the state of a token is not finite".into()));
+            }
+            return Ok(Embedded { vector, compressed: None });
+        }
         let weights = text.layout.pooled().first().map_or(&[][..], |pooled| &pooled.weights);
         let places = weights.iter().map(|(at, weight)| (at + first as u32, *weight)).collect();
         let mut vector: Vec<f32> = ops::pool(hidden, vec![places])?.flatten_all()?.to_vec1()?;

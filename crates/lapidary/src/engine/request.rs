@@ -113,6 +113,8 @@ pub struct EmbedRequest {
     pub options: EmbedOptions,
     /// Its special tokens' keys and values are asked for.
     pub compress: bool,
+    /// The states of its tokens, end to end, in place of its vector; nothing happens to them.
+    pub each_token: bool,
     /// Whether nobody waits for it any more.
     pub is_gone: IsGone,
     /// Is told what came of it.
@@ -126,6 +128,8 @@ pub(super) struct Text {
     pub(super) num_text_tokens: usize,
     pub(super) options: EmbedOptions,
     pub(super) compress: bool,
+    /// Places of the tokens whose states are told, where those are asked for.
+    pub(super) tokens: Option<Vec<u32>>,
     pub(super) is_gone: IsGone,
     pub(super) watch: Box<dyn FnOnce(Result<Embedded, Error>) + Send>,
 }
@@ -280,7 +284,7 @@ impl Chat {
                     let state = hidden.narrow(0, run.start + at - first, 1)?;
                     let logits: Vec<f32> = decoder.logits(&state)?.flatten_all()?.to_vec1()?;
                     if !logits.iter().all(|logit| logit.is_finite()) {
-                        return Err(Error::Internal(format!(
+                        return Err(Error::NotFinite(format!(
                             "the logits after token {at} of the prompt are not finite"
                         )));
                     }
@@ -356,7 +360,10 @@ impl Chat {
     }
 
     pub(super) fn fail(&mut self, error: &Error) {
-        let _ = (self.watch)(Event::Failed(Error::Internal(error.to_string())));
+        let _ = (self.watch)(Event::Failed(match error {
+            Error::NotFinite(what) => Error::NotFinite(what.clone()),
+            _ => Error::Internal(error.to_string()),
+        }));
     }
 }
 

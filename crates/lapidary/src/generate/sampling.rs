@@ -190,7 +190,7 @@ impl Sampler {
     /// When the logits are not finite.
     pub fn next_token(&mut self, logits: &[f32]) -> Result<TokenId, Error> {
         if let Some(bad) = logits.iter().position(|logit| !logit.is_finite()) {
-            return Err(Error::Internal(format!("the logit of token {bad} is {}", logits[bad])));
+            return Err(Error::NotFinite(format!("the logit of token {bad} is {}", logits[bad])));
         }
         let mut logits = std::borrow::Cow::Borrowed(logits);
         if !self.seen.is_empty() {

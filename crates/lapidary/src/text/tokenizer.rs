@@ -12,6 +12,7 @@ mod token_bytes;
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use tokenizers::{
@@ -166,11 +167,28 @@ impl Tokenizer {
     /// fails on it.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let ids = encode(&self.plain, text)?;
-        let special = ids.iter().find(|&&id| self.is_control(id));
-        if let Some(&id) = special {
-            return Err(TokenizerError::SpecialInText { token: self.id_to_token(id).unwrap_or_default() });
-        }
+        self.check_plain(&ids)?;
         Ok(ids)
+    }
+
+    /// # Errors
+    /// When plain text has become a special token.
+    fn check_plain(&self, ids: &[u32]) -> Result<(), TokenizerError> {
+        match ids.iter().find(|&&id| self.is_control(id)) {
+            Some(&id) => Err(TokenizerError::SpecialInText { token: self.id_to_token(id).unwrap_or_default() }),
+            None => Ok(()),
+        }
+    }
+
+    /// As [`Tokenizer::encode`], and the bytes of the text that each token stands for: whole characters, in some
+    /// tokenizers without the blanks around them; tokens that share a character have it both.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_with_offsets(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>), TokenizerError> {
+        let (ids, offsets) = encode_with_offsets(&self.plain, text)?;
+        self.check_plain(&ids)?;
+        Ok((ids, offsets))
     }
 
     /// As [`Tokenizer::encode`], for a text of any length: a stretch of whole lines at a time.
@@ -196,6 +214,14 @@ impl Tokenizer {
     /// When the text is longer than [`MAX_TEXT_BYTES`], or the tokenizer fails on it.
     pub fn encode_with_special(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         encode(&self.with_special, text)
+    }
+
+    /// As [`Tokenizer::encode_with_special`], and the bytes of the text that each token stands for.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode_with_special`].
+    pub fn encode_special_with_offsets(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>), TokenizerError> {
+        encode_with_offsets(&self.with_special, text)
     }
 
     /// The text of `ids`; unknown ids have none, bytes that are no UTF-8 become U+FFFD.
@@ -239,10 +265,21 @@ impl Tokenizer {
 }
 
 fn encode(parts: &Parts, text: &str) -> Result<Vec<u32>, TokenizerError> {
+    Ok(encoding(text, || parts.encode_fast(text, false))?.get_ids().to_vec())
+}
+
+fn encode_with_offsets(parts: &Parts, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>), TokenizerError> {
+    let encoded = encoding(text, || parts.encode(text, false))?;
+    let offsets = encoded.get_offsets().iter().map(|(start, end)| *start..*end).collect();
+    Ok((encoded.get_ids().to_vec(), offsets))
+}
+
+fn encoding(
+    text: &str,
+    encode: impl FnOnce() -> tokenizers::Result<tokenizers::Encoding>,
+) -> Result<tokenizers::Encoding, TokenizerError> {
     if text.len() > MAX_TEXT_BYTES {
         return Err(TokenizerError::TextTooLong { limit: MAX_TEXT_BYTES, found: text.len() });
     }
-    let encoded = guarded(|| parts.encode_fast(text, false));
-    let encoded = encoded.map_err(|message| TokenizerError::Failed { action: "encode the text", message })?;
-    Ok(encoded.get_ids().to_vec())
+    guarded(encode).map_err(|message| TokenizerError::Failed { action: "encode the text", message })
 }

@@ -78,8 +78,8 @@ pub(crate) fn text(gem: &Lapidary, text: &str) -> (EmbedRequest, Vector) {
     let told = move |found: Result<Embedded, Error>| found.map(|embedded| embedded.vector);
     let watch = Box::new(move |found| *to.lock().unwrap() = Some(told(found)));
     let ids = gem.base().tokenizer.encode(text).unwrap();
-    let (before, is_gone) = (Vec::new(), Box::new(|| false));
-    (EmbedRequest { ids, before, options: EmbedOptions::default(), compress: false, is_gone, watch }, vector)
+    let (before, is_gone, options) = (Vec::new(), Box::new(|| false), EmbedOptions::default());
+    (EmbedRequest { ids, before, options, compress: false, each_token: false, is_gone, watch }, vector)
 }
 
 pub(crate) fn question(gem: &Lapidary, said: &str) -> Vec<TokenId> {
@@ -308,6 +308,27 @@ fn draws_depend_on_their_seed_alone() {
         })
         .unwrap();
     assert_eq!((run(0), run(5)), (want.clone(), want));
+}
+
+#[test]
+fn states_of_tokens_are_those_that_a_mean_is_taken_of() {
+    let mean = Lapidary::from_base(gem().into_base(), "mean", serde_json::json!({})).unwrap();
+    let (whole, vector) = text(&mean, "A man plays a guitar.");
+    let (each, states) = text(&mean, "A man plays a guitar.");
+    let num_tokens = each.ids.len();
+    let mut engine = Engine::new(&mean, EngineOptions::default()).unwrap();
+    engine
+        .embed(EmbedRequest { options: EmbedOptions { normalise: false, ..EmbedOptions::default() }, ..whole })
+        .unwrap();
+    engine.embed(EmbedRequest { each_token: true, ..each }).unwrap();
+    drain(&mut engine);
+    let vector = vector.lock().unwrap().take().unwrap().unwrap();
+    let states = states.lock().unwrap().take().unwrap().unwrap();
+    assert_eq!(states.len(), num_tokens * vector.len());
+    for (at, x) in vector.iter().enumerate() {
+        let mean = states.iter().skip(at).step_by(vector.len()).sum::<f32>() / num_tokens as f32;
+        assert!((mean - x).abs() < 1e-4 * x.abs().max(1.0), "{at}: {mean} {x}");
+    }
 }
 
 #[test]

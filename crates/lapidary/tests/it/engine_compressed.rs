@@ -24,7 +24,17 @@ fn compress(
     let watch = Box::new(move |found| *to.lock().unwrap() = Some(found));
     let ids = gem.base().tokenizer.encode(said).unwrap();
     let options = EmbedOptions::default();
-    engine.embed(EmbedRequest { ids, before, options, compress: true, is_gone: Box::new(|| false), watch }).unwrap();
+    engine
+        .embed(EmbedRequest {
+            ids,
+            before,
+            options,
+            compress: true,
+            each_token: false,
+            is_gone: Box::new(|| false),
+            watch,
+        })
+        .unwrap();
     drain(engine);
     let embedded = heard.lock().unwrap().take().unwrap().unwrap();
     (embedded.vector, embedded.compressed.unwrap())

@@ -1,0 +1,209 @@
+//! The routes of Text Embeddings Inference, with its bodies, its answers and its errors.
+
+use super::api_error::{ApiError, Body};
+use super::input::Input;
+use super::state::{Reading, Server};
+use super::texts::{Cut, Side, cosine, encoded, vectors};
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::http::header::CONTENT_LENGTH;
+use axum::middleware::Next;
+use axum::response::Response;
+use futures_util::future::try_join_all;
+use lapidary::layout::TokenId;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use tokio::task::block_in_place;
+
+/// Errors of these routes, whatever found them, have TEI's form.
+pub(crate) async fn with_tei_errors(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    match response.extensions_mut().remove::<ApiError>() {
+        Some(error) => {
+            let mut answer = error.into_tei_response();
+            for (name, value) in response.headers() {
+                // Those of the body are there already, and are others.
+                answer.headers_mut().entry(name).or_insert_with(|| value.clone());
+            }
+            answer.headers_mut().remove(CONTENT_LENGTH);
+            answer
+        }
+        None => response,
+    }
+}
+
+/// What requests about texts have in common.
+#[derive(Deserialize, Default)]
+pub(crate) struct TextOptions {
+    /// Longer texts are cut to what the model can take; without it they are an error.
+    #[serde(default)]
+    truncate: bool,
+    /// Where they are cut.
+    #[serde(default)]
+    truncation_direction: Side,
+    /// The name of a prompt before the text; this model has none.
+    prompt_name: Option<String>,
+}
+
+impl TextOptions {
+    fn cut(&self) -> Result<Cut, ApiError> {
+        if let Some(name) = &self.prompt_name {
+            return Err(ApiError::field("prompt_name", "none: this model has no named prompts", name));
+        }
+        Ok(Cut { to: self.truncate.then_some(usize::MAX), side: self.truncation_direction })
+    }
+}
+
+#[derive(Deserialize)]
+pub(crate) struct EmbedBody {
+    inputs: Input,
+    #[serde(flatten)]
+    options: TextOptions,
+    /// Vectors of unit length; true unless it says otherwise.
+    normalize: Option<bool>,
+    dimensions: Option<usize>,
+}
+
+/// `POST /embed`: a vector of each text.
+pub(crate) async fn embed(
+    State(server): State<Arc<Server>>,
+    Body(body): Body<EmbedBody>,
+) -> Result<Json<Vec<Vec<f32>>>, ApiError> {
+    server.check_dimensions(body.dimensions)?;
+    let ids = encoded(&server, "inputs", body.inputs, body.options.cut()?)?;
+    Ok(Json(vectors(&server, ids, body.normalize.unwrap_or(true)).await?))
+}
+
+#[derive(Deserialize)]
+pub(crate) struct EmbedAllBody {
+    inputs: Input,
+    #[serde(flatten)]
+    options: TextOptions,
+}
+
+/// `POST /embed_all`: the last hidden state of each token of each text, in the row that the text is embedded in.
+pub(crate) async fn embed_all(
+    State(server): State<Arc<Server>>,
+    Body(body): Body<EmbedAllBody>,
+) -> Result<Json<Vec<Vec<Vec<f32>>>>, ApiError> {
+    let ids = encoded(&server, "inputs", body.inputs, body.options.cut()?)?;
+    let ticket = server.admit(ids.iter().map(Vec::len).sum())?;
+    let one = |ids| server.read(Arc::clone(&ticket), Reading { ids, each_token: true, ..Reading::default() });
+    let all = try_join_all(ids.into_iter().map(one)).await?;
+    let width = server.model.base().decoder.config().hidden_size;
+    Ok(Json(all.iter().map(|states| states.vector.chunks(width).map(<[f32]>::to_vec).collect()).collect()))
+}
+
+#[derive(Deserialize)]
+pub(crate) struct SimilarityBody {
+    inputs: SimilarityInputs,
+    #[serde(default)]
+    parameters: TextOptions,
+}
+
+#[derive(Deserialize)]
+struct SimilarityInputs {
+    source_sentence: String,
+    sentences: Vec<String>,
+}
+
+/// `POST /similarity`: the cosine of one text with each of others.
+pub(crate) async fn similarity(
+    State(server): State<Arc<Server>>,
+    Body(body): Body<SimilarityBody>,
+) -> Result<Json<Vec<f32>>, ApiError> {
+    let SimilarityInputs { source_sentence, sentences } = body.inputs;
+    let cut = body.parameters.cut()?;
+    Ok(Json(cosines(&server, ("inputs.sentences", sentences), source_sentence, cut).await?))
+}
+
+/// The cosine of a text with each of others, which a field has.
+pub(crate) async fn cosines(
+    server: &Arc<Server>,
+    (field, texts): (&str, Vec<String>),
+    one: String,
+    cut: Cut,
+) -> Result<Vec<f32>, ApiError> {
+    let mut ids = encoded(server, "query", Input::Text(one), cut)?;
+    ids.extend(encoded(server, field, Input::Texts(texts), cut)?);
+    let vectors = vectors(server, ids, true).await?;
+    Ok(vectors[1..].iter().map(|vector| cosine(&vectors[0], vector)).collect())
+}
+
+#[derive(Deserialize)]
+pub(crate) struct DecodeBody {
+    ids: Ids,
+    skip_special_tokens: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Ids {
+    One(Vec<TokenId>),
+    Many(Vec<Vec<TokenId>>),
+}
+
+/// `POST /decode`: the texts of ids.
+pub(crate) async fn decode(
+    State(server): State<Arc<Server>>,
+    Body(body): Body<DecodeBody>,
+) -> Result<Json<Vec<String>>, ApiError> {
+    let lists = match body.ids {
+        Ids::One(ids) => vec![ids],
+        Ids::Many(lists) => lists,
+    };
+    if lists.is_empty() || lists.len() > server.limits.inputs {
+        return Err(ApiError::num_texts("ids", server.limits.inputs, lists.len()));
+    }
+    let base = server.model.base();
+    let vocab_size = base.decoder.config().vocab_size;
+    if let Some(id) = lists.iter().flatten().find(|id| **id as usize >= vocab_size) {
+        return Err(ApiError::field("ids", &format!("ids below {vocab_size}"), id));
+    }
+    let skip_special = body.skip_special_tokens.unwrap_or(true);
+    let decode = |ids: &Vec<TokenId>| Ok(base.tokenizer.decode(ids, skip_special).map_err(lapidary::Error::from)?);
+    Ok(Json(block_in_place(|| lists.iter().map(decode).collect::<Result<_, ApiError>>())?))
+}
+
+/// What TEI's clients ask about a server, as far as it means something here.
+#[derive(Serialize)]
+pub(crate) struct Info {
+    model_id: String,
+    model_sha: String,
+    model_dtype: &'static str,
+    served_model_name: String,
+    model_type: ModelType,
+    max_concurrent_requests: usize,
+    max_input_length: usize,
+    max_batch_tokens: usize,
+    max_client_batch_size: usize,
+    auto_truncate: bool,
+    version: &'static str,
+}
+
+#[derive(Serialize)]
+struct ModelType {
+    embedding: Pooling,
+}
+
+#[derive(Serialize)]
+struct Pooling {
+    pooling: String,
+}
+
+/// `GET /info`.
+pub(crate) async fn info(State(server): State<Arc<Server>>) -> Result<Json<Info>, ApiError> {
+    Ok(Json(Info {
+        model_id: server.name.clone(),
+        model_sha: server.model.fingerprint().into_owned(),
+        model_dtype: server.limits.weights,
+        served_model_name: server.name.clone(),
+        model_type: ModelType { embedding: Pooling { pooling: server.model.method().name().into() } },
+        max_concurrent_requests: server.limits.connections,
+        max_input_length: server.longest_text()?,
+        max_batch_tokens: server.limits.batch_tokens,
+        max_client_batch_size: server.limits.inputs,
+        auto_truncate: false,
+        version: env!("CARGO_PKG_VERSION"),
+    }))
+}
