@@ -141,3 +141,93 @@ impl Engine<'_> {
         self.pool.take((row, start as u32 + before), decoder, &positions, (text.num_text_tokens, next))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::embed::EmbedOptions;
+    use crate::engine::{EmbedRequest, Engine, EngineOptions, Event, GenerateRequest, Load};
+    use crate::generate::Sampling;
+    use crate::{Error, Lapidary, ModelFiles};
+    use std::ops::ControlFlow;
+    use std::path::Path;
+    use std::sync::{Arc, Mutex};
+
+    /// A tiny model with a tokenizer of two words.
+    fn model() -> Lapidary {
+        let (dir, golden) = (tempfile::tempdir().unwrap(), Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"));
+        for file in ["config.json", "model.safetensors"] {
+            std::fs::copy(golden.join("families/llama").join(file), dir.path().join(file)).unwrap();
+        }
+        let tokenizer = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": null, "post_processor": null, "decoder": null,
+            "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}}"#;
+        std::fs::write(dir.path().join("tokenizer.json"), tokenizer).unwrap();
+        let base = ModelFiles::Directory(dir.path().to_owned());
+        Lapidary::untrained(&base, "last", serde_json::Value::Null).unwrap()
+    }
+
+    #[test]
+    fn a_pass_that_fails_is_told_to_its_requests_alone() {
+        let model = model();
+        let mut engine = Engine::new(&model, EngineOptions::default()).unwrap();
+        let heard: Arc<Mutex<Vec<String>>> = Arc::default();
+        let chat = |max_new_tokens| {
+            let to = Arc::clone(&heard);
+            let watch = Box::new(move |event| {
+                let said = match event {
+                    Event::Failed(error) => format!("chat: {error}"),
+                    Event::Done(done) => format!("chat: {} tokens", done.num_tokens),
+                    Event::Prompt(_) | Event::Token(_) => return ControlFlow::Continue(()),
+                };
+                to.lock().unwrap().push(said);
+                ControlFlow::Continue(())
+            });
+            GenerateRequest {
+                prompt: vec![0, 1, 0],
+                compressed: Vec::new(),
+                max_new_tokens,
+                eos_token_ids: Vec::new(),
+                sampling: Sampling::default(),
+                bias: Vec::new(),
+                grammar: None,
+                logprobs: None,
+                echo: false,
+                is_gone: Box::new(|| false),
+                watch,
+            }
+        };
+        let text = || {
+            let to = Arc::clone(&heard);
+            EmbedRequest {
+                ids: vec![0, 1],
+                before: Vec::new(),
+                options: EmbedOptions::default(),
+                compress: false,
+                each_token: false,
+                is_gone: Box::new(|| false),
+                watch: Box::new(move |found| {
+                    to.lock().unwrap().push(found.map_or_else(|e| format!("text: {e}"), |_| "text".into()));
+                }),
+            }
+        };
+        engine.generate(chat(3)).unwrap();
+        engine.embed(text()).unwrap();
+        engine.admit();
+        let (parts, rows) = engine.parts();
+        assert_eq!(parts.len(), 2);
+        // Those that come later are not of this pass.
+        engine.generate(chat(2)).unwrap();
+        engine.embed(text()).unwrap();
+        engine.fail(parts, rows, &Error::Internal("no memory".into()));
+        let mut failed = std::mem::take(&mut *heard.lock().unwrap());
+        failed.sort();
+        assert!(failed.len() == 2 && failed.iter().all(|said| said.contains("no memory")), "{failed:?}");
+        while !engine.is_idle() {
+            engine.step();
+        }
+        assert_eq!(engine.load(), Load { pages: (0, 512), ..Load::default() });
+        let mut done = heard.lock().unwrap().clone();
+        done.sort();
+        assert_eq!(done, ["chat: 2 tokens", "text"]);
+    }
+}
