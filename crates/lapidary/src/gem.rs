@@ -83,7 +83,10 @@ impl Lapidary {
         let method = build_method(&base, method, settings)?;
         let special = special_rows(&base, method.as_ref())?;
         let adapter = Adapter::new(&base.decoder, None, &special, &mut layout::Rng::seed_from_u64(0))?;
-        let described = format!("{} {} {}", base.fingerprint, method.name(), method.settings());
+        let mut settings = method.settings();
+        // Whatever order the fields are declared in.
+        settings.sort_all_objects();
+        let described = format!("{} {} {settings}", base.fingerprint, method.name());
         let fingerprint = blake3::hash(described.as_bytes()).to_hex().to_string();
         Ok(Self { base, method, adapter: Some(adapter.view(false)), standardisation: None, fingerprint })
     }

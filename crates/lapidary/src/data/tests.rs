@@ -261,7 +261,7 @@ fn sts_pairs_of_every_format() {
         (row.replace("\"A dog.\"", "null"), "b.jsonl:1: field `sentence2`: expected text, found null"),
         (
             row.replace("score", "label"),
-            "b.jsonl:1: column `score` not found; columns found: label, sentence1, sentence2",
+            "b.jsonl:1: column `score` not found; columns found: sentence1, sentence2, label",
         ),
         (String::new(), "b.jsonl (0 blank)"),
     ] {
