@@ -8,9 +8,10 @@ use axum::http::{HeaderValue, StatusCode, header::RETRY_AFTER};
 use axum::response::{IntoResponse, Response};
 use lapidary::Error;
 use lapidary::text::chunk::ChunkError;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
 use std::sync::Arc;
+use utoipa::ToSchema;
 
 /// An answer that is no result.
 #[derive(Debug, Clone)]
@@ -30,6 +31,67 @@ enum Kind {
     Empty,
     Tokenizer,
     Overloaded,
+}
+
+/// An error in OpenAI's form.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct ErrorReply {
+    error: ErrorObject,
+}
+
+#[derive(Serialize, ToSchema)]
+struct ErrorObject {
+    /// What was expected, and what was found.
+    message: String,
+    r#type: ErrorType,
+    /// The field that it is about.
+    #[schema(required)]
+    param: Option<String>,
+    #[schema(required)]
+    code: Option<ErrorCode>,
+}
+
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum ErrorType {
+    AuthenticationError,
+    RateLimitError,
+    ServerError,
+    InvalidRequestError,
+}
+
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum ErrorCode {
+    NotFound,
+}
+
+/// An error in the form of Text Embeddings Inference.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct TeiError {
+    /// What was expected, and what was found.
+    error: String,
+    error_type: TeiErrorType,
+}
+
+#[derive(Serialize, ToSchema)]
+enum TeiErrorType {
+    Empty,
+    Tokenizer,
+    Validation,
+    Backend,
+    Overloaded,
+    Unhealthy,
+    Unauthorized,
+}
+
+/// An error in either form.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "it names a schema")]
+pub(crate) enum EitherError {
+    OpenAi(ErrorReply),
+    Tei(TeiError),
 }
 
 impl ApiError {
@@ -89,35 +151,36 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "the server is ending")
     }
 
-    pub(crate) fn body(&self) -> serde_json::Value {
-        let kind = match self.status {
-            StatusCode::UNAUTHORIZED => "authentication_error",
-            _ if self.kind == Kind::Overloaded => "rate_limit_error",
-            status if status.is_server_error() => "server_error",
-            _ => "invalid_request_error",
+    pub(crate) fn body(&self) -> ErrorReply {
+        let r#type = match self.status {
+            StatusCode::UNAUTHORIZED => ErrorType::AuthenticationError,
+            _ if self.kind == Kind::Overloaded => ErrorType::RateLimitError,
+            status if status.is_server_error() => ErrorType::ServerError,
+            _ => ErrorType::InvalidRequestError,
         };
-        let code = if self.status == StatusCode::NOT_FOUND { json!("not_found") } else { json!(null) };
-        json!({ "error": { "message": self.message, "type": kind, "param": self.param, "code": code } })
+        let code = (self.status == StatusCode::NOT_FOUND).then_some(ErrorCode::NotFound);
+        let (message, param) = (self.message.clone(), self.param.clone());
+        ErrorReply { error: ErrorObject { message, r#type, param, code } }
     }
 
     /// As Text Embeddings Inference answers: its status, its word for it. Its 413 is about sizes alone.
     pub(crate) fn into_tei_response(self) -> Response {
-        let (status, kind) = match (self.status, self.kind) {
-            (StatusCode::BAD_REQUEST, Kind::Empty) => (StatusCode::BAD_REQUEST, "Empty"),
-            (StatusCode::BAD_REQUEST, Kind::Tokenizer) => (StatusCode::UNPROCESSABLE_ENTITY, "Tokenizer"),
-            (StatusCode::BAD_REQUEST, _) => (StatusCode::UNPROCESSABLE_ENTITY, "Validation"),
-            (StatusCode::INTERNAL_SERVER_ERROR, _) => (StatusCode::FAILED_DEPENDENCY, "Backend"),
-            (StatusCode::TOO_MANY_REQUESTS, _) => (self.status, "Overloaded"),
-            (StatusCode::SERVICE_UNAVAILABLE, Kind::Overloaded) => (self.status, "Overloaded"),
-            (StatusCode::SERVICE_UNAVAILABLE, _) => (self.status, "Unhealthy"),
-            (StatusCode::UNAUTHORIZED, _) => (self.status, "Unauthorized"),
-            (status, _) => (status, "Validation"),
+        let (status, error_type) = match (self.status, self.kind) {
+            (StatusCode::BAD_REQUEST, Kind::Empty) => (StatusCode::BAD_REQUEST, TeiErrorType::Empty),
+            (StatusCode::BAD_REQUEST, Kind::Tokenizer) => (StatusCode::UNPROCESSABLE_ENTITY, TeiErrorType::Tokenizer),
+            (StatusCode::BAD_REQUEST, _) => (StatusCode::UNPROCESSABLE_ENTITY, TeiErrorType::Validation),
+            (StatusCode::INTERNAL_SERVER_ERROR, _) => (StatusCode::FAILED_DEPENDENCY, TeiErrorType::Backend),
+            (StatusCode::TOO_MANY_REQUESTS, _) => (self.status, TeiErrorType::Overloaded),
+            (StatusCode::SERVICE_UNAVAILABLE, Kind::Overloaded) => (self.status, TeiErrorType::Overloaded),
+            (StatusCode::SERVICE_UNAVAILABLE, _) => (self.status, TeiErrorType::Unhealthy),
+            (StatusCode::UNAUTHORIZED, _) => (self.status, TeiErrorType::Unauthorized),
+            (status, _) => (status, TeiErrorType::Validation),
         };
-        let body = json!({ "error": self.message, "error_type": kind });
-        self.response(status, body)
+        let body = TeiError { error: self.message.clone(), error_type };
+        self.response(status, &body)
     }
 
-    fn response(self, status: StatusCode, body: serde_json::Value) -> Response {
+    fn response(self, status: StatusCode, body: &impl Serialize) -> Response {
         let mut response = (status, Json(body)).into_response();
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
@@ -149,7 +212,7 @@ impl From<Error> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let (status, body) = (self.status, self.body());
-        self.response(status, body)
+        self.response(status, &body)
     }
 }
 

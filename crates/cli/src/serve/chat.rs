@@ -1,8 +1,9 @@
 //! `POST /v1/chat/completions`.
 
 use super::api_error::{ApiError, Body};
-use super::chat_reply::{ChatCompletion, ChatLogprobs, Delta, Embeddings, Head, Spoken};
+use super::chat_reply::{ChatChunk, ChatCompletion, ChatLogprobs, Delta, Embeddings, Head, Role, Spoken};
 use super::choices::{Choices, MAX_TOP_LOGPROBS};
+use super::openapi::{NameSchema, nothing};
 use super::overflow::{self, Lost, Overflow};
 use super::prompt::{ChatMessage, Conversation};
 use super::replies::Replies;
@@ -17,17 +18,25 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use tokio::task::block_in_place;
+use utoipa::ToSchema;
 
 /// A conversation to be continued.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 pub(crate) struct ChatRequest {
     messages: Vec<ChatMessage>,
+    #[schema(value_type = Option<NameSchema>)]
     model: Option<String>,
+    /// Most tokens of the reply. None: as the model's makers say.
     max_completion_tokens: Option<usize>,
+    /// The older name of `max_completion_tokens`.
     max_tokens: Option<usize>,
+    /// Tells the log-probability of each token of the reply.
     #[serde(default)]
     logprobs: bool,
+    /// With `logprobs`: so many of the most probable tokens in each place too.
+    #[schema(maximum = 20)]
     top_logprobs: Option<usize>,
+    /// The reply as it comes, as server-sent events.
     #[serde(default)]
     stream: bool,
     stream_options: Option<StreamOptions>,
@@ -37,32 +46,36 @@ pub(crate) struct ChatRequest {
     /// What happens to a conversation that is too long.
     #[serde(default)]
     overflow: Overflow,
+    #[schema(schema_with = nothing)]
     tools: Option<Value>,
+    #[schema(value_type = Option<String>, pattern = "^(none|auto)$")]
     tool_choice: Option<Value>,
+    #[schema(schema_with = nothing)]
     functions: Option<Value>,
     #[serde(flatten)]
     choices: Choices,
 }
 
 /// What a reply has to follow.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum ResponseFormat {
+    /// Anything.
     Text,
     /// Any JSON object.
     JsonObject,
-    JsonSchema {
-        json_schema: NamedSchema,
-    },
+    /// JSON that a schema allows.
+    JsonSchema { json_schema: NamedSchema },
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 struct NamedSchema {
-    /// None: any JSON object.
+    /// A JSON schema. None: any JSON object.
+    #[schema(value_type = Option<Object>)]
     schema: Option<Value>,
 }
 
-#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
+#[derive(Deserialize, ToSchema, Clone, Copy, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 enum ReturnEmbedding {
     Prompt,
@@ -129,6 +142,24 @@ struct Turn {
     embeds_reply: bool,
 }
 
+/// Continues a conversation
+#[utoipa::path(
+    post,
+    path = "/chat/completions",
+    tag = "Chat",
+    operation_id = "chat_completions",
+    request_body(
+        content = ChatRequest,
+        example = json!({ "messages": [{ "role": "user", "content": "Why is the sky blue?" }], "max_tokens": 64 }),
+    ),
+    responses(
+        (
+            status = 200,
+            description = "The reply; with `stream`, events with its pieces, and `[DONE]` behind them",
+            content((ChatCompletion = "application/json"), (ChatChunk = "text/event-stream")),
+        ),
+    ),
+)]
 pub(crate) async fn create(
     State(server): State<Arc<Server>>,
     Body(request): Body<ChatRequest>,
@@ -205,7 +236,7 @@ impl Turn {
     async fn stream(&self, replies: (Replies, usize), events: &Events, wants_usage: bool) -> Result<(), Over> {
         let mut replies = replies;
         for index in 0..replies.1 {
-            let delta = Delta { role: Some("assistant"), content: Some(String::new()) };
+            let delta = Delta { role: Some(Role::Assistant), content: Some(String::new()) };
             events.send(&self.head.chunk(&self.server, (index, delta), None, None)).await?;
         }
         let (of_prompt, text) = tokio::join!(self.of_prompt(), self.pieces(&mut replies.0, events));

@@ -1,19 +1,24 @@
 //! What `/v1/chat/completions` answers, whole and in chunks.
 
-use super::speaker::{Said, Usage};
+use super::speaker::{Finished, Said, Usage};
 use super::state::{Server, unix_now};
 use lapidary::engine::Token;
 use lapidary::layout::TokenId;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 /// A reply in one piece.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct ChatCompletion {
     id: String,
+    #[schema(pattern = "^chat\\.completion$")]
     object: &'static str,
+    /// Seconds since 1970.
     created: u64,
     model: String,
+    /// Of the model's weights.
     system_fingerprint: String,
+    /// As many as `n`.
     choices: Vec<ChatChoice>,
     usage: Option<Usage>,
     /// Where `return_embedding` asks for them.
@@ -21,24 +26,32 @@ pub(crate) struct ChatCompletion {
     pub(crate) embeddings: Option<Embeddings>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct ChatChoice {
     index: usize,
     message: ReplyMessage,
+    /// Where they are asked for.
     logprobs: Option<ChatLogprobs>,
-    finish_reason: Option<&'static str>,
+    finish_reason: Option<Finished>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct ReplyMessage {
-    role: &'static str,
+    role: Role,
     content: String,
     /// None: this server does not refuse to speak.
     refusal: Option<String>,
 }
 
+/// Who speaks.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Role {
+    Assistant,
+}
+
 /// Vectors as `/v1/embeddings` gives them.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct Embeddings {
     /// Of what the user said last.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -49,13 +62,18 @@ pub(crate) struct Embeddings {
 }
 
 /// A piece of a streamed reply.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct ChatChunk {
+    /// The same in all of them.
     id: String,
+    #[schema(pattern = "^chat\\.completion\\.chunk$")]
     object: &'static str,
+    /// Seconds since 1970, the same in all of them.
     created: u64,
     model: String,
+    /// Of the model's weights.
     system_fingerprint: String,
+    /// None in chunks behind the reply.
     choices: Vec<ChunkChoice>,
     /// Null but in the last chunk, where `stream_options` ask for it.
     usage: Option<Usage>,
@@ -63,39 +81,45 @@ pub(crate) struct ChatChunk {
     embeddings: Option<Embeddings>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct ChunkChoice {
+    /// Of which reply it is.
     index: usize,
     delta: Delta,
     logprobs: Option<ChatLogprobs>,
-    finish_reason: Option<&'static str>,
+    /// Null but in the last of a reply.
+    finish_reason: Option<Finished>,
 }
 
-#[derive(Serialize)]
+/// What is new.
+#[derive(Serialize, ToSchema)]
 pub(crate) struct Delta {
+    /// In the first of a reply.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) role: Option<&'static str>,
+    pub(crate) role: Option<Role>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) content: Option<String>,
 }
 
-#[derive(Serialize)]
+/// Log-probabilities of the tokens of a text.
+#[derive(Serialize, ToSchema)]
 pub(crate) struct ChatLogprobs {
     content: Vec<TokenLogprob>,
 }
 
 /// A token of the reply with the most probable in its place.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct TokenLogprob {
     #[serde(flatten)]
     token: Logprob,
     top_logprobs: Vec<Logprob>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Logprob {
     token: String,
     logprob: f32,
+    /// Of its spelling, in UTF-8.
     bytes: Vec<u8>,
 }
 
@@ -104,7 +128,7 @@ struct Logprob {
 pub(crate) struct Spoken {
     pub(crate) text: String,
     tokens: Vec<Token>,
-    finish: Option<&'static str>,
+    finish: Option<Finished>,
 }
 
 impl Spoken {
@@ -146,7 +170,7 @@ impl Head {
 
     pub(crate) fn choice(&self, server: &Server, index: usize, spoken: Spoken) -> ChatChoice {
         let logprobs = self.logprobs(server, &spoken.tokens);
-        let message = ReplyMessage { role: "assistant", content: spoken.text, refusal: None };
+        let message = ReplyMessage { role: Role::Assistant, content: spoken.text, refusal: None };
         ChatChoice { index, message, logprobs, finish_reason: spoken.finish }
     }
 
@@ -168,7 +192,7 @@ impl Head {
         server: &Server,
         (index, delta): (usize, Delta),
         logprobs: Option<ChatLogprobs>,
-        finish_reason: Option<&'static str>,
+        finish_reason: Option<Finished>,
     ) -> ChatChunk {
         // A token's probabilities stand beside it, and nowhere else.
         let logprobs = logprobs.filter(|logprobs| !logprobs.content.is_empty());

@@ -6,6 +6,9 @@ use lapidary::generate::{Sampling, StopFinder};
 use lapidary::layout::TokenId;
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema, SchemaType, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 /// Most stop strings of a request.
 const MAX_STOP: usize = 16;
@@ -16,18 +19,39 @@ pub(crate) const MAX_TOP_LOGPROBS: usize = 20;
 /// Bounds of what may be added to a logit.
 const MAX_BIAS: f32 = 100.0;
 
-#[derive(Default, Deserialize)]
+/// How the tokens of a reply are chosen. What is not there is as the model's makers say.
+#[derive(Default, Deserialize, ToSchema)]
+#[schema(as = Sampling)]
 pub(crate) struct Choices {
+    /// What logits are divided by; 0: the most probable token each time.
+    #[schema(minimum = 0, maximum = 1000)]
     temperature: Option<f32>,
+    /// Of the most probable tokens, as few as have this probability together.
+    #[schema(minimum = 0, maximum = 1)]
     top_p: Option<f32>,
+    /// So many of the most probable tokens; 0: all.
     top_k: Option<usize>,
+    /// Tokens that are this probable at least, the most probable one being 1.
+    #[schema(minimum = 0, maximum = 1)]
     min_p: Option<f32>,
+    /// What the logits of tokens that were there are divided by, or multiplied with where they are below 0.
+    #[schema(exclusive_minimum = 0, maximum = 1000)]
     repetition_penalty: Option<f32>,
+    /// Taken from the logits of tokens that the reply has.
+    #[schema(minimum = -2, maximum = 2)]
     presence_penalty: Option<f32>,
+    /// Taken from the logits of tokens for each time that the reply has them.
+    #[schema(minimum = -2, maximum = 2)]
     frequency_penalty: Option<f32>,
+    /// The same request with the same seed has the same reply.
     seed: Option<i64>,
+    /// The reply ends before the first of these texts.
     stop: Option<Stop>,
+    /// Replies to each prompt; 1 unless it says otherwise.
+    #[schema(minimum = 1, maximum = 128)]
     n: Option<usize>,
+    /// What is added to the logits of tokens, by their ids: from -100 to 100.
+    #[schema(schema_with = biases)]
     logit_bias: Option<BTreeMap<String, f32>>,
 }
 
@@ -36,6 +60,27 @@ pub(crate) struct Choices {
 enum Stop {
     One(String),
     Many(Vec<String>),
+}
+
+impl ToSchema for Stop {}
+
+impl PartialSchema for Stop {
+    fn schema() -> RefOr<Schema> {
+        let text = || ObjectBuilder::new().schema_type(Type::String).min_length(Some(1));
+        let texts = ArrayBuilder::new().items(text()).max_items(Some(MAX_STOP));
+        OneOfBuilder::new().item(text()).item(texts).into()
+    }
+}
+
+fn biases() -> Schema {
+    let bias = ObjectBuilder::new().schema_type(Type::Number).minimum(Some(-MAX_BIAS)).maximum(Some(MAX_BIAS));
+    let ids = ObjectBuilder::new().schema_type(Type::String).pattern(Some("^[0-9]+$"));
+    ObjectBuilder::new()
+        .schema_type(SchemaType::from_iter([Type::Object, Type::Null]))
+        .description(Some("What is added to the logits of tokens, by their ids"))
+        .additional_properties(Some(bias))
+        .property_names(Some(ids))
+        .into()
 }
 
 impl Choices {
@@ -98,5 +143,47 @@ impl Choices {
             return Err(ApiError::field("stop", &format!("at most {MAX_STOP}"), stop.len()));
         }
         Ok(StopFinder::new(stop)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Choices, MAX_REPLIES, MAX_TOP_LOGPROBS};
+    use crate::serve::chat::ChatRequest;
+    use crate::serve::completions::CompletionRequest;
+    use lapidary::generate::Sampling;
+    use serde_json::{Value, json};
+    use utoipa::PartialSchema;
+
+    fn bound(of: &Value, name: &str, which: &str) -> f64 {
+        let all = of["allOf"].as_array().map_or(std::slice::from_ref(of), Vec::as_slice);
+        let found = all.iter().find_map(|part| part["properties"][name][which].as_f64());
+        found.unwrap_or_else(|| panic!("{name} {which}: {of}"))
+    }
+
+    #[test]
+    fn the_document_has_the_bounds_that_are_checked() {
+        let schema = json!(Choices::schema());
+        assert_eq!(bound(&schema, "n", "maximum"), MAX_REPLIES as f64);
+        assert_eq!(bound(&json!(CompletionRequest::schema()), "best_of", "maximum"), MAX_REPLIES as f64);
+        assert_eq!(bound(&json!(CompletionRequest::schema()), "logprobs", "maximum"), MAX_TOP_LOGPROBS as f64);
+        assert_eq!(bound(&json!(ChatRequest::schema()), "top_logprobs", "maximum"), MAX_TOP_LOGPROBS as f64);
+        let set: [(&str, &str, fn(f32) -> Sampling); 6] = [
+            ("temperature", "minimum", |temperature| Sampling { temperature, ..Sampling::default() }),
+            ("top_p", "minimum", |top_p| Sampling { top_p, ..Sampling::default() }),
+            ("min_p", "minimum", |min_p| Sampling { min_p, ..Sampling::default() }),
+            ("repetition_penalty", "exclusiveMinimum", |repetition_penalty| Sampling {
+                repetition_penalty,
+                ..Sampling::default()
+            }),
+            ("presence_penalty", "minimum", |presence_penalty| Sampling { presence_penalty, ..Sampling::default() }),
+            ("frequency_penalty", "minimum", |frequency_penalty| Sampling { frequency_penalty, ..Sampling::default() }),
+        ];
+        for (name, least, sampling) in set {
+            let (min, max) = (bound(&schema, name, least) as f32, bound(&schema, name, "maximum") as f32);
+            let is_valid = |value: f32| sampling(value).validate().is_ok();
+            assert!(is_valid(max) && !is_valid(max * 1.01) && !is_valid(min - 0.01), "{name}");
+            assert_eq!(is_valid(min), least == "minimum", "{name}");
+        }
     }
 }

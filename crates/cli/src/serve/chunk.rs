@@ -1,6 +1,7 @@
 //! `POST /v1/chunk`: a text in pieces of at most so many of this model's tokens, with their vectors if asked for.
 
 use super::api_error::{ApiError, Body};
+use super::openapi::NameSchema;
 use super::state::Server;
 use axum::Json;
 use axum::extract::State;
@@ -10,16 +11,19 @@ use lapidary::text::chunk::{Chunk, ChunkOptions, chunks};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use tokio::task::block_in_place;
+use utoipa::ToSchema;
 
 const DEFAULT_MAX_TOKENS: usize = 128;
 
 /// A text to be cut.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ChunkRequest {
     input: String,
+    #[schema(value_type = Option<NameSchema>)]
     model: Option<String>,
     /// Most tokens of a chunk, encoded by itself; 128 unless it says otherwise.
+    #[schema(minimum = 1)]
     max_tokens: Option<usize>,
     /// Tokens at the end of a chunk with which the next begins; no more than half of `max_tokens`.
     #[serde(default)]
@@ -30,25 +34,42 @@ pub(crate) struct ChunkRequest {
 }
 
 /// The chunks in the order of the text; without overlap, put together, they are it.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct ChunkReply {
+    #[schema(pattern = "^list$")]
     object: &'static str,
     model: String,
     chunks: Vec<ChunkOfText>,
 }
 
 /// A piece of the text.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct ChunkOfText {
     text: String,
     /// Its place in the text, in bytes.
     start: usize,
     end: usize,
+    /// Encoded by itself.
     num_tokens: usize,
+    /// Where it was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     embedding: Option<Vec<f32>>,
 }
 
+/// Cuts a text into chunks
+#[utoipa::path(
+    post,
+    path = "/chunk",
+    tag = "Texts",
+    operation_id = "chunk",
+    request_body(
+        content = ChunkRequest,
+        example = json!({ "input": "A man plays a guitar. Someone makes music.", "max_tokens": 8 }),
+    ),
+    responses(
+        (status = 200, description = "The chunks in the order of the text", body = ChunkReply),
+    ),
+)]
 pub(crate) async fn create(
     State(server): State<Arc<Server>>,
     Body(request): Body<ChunkRequest>,

@@ -3,8 +3,9 @@
 use super::api_error::{ApiError, Body};
 use super::choices::{Choices, MAX_TOP_LOGPROBS};
 use super::input::Input;
+use super::openapi::NameSchema;
 use super::replies::Replies;
-use super::speaker::{Prompt, Said, Usage};
+use super::speaker::{Finished, Prompt, Said, Usage};
 use super::state::{Server, unix_now};
 use super::stream::{Over, StreamOptions, respond};
 use axum::Json;
@@ -16,56 +17,75 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use tokio::task::block_in_place;
+use utoipa::ToSchema;
 
 /// As OpenAI has it.
 const DEFAULT_MAX_TOKENS: usize = 16;
 
 /// Prompts to be continued.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 pub(crate) struct CompletionRequest {
     prompt: Input,
+    #[schema(value_type = Option<NameSchema>)]
     model: Option<String>,
+    /// Most tokens of a continuation; 16 unless it says otherwise.
     max_tokens: Option<usize>,
+    /// Tells the log-probability of each token, and so many of the most probable in its place.
+    #[schema(maximum = 20)]
     logprobs: Option<usize>,
+    /// The prompt before the continuation, with its log-probabilities where those are asked for.
     #[serde(default)]
     echo: bool,
+    /// The continuations as they come, as server-sent events.
     #[serde(default)]
     stream: bool,
     stream_options: Option<StreamOptions>,
+    /// None, or an empty one: this server puts nothing between texts.
+    #[schema(pattern = "^$")]
     suffix: Option<String>,
+    /// As many as `n`.
+    #[schema(minimum = 1, maximum = 128)]
     best_of: Option<usize>,
     #[serde(flatten)]
     choices: Choices,
 }
 
 /// Continuations, those of one prompt after the other.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct Completion {
     id: String,
+    #[schema(pattern = "^text_completion$")]
     object: &'static str,
+    /// Seconds since 1970.
     created: u64,
     model: String,
+    /// Of the model's weights.
     system_fingerprint: String,
     choices: Vec<CompletionChoice>,
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Usage>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct CompletionChoice {
+    /// Continuation `i` of prompt `p` has `p * n + i`.
     index: usize,
     text: String,
+    /// Where they are asked for.
     logprobs: Option<Logprobs>,
-    finish_reason: Option<&'static str>,
+    /// Null in pieces of one that goes on.
+    finish_reason: Option<Finished>,
 }
 
 /// Of the tokens of a text, side by side.
-#[derive(Default, Serialize)]
+#[derive(Default, Serialize, ToSchema)]
 struct Logprobs {
     tokens: Vec<String>,
+    /// Null for the first token of a prompt.
     token_logprobs: Vec<Option<f64>>,
     /// For each token, spelled, the most probable in its place.
-    top_logprobs: Vec<Value>,
+    #[schema(value_type = Vec<Option<BTreeMap<String, f64>>>)]
+    top_logprobs: Vec<Option<Map<String, Value>>>,
     /// Characters before each token.
     text_offset: Vec<usize>,
 }
@@ -117,6 +137,24 @@ impl Head {
     }
 }
 
+/// Continues texts
+#[utoipa::path(
+    post,
+    path = "/completions",
+    tag = "Chat",
+    operation_id = "completions",
+    request_body(
+        content = CompletionRequest,
+        example = json!({ "prompt": "The capital of France is", "max_tokens": 16 }),
+    ),
+    responses(
+        (
+            status = 200,
+            description = "The continuations; with `stream`, events with their pieces, and `[DONE]` behind them",
+            content((Completion = "application/json"), (Completion = "text/event-stream")),
+        ),
+    ),
+)]
 pub(crate) async fn create(
     State(server): State<Arc<Server>>,
     Body(mut request): Body<CompletionRequest>,
@@ -177,7 +215,7 @@ pub(crate) async fn create(
 struct Pieces {
     text: String,
     logprobs: Logprobs,
-    finish: Option<&'static str>,
+    finish: Option<Finished>,
     /// Characters of the tokens so far.
     offset: usize,
 }
@@ -212,7 +250,7 @@ impl Pieces {
         let logprob = token.logprob.map(f64::from);
         logprobs.token_logprobs.push(logprob);
         logprobs.top_logprobs.push(match logprob {
-            None => Value::Null,
+            None => None,
             Some(logprob) => {
                 // Of tokens that are spelled alike, as parts of characters are, the ids tell the others apart.
                 let mut top: Map<String, Value> = Map::new();
@@ -222,7 +260,7 @@ impl Pieces {
                     let name = if top.contains_key(&text) { format!("token_id:{id}") } else { text };
                     top.insert(name, json!(f64::from(*logprob)));
                 }
-                Value::Object(top)
+                Some(top)
             }
         });
         logprobs.tokens.push(text.clone());

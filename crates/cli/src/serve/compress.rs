@@ -3,6 +3,7 @@
 use super::api_error::{ApiError, Body};
 use super::choices::Choices;
 use super::input::OneInput;
+use super::openapi::NameSchema;
 use super::speaker::{Gate, Prompt, Said, Speaker, Usage};
 use super::state::{Reading, Server, unix_now};
 use axum::Json;
@@ -12,6 +13,7 @@ use lru::LruCache;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task::block_in_place;
+use utoipa::ToSchema;
 
 /// Compressed texts by their handles; those that have longest not been asked for make room for others.
 pub(crate) struct Store {
@@ -58,34 +60,55 @@ impl Store {
 }
 
 /// A text to compress.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 pub(crate) struct CompressRequest {
     /// The text, or its tokens.
     input: OneInput,
+    #[schema(value_type = Option<NameSchema>)]
     model: Option<String>,
     /// Tokens that the special tokens are asked to bring back of it, to see what they hold.
     recall: Option<usize>,
 }
 
 /// A text as its special tokens hold it.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct CompressReply {
     /// Handle for the parts `{"type": "compressed", "id": ...}` of messages; it lasts until its place is needed, or the
     /// server ends.
     id: String,
+    #[schema(pattern = "^compressed$")]
     object: &'static str,
+    /// Seconds since 1970.
     created: u64,
     model: String,
     num_text_tokens: usize,
     num_special_tokens: usize,
+    /// Bytes of their keys and values.
     num_kv_bytes: usize,
     /// The text's vector, as `/v1/embeddings` gives it: the same pass makes both.
     embedding: Vec<f32>,
+    /// What the special tokens bring back, where that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     recall: Option<String>,
     usage: Usage,
 }
 
+/// Compresses a text to its special tokens
+///
+/// Conversations name it by its `id`, in parts of type `compressed`.
+#[utoipa::path(
+    post,
+    path = "/compress",
+    tag = "Texts",
+    operation_id = "compress",
+    request_body(
+        content = CompressRequest,
+        example = json!({ "input": "The museum of clocks opened in 1903 in an old brewery.", "recall": 16 }),
+    ),
+    responses(
+        (status = 200, description = "The handle of the compressed text", body = CompressReply),
+    ),
+)]
 pub(crate) async fn create(
     State(server): State<Arc<Server>>,
     Body(request): Body<CompressRequest>,

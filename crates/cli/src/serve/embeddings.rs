@@ -2,6 +2,7 @@
 
 use super::api_error::{ApiError, Body};
 use super::input::Input;
+use super::openapi::{NameSchema, WidthSchema};
 use super::overflow::{self, Lost, Overflow};
 use super::prompt::ChatMessage;
 use super::speaker::LostUsage;
@@ -14,15 +15,18 @@ use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use tokio::task::block_in_place;
+use utoipa::ToSchema;
 
 /// Texts to embed.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 pub(crate) struct EmbeddingsRequest {
     /// One text or several, or tokens of this model's tokenizer.
     input: Option<Input>,
     /// Instead of `input` (vLLM): a conversation, or a list of them; the text of each is that of its user.
     messages: Option<Messages>,
+    #[schema(value_type = Option<NameSchema>)]
     model: Option<String>,
+    #[schema(value_type = Option<WidthSchema>)]
     dimensions: Option<usize>,
     #[serde(default)]
     encoding_format: EncodingFormat,
@@ -33,14 +37,16 @@ pub(crate) struct EmbeddingsRequest {
     overflow: Overflow,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(untagged)]
 enum Messages {
+    /// A conversation.
     One(Vec<ChatMessage>),
+    /// Conversations.
     Many(Vec<Vec<ChatMessage>>),
 }
 
-#[derive(Deserialize, Default, Clone, Copy)]
+#[derive(Deserialize, ToSchema, Default, Clone, Copy)]
 #[serde(rename_all = "lowercase")]
 enum EncodingFormat {
     #[default]
@@ -49,34 +55,40 @@ enum EncodingFormat {
 }
 
 /// Vectors in the order of the texts.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct EmbeddingsReply {
+    #[schema(pattern = "^list$")]
     object: &'static str,
     data: Vec<Embedding>,
     model: String,
     usage: EmbeddingUsage,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct EmbeddingUsage {
+    /// Those that ran.
     prompt_tokens: usize,
     total_tokens: usize,
     #[serde(flatten)]
     lost: LostUsage,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Embedding {
+    #[schema(pattern = "^embedding$")]
     object: &'static str,
+    /// Of the text among those of the request.
     index: usize,
     embedding: Vector,
 }
 
 /// Numbers, or their little-endian f32 bytes in base64.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(untagged)]
 enum Vector {
+    /// The numbers.
     Float(Vec<f32>),
+    /// Their bytes.
     Base64(String),
 }
 
@@ -109,6 +121,24 @@ impl EmbeddingsRequest {
     }
 }
 
+/// The vectors of texts
+#[utoipa::path(
+    post,
+    path = "/embeddings",
+    tag = "Texts",
+    operation_id = "embeddings",
+    request_body(
+        content = EmbeddingsRequest,
+        example = json!({ "input": ["A man plays a guitar.", "Someone makes music."] }),
+    ),
+    responses(
+        (
+            status = 200,
+            description = "A vector of unit length for each text",
+            body = EmbeddingsReply,
+        ),
+    ),
+)]
 pub(crate) async fn create(
     State(server): State<Arc<Server>>,
     Body(mut request): Body<EmbeddingsRequest>,

@@ -1,18 +1,26 @@
 //! What requests of both kinds are about.
 
 use super::api_error::ApiError;
+use super::openapi::IdSchema;
 use super::state::Server;
 use lapidary::Error;
 use lapidary::layout::TokenId;
 use serde::Deserialize;
+use utoipa::ToSchema;
 
 /// Texts, or tokens of this model's tokenizer.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(untagged)]
 pub(crate) enum Input {
+    /// One text.
     Text(String),
+    /// Texts.
     Texts(Vec<String>),
+    /// The tokens of one text.
+    #[schema(value_type = Vec<IdSchema>)]
     Ids(Vec<TokenId>),
+    /// The tokens of texts.
+    #[schema(value_type = Vec<Vec<IdSchema>>)]
     IdLists(Vec<Vec<TokenId>>),
 }
 
@@ -55,10 +63,13 @@ impl Input {
 }
 
 /// One text, or its tokens.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(untagged)]
 pub(crate) enum OneInput {
+    /// The text.
     Text(String),
+    /// Its tokens.
+    #[schema(value_type = Vec<IdSchema>)]
     Ids(Vec<TokenId>),
 }
 

@@ -1,6 +1,6 @@
 //! What is measured, for `/metrics`: under vLLM's and TEI's names, because dashboards know them, and under our own.
 
-use super::api_error::ApiError;
+use super::api_error::{ApiError, ErrorReply};
 use super::state::Server;
 use axum::extract::{Request, State};
 use axum::http::header::CONTENT_TYPE;
@@ -301,7 +301,21 @@ pub(crate) async fn count_requests(State(server): State<Arc<Server>>, request: R
     response
 }
 
-/// `GET /metrics`, for Prometheus.
+/// Counts and times, for Prometheus
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    tag = "Server",
+    responses(
+        (
+            status = 200,
+            description = "Prometheus' text",
+            body = String,
+            content_type = "text/plain",
+        ),
+        (status = 500, description = "They could not be written", body = ErrorReply),
+    ),
+)]
 pub(crate) async fn metrics(State(server): State<Arc<Server>>) -> Result<Response, ApiError> {
     let (metrics, load) = (&server.metrics, server.engine().load());
     let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);

@@ -12,6 +12,7 @@ use lapidary::model::ContentPart;
 use serde::Deserialize;
 use std::sync::Arc;
 use tokio::task::block_in_place;
+use utoipa::ToSchema;
 
 /// Tokens of a text that become special tokens together.
 const SEGMENT_TOKENS: usize = 512;
@@ -20,8 +21,9 @@ const MIN_TOKENS: usize = 64;
 /// Tokens that are left to a reply whose length was not asked for.
 const REPLY_TOKENS: usize = 256;
 
-/// What happens to what is too long.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+/// What happens to what is too long: an error; or of a text the end is left out, of a conversation the oldest
+/// messages; or what comes first is there as its special tokens alone. The last two are counted in `usage`.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Overflow {
     /// 400.

@@ -8,26 +8,33 @@ use lapidary::model::{ContentPart, PartedMessage, PromptPart};
 use serde::Deserialize;
 use std::sync::Arc;
 use tokio::task::block_in_place;
+use utoipa::ToSchema;
 
 /// One turn of a conversation.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 pub(crate) struct ChatMessage {
+    /// As the model's chat template knows them.
+    #[schema(examples("system", "user", "assistant"))]
     role: String,
     content: Option<Content>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(untagged)]
 enum Content {
+    /// A text.
     Text(String),
+    /// Texts and compressed texts.
     Parts(Vec<Part>),
 }
 
 /// Of type `text` with a `text`, or of type `compressed` with the `id` that `/v1/compress` gave.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 struct Part {
+    #[schema(pattern = "^(text|compressed)$")]
     r#type: String,
     text: Option<String>,
+    /// Without a `text`.
     id: Option<String>,
 }
 

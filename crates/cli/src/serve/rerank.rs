@@ -1,6 +1,7 @@
 //! Texts in the order of how close they are to a query: `/rerank` as TEI has it, `/v1/rerank` as Jina's and vLLM's clients ask.
 
 use super::api_error::{ApiError, Body};
+use super::openapi::NameSchema;
 use super::state::Server;
 use super::tei::cosines;
 use super::texts::{Cut, Side};
@@ -8,11 +9,14 @@ use axum::Json;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use utoipa::ToSchema;
 
-#[derive(Deserialize)]
+/// Texts to be ranked.
+#[derive(Deserialize, ToSchema)]
 pub(crate) struct TeiRerank {
     query: String,
     texts: Vec<String>,
+    /// The texts too.
     #[serde(default)]
     return_text: bool,
     /// Accepted, and of no effect: a cosine is as raw as it gets.
@@ -21,12 +25,15 @@ pub(crate) struct TeiRerank {
     /// Longer texts are cut to what the model can take; without it they are an error.
     #[serde(default)]
     truncate: bool,
+    /// Where they are cut.
     #[serde(default)]
     truncation_direction: Side,
 }
 
-#[derive(Serialize)]
+/// A text in its place.
+#[derive(Serialize, ToSchema)]
 pub(crate) struct Ranked {
+    /// Of the text in the request.
     index: usize,
     /// The cosine of the two vectors, from -1 to 1.
     score: f32,
@@ -34,7 +41,20 @@ pub(crate) struct Ranked {
     text: Option<String>,
 }
 
-/// `POST /rerank`: the model is no cross-encoder; a score is the cosine of the vectors of query and text, from -1 to 1.
+/// Ranks texts by how close they are to a query
+///
+/// The model is no cross-encoder; a score is the cosine of the vectors of query and text, from -1 to 1.
+#[utoipa::path(
+    post,
+    path = "/rerank",
+    tag = "Text Embeddings Inference",
+    operation_id = "tei_rerank",
+    request_body(
+        content = TeiRerank,
+        example = json!({ "query": "Who makes music?", "texts": ["A man plays a guitar.", "It rains."] }),
+    ),
+    responses((status = 200, description = "The texts, the closest first", body = Vec<Ranked>)),
+)]
 pub(crate) async fn tei(
     State(server): State<Arc<Server>>,
     Body(body): Body<TeiRerank>,
@@ -49,35 +69,42 @@ pub(crate) async fn tei(
     Ok(Json(by_score(scores).into_iter().map(ranked).collect()))
 }
 
-#[derive(Deserialize)]
+/// Documents to be ranked.
+#[derive(Deserialize, ToSchema)]
 pub(crate) struct RerankRequest {
+    #[schema(value_type = Option<NameSchema>)]
     model: Option<String>,
     query: String,
     documents: Vec<Document>,
     /// So many of the closest; all, unless it says otherwise.
     top_n: Option<usize>,
+    /// The documents too.
     #[serde(default)]
     return_documents: bool,
     /// Longer texts are cut to this many tokens; -1: to what the model can take. Without it they are an error.
     truncate_prompt_tokens: Option<i64>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(untagged)]
 enum Document {
+    /// A text.
     Plain(String),
+    /// A text by its name.
     Object { text: String },
 }
 
-#[derive(Serialize)]
+/// The documents, the closest first.
+#[derive(Serialize, ToSchema)]
 pub(crate) struct Reranked {
     id: String,
     model: String,
     results: Vec<RerankResult>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct RerankResult {
+    /// Of the document in the request.
     index: usize,
     /// The cosine of the two vectors, from -1 to 1.
     relevance_score: f32,
@@ -85,12 +112,25 @@ struct RerankResult {
     document: Option<DocumentText>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct DocumentText {
     text: String,
 }
 
-/// `POST /v1/rerank`: the model is no cross-encoder; a score is the cosine of the vectors of query and document, from -1 to 1.
+/// Ranks documents by how close they are to a query
+///
+/// The model is no cross-encoder; a score is the cosine of the vectors of query and document, from -1 to 1.
+#[utoipa::path(
+    post,
+    path = "/rerank",
+    tag = "Texts",
+    operation_id = "rerank",
+    request_body(
+        content = RerankRequest,
+        example = json!({ "query": "Who makes music?", "documents": ["A man plays a guitar.", "It rains."] }),
+    ),
+    responses((status = 200, description = "The documents, the closest first", body = Reranked)),
+)]
 pub(crate) async fn create(
     State(server): State<Arc<Server>>,
     Body(request): Body<RerankRequest>,

@@ -2,66 +2,78 @@
 
 use super::api_error::ApiError;
 use super::state::Server;
-use super::{chat, chunk, completions, compress, embeddings, info, metrics, page, rerank, tei, tokenize};
-use axum::Router;
+use super::{
+    chat, chunk, completions, compress, docs, embeddings, info, metrics, openapi, page, rerank, tei, tokenize,
+};
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::header::{AUTHORIZATION, CONNECTION, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, post};
+use axum::routing::get;
+use axum::{Extension, Router};
 use std::sync::Arc;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-/// All routes.
+/// All routes. Those that are in the document are so because `routes!` takes both from what stands over a function.
 pub(crate) fn router(server: Arc<Server>) -> Router {
     let (guard, count) = (
         from_fn_with_state(Arc::clone(&server), guard),
         from_fn_with_state(Arc::clone(&server), metrics::count_requests),
     );
-    let texts = Router::new()
-        .route("/embeddings", post(embeddings::create))
-        .route("/rerank", post(rerank::create))
-        .route("/chunk", post(chunk::create))
-        .route("/compress", post(compress::create))
-        .layer(guard.clone())
-        .layer(count.clone());
-    let v1 = Router::new()
-        .route("/chat/completions", post(chat::create))
-        .route("/completions", post(completions::create))
-        .layer(guard.clone())
-        .merge(texts)
+    let guarded = |routes, errors| openapi::guarded(routes, errors).layer(guard.clone());
+    let texts = OpenApiRouter::new()
+        .routes(routes!(embeddings::create))
+        .routes(routes!(rerank::create))
+        .routes(routes!(chunk::create))
+        .routes(routes!(compress::create));
+    let v1 = OpenApiRouter::new().routes(routes!(chat::create)).routes(routes!(completions::create));
+    let v1 = guarded(v1, &openapi::OF_MODEL)
+        .merge(guarded(texts, &openapi::OF_MODEL).layer(count.clone()))
         // Open to all, because clients ask without a key.
-        .route("/models", get(info::models));
-    let tokens = Router::new()
-        .route("/tokenize", post(tokenize::tokenize))
-        .route("/detokenize", post(tokenize::detokenize))
-        .route("/tokenizer_info", get(info::tokenizer_info))
-        .layer(guard.clone());
-    let tei_texts = Router::new()
-        .route("/embed", post(tei::embed))
-        .route("/embed_all", post(tei::embed_all))
-        .route("/similarity", post(tei::similarity))
-        .route("/rerank", post(rerank::tei))
-        .layer(guard.clone())
-        .layer(count);
-    let tei = Router::new().route("/decode", post(tei::decode)).route("/info", get(tei::info)).layer(guard);
-    Router::new()
+        .routes(routes!(info::models));
+    let tokens = OpenApiRouter::new()
+        .routes(routes!(tokenize::tokenize))
+        .routes(routes!(tokenize::detokenize))
+        .routes(routes!(info::tokenizer_info));
+    let tei_texts = OpenApiRouter::new()
+        .routes(routes!(tei::embed))
+        .routes(routes!(tei::embed_all))
+        .routes(routes!(tei::similarity))
+        .routes(routes!(rerank::tei));
+    let tei = OpenApiRouter::new().routes(routes!(tei::decode)).routes(routes!(tei::info));
+    let tei = guarded(tei, &openapi::OF_TEI).merge(guarded(tei_texts, &openapi::OF_TEI_MODEL).layer(count));
+    let (documented, document) = openapi::base()
         .nest("/v1", v1.clone())
+        .merge(guarded(tokens, &openapi::OF_TOKENS))
+        .merge(tei.layer(from_fn(tei::with_tei_errors)))
+        .routes(routes!(info::health))
+        .routes(routes!(metrics::metrics))
+        .routes(routes!(openapi::get))
+        .split_for_parts();
+    documented
         // For those who have told their client an address that ends with /v1 already.
-        .nest("/v1/v1", v1)
-        .merge(tokens)
-        .merge(tei.merge(tei_texts).layer(from_fn(tei::with_tei_errors)))
-        .route("/", get(page::index))
-        .route("/page/{name}", get(page::named))
-        .route("/health", get(info::health))
-        .route("/ping", get(info::health))
-        .route("/metrics", get(metrics::metrics))
+        .nest("/v1/v1", v1.into())
+        .merge(undocumented())
         .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "no such route"))
         .method_not_allowed_fallback(async || ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "no such method here"))
+        .layer(Extension(openapi::document(document, &server)))
         .layer(DefaultBodyLimit::max(server.limits.body_bytes))
         .layer(from_fn_with_state(Arc::clone(&server), metrics::count_rejected))
         .layer(from_fn(nosniff))
         .with_state(server)
+}
+
+/// What is for people and not for programs, and another name.
+fn undocumented() -> Router<Arc<Server>> {
+    Router::new()
+        .route("/", get(page::index))
+        .route("/page/{name}", get(page::named))
+        .route("/docs", get(docs::redirect))
+        .route("/docs/", get(docs::index))
+        .route("/docs/{name}", get(docs::named))
+        .route("/ping", get(info::health))
 }
 
 /// Lets a request pass that brings one of the keys, where there are any, unless the server is ending.
@@ -89,4 +101,17 @@ async fn nosniff(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    /// Routes that `routes!` adds are in the document; others are those that it says nothing of.
+    #[test]
+    fn other_routes_are_not_documented_on_purpose() {
+        let code = include_str!("routes.rs").split("#[cfg(test)]").next().unwrap();
+        let (before, undocumented) = code.split_once("fn undocumented()").unwrap();
+        assert!(!before.contains(".route("));
+        let routes = undocumented.split(".route(\"").skip(1).map(|rest| rest.split('"').next().unwrap());
+        assert!(routes.eq(["/", "/page/{name}", "/docs", "/docs/", "/docs/{name}", "/ping"]));
+    }
 }

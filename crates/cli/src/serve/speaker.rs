@@ -11,6 +11,7 @@ use lapidary::text::tokenizer::DecodeStream;
 use serde::Serialize;
 use std::sync::Arc;
 use tokio::sync::watch;
+use utoipa::ToSchema;
 
 /// What is to be said.
 #[derive(Clone)]
@@ -27,8 +28,9 @@ pub(crate) struct Prompt {
 }
 
 /// Tokens of a request and of what came of it.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct Usage {
+    /// Those of each prompt once.
     pub(crate) prompt_tokens: usize,
     pub(crate) completion_tokens: usize,
     pub(crate) total_tokens: usize,
@@ -39,7 +41,7 @@ pub(crate) struct Usage {
 }
 
 /// Tokens of what there was no room for.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct LostUsage {
     /// Tokens that were left out because there was no room for them.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -50,13 +52,14 @@ pub(crate) struct LostUsage {
 }
 
 /// Tokens of a prompt that did not have to run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct PromptTokensDetails {
+    /// Tokens that an earlier request left in the pool.
     pub(crate) cached_tokens: usize,
 }
 
 /// Tokens of texts, and the special tokens that hold them.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct CompressedTokens {
     pub(crate) text_tokens: usize,
     pub(crate) special_tokens: usize,
@@ -77,11 +80,19 @@ impl Usage {
     }
 }
 
+/// Why a reply ended: the model or a stop string ended it, or it has as many tokens as it may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = FinishReason)]
+pub(crate) enum Finished {
+    Stop,
+    Length,
+}
+
 /// How a reply ended.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct End {
-    /// `stop` or `length`.
-    pub(crate) finish: &'static str,
+    pub(crate) finish: Finished,
     number: usize,
     num_prompt: usize,
     num_cached: Option<usize>,
@@ -129,7 +140,7 @@ pub(crate) struct Speaker<'s> {
     opens: Option<Opens>,
     text: Option<DecodeStream<'s>>,
     stop: Option<StopFinder>,
-    end: Option<&'static str>,
+    end: Option<Finished>,
     /// Which of the replies to its prompt it is.
     number: usize,
     num_prompt: usize,
@@ -206,7 +217,7 @@ impl<'s> Speaker<'s> {
                     if found {
                         // Dropped, so that the engine ends the request.
                         self.events.take().into_iter().for_each(Reply::stop);
-                        self.end = Some("stop");
+                        self.end = Some(Finished::Stop);
                     }
                     return Ok(Some(Said::Piece(piece, vec![token])));
                 }
@@ -214,14 +225,14 @@ impl<'s> Speaker<'s> {
                     self.events = None;
                     self.num_cached = Some(done.num_cached_tokens);
                     let mut end = match done.finish {
-                        Finish::Stop => "stop",
-                        Finish::Length | Finish::Context => "length",
+                        Finish::Stop => Finished::Stop,
+                        Finish::Length | Finish::Context => Finished::Length,
                         Finish::Interrupted => return Err(ApiError::gone()),
                     };
                     let (Some(text), Some(mut stop)) = (self.text.take(), self.stop.take()) else { return Ok(None) };
                     let (mut rest, found) = stop.push(&text.finish().map_err(lapidary::Error::from)?);
                     if found {
-                        end = "stop";
+                        end = Finished::Stop;
                     } else {
                         rest += &stop.finish();
                     }

@@ -7,13 +7,15 @@ use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 use tokio::sync::mpsc::{Sender, channel};
 use tokio_stream::wrappers::ReceiverStream;
+use utoipa::ToSchema;
 
 /// Events that wait for a slow reader.
 const EVENTS: usize = 32;
 
 /// What is told beside the pieces of a reply.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 pub(crate) struct StreamOptions {
+    /// The counts of tokens too, behind the reply.
     #[serde(default)]
     include_usage: bool,
 }

@@ -2,6 +2,7 @@
 
 use super::api_error::{ApiError, Body};
 use super::input::Input;
+use super::openapi::{IdSchema, WidthSchema};
 use super::state::{Reading, Server};
 use super::texts::{Cut, Side, cosine, encoded, vectors};
 use axum::Json;
@@ -14,6 +15,7 @@ use lapidary::layout::TokenId;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use tokio::task::block_in_place;
+use utoipa::ToSchema;
 
 /// Errors of these routes, whatever found them, have TEI's form.
 pub(crate) async fn with_tei_errors(request: Request, next: Next) -> Response {
@@ -32,8 +34,8 @@ pub(crate) async fn with_tei_errors(request: Request, next: Next) -> Response {
     }
 }
 
-/// What requests about texts have in common.
-#[derive(Deserialize, Default)]
+/// What becomes of long texts.
+#[derive(Deserialize, ToSchema, Default)]
 pub(crate) struct TextOptions {
     /// Longer texts are cut to what the model can take; without it they are an error.
     #[serde(default)]
@@ -54,17 +56,29 @@ impl TextOptions {
     }
 }
 
-#[derive(Deserialize)]
+/// Texts to embed.
+#[derive(Deserialize, ToSchema)]
 pub(crate) struct EmbedBody {
     inputs: Input,
     #[serde(flatten)]
     options: TextOptions,
     /// Vectors of unit length; true unless it says otherwise.
     normalize: Option<bool>,
+    #[schema(value_type = Option<WidthSchema>)]
     dimensions: Option<usize>,
 }
 
-/// `POST /embed`: a vector of each text.
+/// The vectors of texts
+#[utoipa::path(
+    post,
+    path = "/embed",
+    tag = "Text Embeddings Inference",
+    request_body(
+        content = EmbedBody,
+        example = json!({ "inputs": ["A man plays a guitar.", "Someone makes music."] }),
+    ),
+    responses((status = 200, description = "A vector of each text", body = Vec<Vec<f32>>)),
+)]
 pub(crate) async fn embed(
     State(server): State<Arc<Server>>,
     Body(body): Body<EmbedBody>,
@@ -74,14 +88,26 @@ pub(crate) async fn embed(
     Ok(Json(vectors(&server, ids, body.normalize.unwrap_or(true)).await?))
 }
 
-#[derive(Deserialize)]
+/// Texts whose tokens are asked for.
+#[derive(Deserialize, ToSchema)]
 pub(crate) struct EmbedAllBody {
     inputs: Input,
     #[serde(flatten)]
     options: TextOptions,
 }
 
-/// `POST /embed_all`: the last hidden state of each token of each text, in the row that the text is embedded in.
+/// The last hidden states of texts
+///
+/// Of each token of each text, in the row that the text is embedded in.
+#[utoipa::path(
+    post,
+    path = "/embed_all",
+    tag = "Text Embeddings Inference",
+    request_body(content = EmbedAllBody, example = json!({ "inputs": "A man plays a guitar." })),
+    responses(
+        (status = 200, description = "Of each text, of each token", body = Vec<Vec<Vec<f32>>>),
+    ),
+)]
 pub(crate) async fn embed_all(
     State(server): State<Arc<Server>>,
     Body(body): Body<EmbedAllBody>,
@@ -94,20 +120,40 @@ pub(crate) async fn embed_all(
     Ok(Json(all.iter().map(|states| states.vector.chunks(width).map(<[f32]>::to_vec).collect()).collect()))
 }
 
-#[derive(Deserialize)]
+/// Texts to compare.
+#[derive(Deserialize, ToSchema)]
 pub(crate) struct SimilarityBody {
     inputs: SimilarityInputs,
     #[serde(default)]
     parameters: TextOptions,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 struct SimilarityInputs {
+    /// The one text.
     source_sentence: String,
+    /// The others.
     sentences: Vec<String>,
 }
 
-/// `POST /similarity`: the cosine of one text with each of others.
+/// The cosine of one text with each of others
+#[utoipa::path(
+    post,
+    path = "/similarity",
+    tag = "Text Embeddings Inference",
+    request_body(
+        content = SimilarityBody,
+        example = json!({ "inputs": { "source_sentence": "A man plays a guitar.", "sentences": ["It rains."] } }),
+    ),
+    responses(
+        (
+            status = 200,
+            description = "The cosines in the order of the others",
+            body = Vec<f32>,
+            content_type = "application/json",
+        ),
+    ),
+)]
 pub(crate) async fn similarity(
     State(server): State<Arc<Server>>,
     Body(body): Body<SimilarityBody>,
@@ -130,20 +176,41 @@ pub(crate) async fn cosines(
     Ok(vectors[1..].iter().map(|vector| cosine(&vectors[0], vector)).collect())
 }
 
-#[derive(Deserialize)]
+/// Tokens of texts.
+#[derive(Deserialize, ToSchema)]
 pub(crate) struct DecodeBody {
     ids: Ids,
+    /// Leaves special tokens out; true unless it says otherwise.
     skip_special_tokens: Option<bool>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(untagged)]
+#[schema(as = IdLists)]
 enum Ids {
+    /// Of one text.
+    #[schema(value_type = Vec<IdSchema>)]
     One(Vec<TokenId>),
+    /// Of texts.
+    #[schema(value_type = Vec<Vec<IdSchema>>)]
     Many(Vec<Vec<TokenId>>),
 }
 
-/// `POST /decode`: the texts of ids.
+/// The texts of tokens
+#[utoipa::path(
+    post,
+    path = "/decode",
+    tag = "Text Embeddings Inference",
+    request_body(content = DecodeBody, example = json!({ "ids": [72, 105] })),
+    responses(
+        (
+            status = 200,
+            description = "A text of each list",
+            body = Vec<String>,
+            content_type = "application/json",
+        ),
+    ),
+)]
 pub(crate) async fn decode(
     State(server): State<Arc<Server>>,
     Body(body): Body<DecodeBody>,
@@ -166,7 +233,8 @@ pub(crate) async fn decode(
 }
 
 /// What TEI's clients ask about a server, as far as it means something here.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = TeiInfo)]
 pub(crate) struct Info {
     model_id: String,
     model_sha: String,
@@ -181,17 +249,25 @@ pub(crate) struct Info {
     version: &'static str,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = TeiModelType)]
 struct ModelType {
     embedding: Pooling,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = TeiPooling)]
 struct Pooling {
     pooling: String,
 }
 
-/// `GET /info`.
+/// What the server is, as Text Embeddings Inference says it
+#[utoipa::path(
+    get,
+    path = "/info",
+    tag = "Text Embeddings Inference",
+    responses((status = 200, description = "The model and what a request may be", body = Info)),
+)]
 pub(crate) async fn info(State(server): State<Arc<Server>>) -> Result<Json<Info>, ApiError> {
     Ok(Json(Info {
         model_id: server.name.clone(),

@@ -9,9 +9,10 @@ use lapidary::layout::TokenId;
 use serde::Deserialize;
 use std::sync::Arc;
 use tokio::task::block_in_place;
+use utoipa::ToSchema;
 
 /// An end of a text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ToSchema)]
 pub(crate) enum Side {
     #[serde(alias = "left")]
     Left,

@@ -1,6 +1,7 @@
 //! `/tokenize` and `/detokenize`, as vLLM, llama.cpp and Text Embeddings Inference have them; what a body has tells whose it is.
 
-use super::api_error::{ApiError, Body};
+use super::api_error::{ApiError, Body, EitherError, TeiError};
+use super::openapi::IdSchema;
 use super::prompt::{ChatMessage, Conversation};
 use super::state::Server;
 use axum::Json;
@@ -10,17 +11,21 @@ use lapidary::Error;
 use lapidary::layout::TokenId;
 use lapidary::model::BaseModel;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 use std::ops::Range;
 use std::sync::Arc;
 use tokio::task::block_in_place;
+use utoipa::ToSchema;
 
 /// The text is `prompt` or `messages` (vLLM), `content` (llama.cpp) or `inputs` (TEI); the answer has that program's form.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 pub(crate) struct TokenizeRequest {
+    /// vLLM: a text.
     prompt: Option<String>,
+    /// vLLM: a conversation.
     messages: Option<Vec<ChatMessage>>,
+    /// llama.cpp: a text.
     content: Option<String>,
+    /// TEI: texts.
     inputs: Option<Texts>,
     /// BOS before the text, where the model has one; the default is that of the program whose form it is.
     add_special_tokens: Option<bool>,
@@ -33,13 +38,69 @@ pub(crate) struct TokenizeRequest {
     prompt_name: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(untagged)]
 enum Texts {
+    /// One text.
     One(String),
+    /// Texts.
     Many(Vec<String>),
 }
 
+/// The tokens of a text, in the form of the program whose body asks for them.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub(crate) enum TokenizeReply {
+    /// vLLM.
+    Vllm(VllmTokens),
+    /// llama.cpp.
+    LlamaCpp(LlamaCppTokens),
+    /// TEI: of each text.
+    Tei(Vec<Vec<TeiToken>>),
+}
+
+#[derive(Serialize, ToSchema)]
+pub(crate) struct VllmTokens {
+    count: usize,
+    /// Most tokens of a conversation with its reply.
+    max_model_len: usize,
+    #[schema(value_type = Vec<IdSchema>)]
+    tokens: Vec<TokenId>,
+    /// With `return_token_strs`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_strs: Option<Vec<Option<String>>>,
+}
+
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LlamaCppTokens {
+    #[schema(value_type = Vec<IdSchema>)]
+    tokens: Vec<TokenId>,
+}
+
+/// The tokens of texts
+///
+/// As vLLM, llama.cpp and Text Embeddings Inference have them; what the body has tells whose it is.
+#[utoipa::path(
+    post,
+    path = "/tokenize",
+    tag = "Tokens",
+    request_body(content = TokenizeRequest, example = json!({ "prompt": "A man plays a guitar." })),
+    responses(
+        (status = 200, description = "The tokens", body = TokenizeReply),
+        (status = 400, description = "The body is none that can be answered", body = EitherError),
+        (
+            status = 413,
+            description = "The body has too many bytes, or too many texts",
+            body = EitherError,
+        ),
+        (
+            status = 422,
+            description = "A field of TEI's form has not what it may have",
+            body = TeiError,
+        ),
+    ),
+)]
 pub(crate) async fn tokenize(State(server): State<Arc<Server>>, Body(request): Body<TokenizeRequest>) -> Response {
     if let Some(inputs) = request.inputs {
         let texts = match inputs {
@@ -51,13 +112,16 @@ pub(crate) async fn tokenize(State(server): State<Arc<Server>>, Body(request): B
             Some(name) => Err(ApiError::field("prompt_name", "none: this model has no named prompts", name)),
             None => block_in_place(|| tei_tokens(&server, &texts, with_bos)),
         };
-        return tokens.map_or_else(ApiError::into_tei_response, |tokens| Json(tokens).into_response());
+        return match tokens {
+            Ok(tokens) => Json(TokenizeReply::Tei(tokens)).into_response(),
+            Err(error) => error.into_tei_response(),
+        };
     }
     block_in_place(|| plain_tokens(&server, request)).map(Json).into_response()
 }
 
 /// The forms of vLLM and llama.cpp.
-fn plain_tokens(server: &Server, request: TokenizeRequest) -> Result<Value, ApiError> {
+fn plain_tokens(server: &Server, request: TokenizeRequest) -> Result<TokenizeReply, ApiError> {
     let base = server.model.base();
     let encode = |text: &str, with_bos: bool| -> Result<Vec<TokenId>, Error> {
         let bos = with_bos.then(|| base.bos()).flatten();
@@ -76,20 +140,20 @@ fn plain_tokens(server: &Server, request: TokenizeRequest) -> Result<Value, ApiE
         let bos = request.add_special_tokens.unwrap_or(false).then(|| base.bos()).flatten();
         bos.into_iter().chain(ids).collect()
     } else if let Some(content) = request.content {
-        return Ok(json!({ "tokens": encode(&content, request.add_special_tokens.unwrap_or(false))? }));
+        let tokens = encode(&content, request.add_special_tokens.unwrap_or(false))?;
+        return Ok(TokenizeReply::LlamaCpp(LlamaCppTokens { tokens }));
     } else {
         return Err(ApiError::field("body", "one of prompt, messages, content, inputs", "none"));
     };
-    let mut answer = json!({ "count": ids.len(), "max_model_len": server.longest_row, "tokens": ids });
-    if request.return_token_strs {
-        answer["token_strs"] = ids.iter().map(|id| base.tokenizer.id_to_token(*id)).collect();
-    }
-    Ok(answer)
+    let token_strs = request.return_token_strs.then(|| ids.iter().map(|id| base.tokenizer.id_to_token(*id)).collect());
+    let (count, max_model_len) = (ids.len(), server.longest_row);
+    Ok(TokenizeReply::Vllm(VllmTokens { count, max_model_len, tokens: ids, token_strs }))
 }
 
 /// A token in TEI's form.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct TeiToken {
+    #[schema(value_type = IdSchema)]
     id: TokenId,
     text: String,
     special: bool,
@@ -119,21 +183,37 @@ fn tei_tokens_of(base: &BaseModel, text: &str, with_bos: bool) -> Result<Vec<Tei
     Ok(bos.into_iter().chain(ids.into_iter().zip(places).map(|(id, at)| token(id, Some(at)))).collect())
 }
 
-#[derive(Deserialize)]
+/// Tokens of a text.
+#[derive(Deserialize, ToSchema)]
 pub(crate) struct DetokenizeRequest {
+    #[schema(value_type = Vec<IdSchema>)]
     tokens: Vec<TokenId>,
 }
 
+/// The text of tokens, in vLLM's form.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct DetokenizeReply {
+    prompt: String,
+}
+
+/// The text of tokens
+#[utoipa::path(
+    post,
+    path = "/detokenize",
+    tag = "Tokens",
+    request_body(content = DetokenizeRequest, example = json!({ "tokens": [72, 105] })),
+    responses((status = 200, description = "The text", body = DetokenizeReply)),
+)]
 pub(crate) async fn detokenize(
     State(server): State<Arc<Server>>,
     Body(request): Body<DetokenizeRequest>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<DetokenizeReply>, ApiError> {
     let base = server.model.base();
     let vocab_size = base.decoder.config().vocab_size;
     if let Some(id) = request.tokens.iter().find(|id| **id as usize >= vocab_size) {
         return Err(ApiError::field("tokens", &format!("ids below {vocab_size}"), id));
     }
     let decoded = block_in_place(|| base.tokenizer.decode(&request.tokens, false));
-    let text = decoded.map_err(lapidary::Error::from)?;
-    Ok(Json(json!({ "prompt": text })))
+    let prompt = decoded.map_err(lapidary::Error::from)?;
+    Ok(Json(DetokenizeReply { prompt }))
 }

@@ -10,6 +10,7 @@ mod quickstart;
 mod report;
 mod serve;
 mod serve_metrics;
+mod serve_openapi;
 mod serve_replies;
 mod serve_safety;
 mod serve_tei;

@@ -19,6 +19,8 @@ pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) head: String,
     pub(crate) body: String,
+    /// The body as it came, where it is no text.
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl Answer {
@@ -66,13 +68,15 @@ impl Served {
              Content-Length: {len}\r\n\r\n{body}"
         )
         .unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        let end = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
+        let bytes = answer.split_off(end + 4);
+        let (head, body) = (std::str::from_utf8(&answer).unwrap().trim_end(), String::from_utf8_lossy(&bytes));
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         let is_chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
-        let body = if is_chunked { unchunked(body) } else { body.to_owned() };
-        Answer { status, head: head.to_ascii_lowercase(), body }
+        let body = if is_chunked { unchunked(&body) } else { body.into_owned() };
+        Answer { status, head: format!("{}\r\n", head.to_ascii_lowercase()), body, bytes }
     }
 
     pub(crate) fn post(&self, path: &str, body: &Value) -> Answer {

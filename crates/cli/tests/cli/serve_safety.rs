@@ -1,40 +1,35 @@
 //! `lapidary serve` and clients that are slow, many, or up to no good.
 
 use crate::serve::{Answer, Served};
+use crate::serve_openapi::operations;
 use serde_json::{Value, json};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-/// Every route, and whether it needs a key.
-const ROUTES: &[(&str, &str, bool)] = &[
-    ("GET", "/", false),
-    ("GET", "/page/app.js", false),
-    ("GET", "/v1/models", false),
-    ("GET", "/health", false),
-    ("GET", "/ping", false),
-    ("GET", "/metrics", false),
-    ("POST", "/v1/embeddings", true),
-    ("POST", "/v1/chat/completions", true),
-    ("POST", "/v1/completions", true),
-    ("POST", "/v1/rerank", true),
-    ("POST", "/v1/chunk", true),
-    ("POST", "/v1/compress", true),
-    ("POST", "/tokenize", true),
-    ("POST", "/detokenize", true),
-    ("GET", "/tokenizer_info", true),
-    ("POST", "/embed", true),
-    ("POST", "/embed_all", true),
-    ("POST", "/similarity", true),
-    ("POST", "/rerank", true),
-    ("POST", "/decode", true),
-    ("GET", "/info", true),
-];
+/// Routes that are for people, and another name.
+const UNDOCUMENTED: &[&str] = &["/", "/page/app.js", "/docs", "/docs/", "/docs/swagger-ui.css", "/ping"];
+/// Those of the document that need no key.
+const PUBLIC: &[&str] = &["/health", "/metrics", "/openapi.json", "/v1/models"];
+
+/// Every route with its method, and whether it needs a key.
+fn routes(served: &Served) -> Vec<(String, String, bool)> {
+    let documented = operations(&served.ask("GET", "/openapi.json", "", "").json());
+    let documented = documented.into_iter().map(|(method, path, operation)| {
+        let needs_key = operation["security"] == json!([{ "key": [] }]);
+        assert_eq!(needs_key, !PUBLIC.contains(&path.as_str()), "{path}: {operation}");
+        (method, path, needs_key)
+    });
+    let undocumented = UNDOCUMENTED.iter().map(|path| ("GET".to_owned(), (*path).to_owned(), false));
+    documented.chain(undocumented).collect()
+}
 
 #[test]
 fn keys_are_asked_for_on_every_route_but_the_public_ones() {
     let served = Served::start_in(&[("LAPIDARY_API_KEY", "two, three")], &["--api-key", "one"]);
-    for (method, path, needs_key) in ROUTES {
+    let routes = routes(&served);
+    assert!(routes.len() > 20, "{routes:?}");
+    for (method, path, needs_key) in &routes {
         for key in ["", "four", "two, three"] {
             let answer = served.ask(method, path, key, "{}");
             assert_eq!(answer.status == 401, *needs_key, "{method} {path}: {}", answer.status);
