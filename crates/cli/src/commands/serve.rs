@@ -37,8 +37,8 @@ pub(crate) struct ServeArgs {
     /// Name that clients ask for [default: that of the model's file or directory]
     #[arg(long, value_name = "NAME")]
     served_model_name: Option<String>,
-    /// Ask for this key on every route but /v1/models, /health, /ping and /metrics; may be repeated, and others may be in
-    /// $LAPIDARY_API_KEY, separated by commas
+    /// Ask for this key on every route but /v1/models, /health, /ping, /metrics and those for people (the page, /docs,
+    /// /openapi.json); may be repeated, and others may be in $LAPIDARY_API_KEY, separated by commas
     #[arg(long, value_name = "KEY", value_parser = NonEmptyStringValueParser::new())]
     api_key: Vec<String>,
     /// Tokens whose keys and values are held at most, all conversations together

@@ -52,12 +52,15 @@ struct ErrorObject {
 }
 
 #[derive(Serialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
 enum ErrorType {
-    AuthenticationError,
-    RateLimitError,
-    ServerError,
-    InvalidRequestError,
+    #[serde(rename = "authentication_error")]
+    Authentication,
+    #[serde(rename = "rate_limit_error")]
+    RateLimit,
+    #[serde(rename = "server_error")]
+    Server,
+    #[serde(rename = "invalid_request_error")]
+    InvalidRequest,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -153,10 +156,10 @@ impl ApiError {
 
     pub(crate) fn body(&self) -> ErrorReply {
         let r#type = match self.status {
-            StatusCode::UNAUTHORIZED => ErrorType::AuthenticationError,
-            _ if self.kind == Kind::Overloaded => ErrorType::RateLimitError,
-            status if status.is_server_error() => ErrorType::ServerError,
-            _ => ErrorType::InvalidRequestError,
+            StatusCode::UNAUTHORIZED => ErrorType::Authentication,
+            _ if self.kind == Kind::Overloaded => ErrorType::RateLimit,
+            status if status.is_server_error() => ErrorType::Server,
+            _ => ErrorType::InvalidRequest,
         };
         let code = (self.status == StatusCode::NOT_FOUND).then_some(ErrorCode::NotFound);
         let (message, param) = (self.message.clone(), self.param.clone());

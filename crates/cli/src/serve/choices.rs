@@ -50,7 +50,6 @@ pub(crate) struct Choices {
     /// Replies to each prompt; 1 unless it says otherwise.
     #[schema(minimum = 1, maximum = 128)]
     n: Option<usize>,
-    /// What is added to the logits of tokens, by their ids: from -100 to 100.
     #[schema(schema_with = biases)]
     logit_bias: Option<BTreeMap<String, f32>>,
 }
@@ -168,20 +167,19 @@ mod tests {
         assert_eq!(bound(&json!(CompletionRequest::schema()), "best_of", "maximum"), MAX_REPLIES as f64);
         assert_eq!(bound(&json!(CompletionRequest::schema()), "logprobs", "maximum"), MAX_TOP_LOGPROBS as f64);
         assert_eq!(bound(&json!(ChatRequest::schema()), "top_logprobs", "maximum"), MAX_TOP_LOGPROBS as f64);
-        let set: [(&str, &str, fn(f32) -> Sampling); 6] = [
-            ("temperature", "minimum", |temperature| Sampling { temperature, ..Sampling::default() }),
-            ("top_p", "minimum", |top_p| Sampling { top_p, ..Sampling::default() }),
-            ("min_p", "minimum", |min_p| Sampling { min_p, ..Sampling::default() }),
-            ("repetition_penalty", "exclusiveMinimum", |repetition_penalty| Sampling {
-                repetition_penalty,
-                ..Sampling::default()
-            }),
-            ("presence_penalty", "minimum", |presence_penalty| Sampling { presence_penalty, ..Sampling::default() }),
-            ("frequency_penalty", "minimum", |frequency_penalty| Sampling { frequency_penalty, ..Sampling::default() }),
-        ];
-        for (name, least, sampling) in set {
+        let plain = Sampling::default();
+        let with = |name: &str, value: f32| match name {
+            "temperature" => Sampling { temperature: value, ..plain },
+            "top_p" => Sampling { top_p: value, ..plain },
+            "min_p" => Sampling { min_p: value, ..plain },
+            "repetition_penalty" => Sampling { repetition_penalty: value, ..plain },
+            "presence_penalty" => Sampling { presence_penalty: value, ..plain },
+            _ => Sampling { frequency_penalty: value, ..plain },
+        };
+        for name in ["temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"] {
+            let least = if name == "repetition_penalty" { "exclusiveMinimum" } else { "minimum" };
             let (min, max) = (bound(&schema, name, least) as f32, bound(&schema, name, "maximum") as f32);
-            let is_valid = |value: f32| sampling(value).validate().is_ok();
+            let is_valid = |value: f32| with(name, value).validate().is_ok();
             assert!(is_valid(max) && !is_valid(max * 1.01) && !is_valid(min - 0.01), "{name}");
             assert_eq!(is_valid(min), least == "minimum", "{name}");
         }

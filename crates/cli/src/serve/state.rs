@@ -64,7 +64,7 @@ pub(crate) struct Reading {
 
 /// Something for the engine; it is told at once whether it was taken.
 pub(crate) enum Job {
-    Generate(GenerateRequest, oneshot::Sender<Result<(), lapidary::Error>>),
+    Generate(Box<GenerateRequest>, oneshot::Sender<Result<(), lapidary::Error>>),
     Embed(EmbedRequest, oneshot::Sender<Result<(), lapidary::Error>>),
 }
 
@@ -269,7 +269,7 @@ impl Server {
         let request = make(Box::new(move || listens.is_closed()), watch);
         let request = self.metrics.metered(request);
         let (taken, told) = oneshot::channel();
-        self.jobs.send(Job::Generate(request, taken)).map_err(|_| ApiError::gone())?;
+        self.jobs.send(Job::Generate(Box::new(request), taken)).map_err(|_| ApiError::gone())?;
         told.await.map_err(|_| ApiError::gone())??;
         Ok(Reply::new(receiver, Arc::clone(&self.metrics)))
     }
@@ -355,7 +355,7 @@ pub(crate) fn run_engine(
 
 fn take(engine: &mut Engine<'_>, job: Job) {
     let (told, taken) = match job {
-        Job::Generate(request, told) => (told, engine.generate(request)),
+        Job::Generate(request, told) => (told, engine.generate(*request)),
         Job::Embed(request, told) => (told, engine.embed(request)),
     };
     // Who has gone away need not know.
