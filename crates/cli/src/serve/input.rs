@@ -6,21 +6,17 @@ use super::state::Server;
 use lapidary::Error;
 use lapidary::layout::TokenId;
 use serde::Deserialize;
-use utoipa::ToSchema;
+use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema, Type};
+use utoipa::openapi::{Ref, RefOr};
+use utoipa::{PartialSchema, ToSchema};
 
 /// Texts, or tokens of this model's tokenizer.
-#[derive(Deserialize, ToSchema)]
+#[derive(Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Input {
-    /// One text.
     Text(String),
-    /// Texts.
     Texts(Vec<String>),
-    /// The tokens of one text.
-    #[schema(value_type = Vec<IdSchema>)]
     Ids(Vec<TokenId>),
-    /// The tokens of texts.
-    #[schema(value_type = Vec<Vec<IdSchema>>)]
     IdLists(Vec<Vec<TokenId>>),
 }
 
@@ -63,13 +59,10 @@ impl Input {
 }
 
 /// One text, or its tokens.
-#[derive(Deserialize, ToSchema)]
+#[derive(Deserialize)]
 #[serde(untagged)]
 pub(crate) enum OneInput {
-    /// The text.
     Text(String),
-    /// Its tokens.
-    #[schema(value_type = Vec<IdSchema>)]
     Ids(Vec<TokenId>),
 }
 
@@ -83,5 +76,46 @@ impl OneInput {
             Self::Text(text) => encode(&text),
             Self::Ids(ids) => Ok(ids),
         }
+    }
+}
+
+/// A text that is not empty.
+fn text() -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::String).min_length(Some(1))
+}
+
+/// A list that is not empty.
+fn list(of: impl Into<RefOr<Schema>>) -> ArrayBuilder {
+    ArrayBuilder::new().items(of.into()).min_items(Some(1))
+}
+
+fn ids() -> ArrayBuilder {
+    list(Ref::from_schema_name(IdSchema::name()))
+}
+
+type Schemas = Vec<(String, RefOr<Schema>)>;
+
+impl PartialSchema for Input {
+    fn schema() -> RefOr<Schema> {
+        let all = OneOfBuilder::new().description(Some("Texts, or tokens of this model's tokenizer."));
+        all.item(text()).item(list(text())).item(ids()).item(list(ids())).into()
+    }
+}
+
+impl ToSchema for Input {
+    fn schemas(schemas: &mut Schemas) {
+        schemas.push((IdSchema::name().into(), IdSchema::schema()));
+    }
+}
+
+impl PartialSchema for OneInput {
+    fn schema() -> RefOr<Schema> {
+        OneOfBuilder::new().description(Some("One text, or its tokens.")).item(text()).item(ids()).into()
+    }
+}
+
+impl ToSchema for OneInput {
+    fn schemas(schemas: &mut Schemas) {
+        Input::schemas(schemas);
     }
 }
