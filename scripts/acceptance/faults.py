@@ -151,7 +151,7 @@ async def stalled(address):
     host, port = address.removeprefix("http://").split(":")
     await asyncio.get_running_loop().sock_connect(link, (host, int(port)))
     body = json.dumps(story(1500, logprobs=True, top_logprobs=20, n=8, temperature=1)).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode()
     await asyncio.get_running_loop().sock_sendall(link, head + body)
     return link
 
@@ -195,7 +195,7 @@ async def raw(address, path, body):
     """The status of a body that is sent as it is; it is JSON by its type alone."""
     host, port = address.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\ncontent-type: application/json\r\n"
     writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
     await writer.drain()
     answer = await Answer(reader, writer).head()

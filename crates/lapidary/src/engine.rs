@@ -16,7 +16,7 @@ use crate::Error;
 use crate::gem::Lapidary;
 use crate::generate::Finish;
 use crate::model::{KvPool, KvRow, PAGE_TOKENS};
-use layout::TokenId;
+use layout::{Continuation, TokenId};
 use request::{Chat, Text};
 use share::Share;
 use std::collections::VecDeque;
@@ -63,10 +63,15 @@ pub struct Engine<'m> {
     running: Vec<Chat>,
     waiting: VecDeque<Chat>,
     texts: VecDeque<Text>,
+    /// Passes for which the text that is next has had no pages.
+    num_passed_over: usize,
     share: Share,
     /// Rows of the last pass.
     num_rows: usize,
 }
+
+/// Passes after which a text that finds no pages keeps further conversations from beginning.
+const MAX_PASSED_OVER: usize = 16;
 
 /// What one row of a pass is for.
 enum Part {
@@ -105,7 +110,7 @@ impl<'m> Engine<'m> {
         let pool = model.base().decoder.new_pool(options.kv_tokens / PAGE_TOKENS);
         let share = Share::new(options.batch_tokens, options.embed_share);
         let (running, waiting, texts) = (Vec::new(), VecDeque::new(), VecDeque::new());
-        Ok(Self { model, options, pool, running, waiting, texts, share, num_rows: 0 })
+        Ok(Self { model, options, pool, running, waiting, texts, num_passed_over: 0, share, num_rows: 0 })
     }
 
     /// Most tokens that a row can have.
@@ -134,7 +139,7 @@ impl<'m> Engine<'m> {
         let layout = self.model.embedder().row_of(&ids)?;
         let tokens = if each_token { Some(self.model.embedder().places_of(&layout, &ids)?) } else { None };
         let text = Text { layout, before, num_text_tokens: ids.len(), options, compress, tokens, is_gone, watch };
-        if compress && text.num_special_tokens() == 0 {
+        if compress && !self.ends_in_special_tokens(&text, &ids)? {
             let (field, expected) = ("method".into(), "one that ends a text in special tokens, to go on from".into());
             return Err(Error::Setting { field, expected, found: self.model.method().name().into() });
         }
@@ -143,6 +148,12 @@ impl<'m> Engine<'m> {
         }
         self.texts.push_back(text);
         Ok(())
+    }
+
+    /// Whether what follows a text reads the special tokens at the end of the row that embeds it, and those alone.
+    fn ends_in_special_tokens(&self, text: &Text, ids: &[TokenId]) -> Result<bool, Error> {
+        let plan = self.model.method().read_plan(ids, Continuation::Again)?;
+        Ok(text.num_special_tokens() > 0 && plan.rows.as_slice() == std::slice::from_ref(&text.layout))
     }
 
     /// What there is to do.
@@ -192,6 +203,9 @@ impl<'m> Engine<'m> {
         self.end(gone);
         self.waiting.retain(|chat| !chat.is_gone());
         self.texts.retain(|text| !(text.is_gone)());
+        if self.texts.is_empty() {
+            self.num_passed_over = 0;
+        }
     }
 
     /// Pages of the text that is next.
@@ -202,6 +216,9 @@ impl<'m> Engine<'m> {
     /// Lets conversations begin, as long as there are pages for their prompts, beside those that have begun and a pass of
     /// texts.
     fn admit(&mut self) {
+        if self.num_passed_over > MAX_PASSED_OVER {
+            return;
+        }
         let pass = self.options.batch_tokens.div_ceil(PAGE_TOKENS).min(self.pool.num_pages() / 2);
         let kept = pass.max(self.pages_of_next_text());
         let lacking = |chat: &Chat| self.pool.num_lacking(&chat.row, chat.num_left());
@@ -264,6 +281,7 @@ impl<'m> Engine<'m> {
             let mut row = KvRow::default();
             let has_pages = self.pool.num_available() >= self.pages_of_next_text() + left_to_prompts;
             let num_positions = text.num_positions();
+            self.num_passed_over = if has_pages { 0 } else { self.num_passed_over + 1 };
             if !has_pages || !self.share.takes(len, parts.is_empty()) || !self.pool.reserve(&mut row, num_positions) {
                 break;
             }

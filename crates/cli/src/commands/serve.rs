@@ -97,6 +97,7 @@ pub(crate) fn run(args: &ServeArgs, context: &Context) -> Result<()> {
     let (jobs, to_do) = mpsc::channel();
     let state = Arc::default();
     let limits = Limits {
+        is_local: args.listen.ip().is_loopback(),
         body_bytes: args.max_body_bytes,
         inputs: args.max_inputs,
         waiting_tokens: args.max_waiting_tokens,
@@ -129,8 +130,9 @@ pub(crate) fn run(args: &ServeArgs, context: &Context) -> Result<()> {
                     () = engine_ended.notified() => {}
                 }
             };
-            runtime.block_on(serve::serve(listener, server, args.drain_timeout, asked));
-            // Requests that are still on their way are dropped, and with them the last way to the engine.
+            runtime.block_on(serve::serve(listener, Arc::clone(&server), args.drain_timeout, asked));
+            // Not by dropping what leads to it: a request that is at work on a thread may hold it for long.
+            server.end();
             runtime.shutdown_background();
         });
         let ran = run_engine(&model, options, to_do, (&state, &metrics));

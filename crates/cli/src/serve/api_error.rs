@@ -201,10 +201,7 @@ impl From<Error> for ApiError {
             Error::Chunk(ChunkError::Tokenizer(error)) | Error::Tokenizer(error) => {
                 Self { kind: Kind::Tokenizer, ..Self::new(StatusCode::BAD_REQUEST, error.to_string()) }
             }
-            Error::TooLong { .. } => {
-                Self::new(StatusCode::BAD_REQUEST, format!("{error}; `overflow` may be `truncate` or `compress`"))
-            }
-            Error::Chunk(_) | Error::NoChatTemplate | Error::Template(_) => {
+            Error::Chunk(_) | Error::TooLong { .. } | Error::NoChatTemplate | Error::Template(_) => {
                 Self::new(StatusCode::BAD_REQUEST, error.to_string())
             }
             _ => Self::failed(error),

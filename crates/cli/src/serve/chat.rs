@@ -8,12 +8,14 @@ use super::overflow::{self, Lost, Overflow};
 use super::prompt::{ChatMessage, Conversation};
 use super::replies::Replies;
 use super::speaker::{Prompt, Said, Usage};
-use super::state::{Server, Ticket};
+use super::state::Server;
 use super::stream::{Events, Over, StreamOptions, respond};
 use axum::Json;
 use axum::extract::State;
+use axum::http::header::WARNING;
 use axum::response::{IntoResponse as _, Response};
 use lapidary::generate::Grammar;
+use lapidary::layout::TokenId;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -31,20 +33,20 @@ pub(crate) struct ChatRequest {
     /// The older name of `max_completion_tokens`.
     max_tokens: Option<usize>,
     /// Tells the log-probability of each token of the reply.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::input::or_default")]
     logprobs: bool,
     /// With `logprobs`: so many of the most probable tokens in each place too.
     #[schema(maximum = 20)]
     top_logprobs: Option<usize>,
     /// The reply as it comes, as server-sent events.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::input::or_default")]
     stream: bool,
     stream_options: Option<StreamOptions>,
     response_format: Option<ResponseFormat>,
     /// The vectors of what the user said last, of the reply, or of both, as `/v1/embeddings` gives them.
     return_embedding: Option<ReturnEmbedding>,
     /// What happens to a conversation that is too long.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::input::or_default")]
     overflow: Overflow,
     #[schema(schema_with = nothing)]
     tools: Option<Value>,
@@ -134,13 +136,16 @@ impl ChatRequest {
 /// What a reply is made with, beside the pieces.
 struct Turn {
     server: Arc<Server>,
-    ticket: Arc<Ticket>,
     head: Head,
     lost: Lost,
-    /// The text whose vector is asked for.
-    embedded_text: Option<String>,
+    /// The tokens of what the user said, where their vector is asked for.
+    embedded: Option<Vec<TokenId>>,
     embeds_reply: bool,
+    overflow: Overflow,
 }
+
+/// A vector, of how many tokens, and what there was no room for.
+type Made = (Vec<f32>, usize, Lost);
 
 /// Continues a conversation
 #[utoipa::path(
@@ -167,53 +172,88 @@ pub(crate) async fn create(
     server.check_model(request.model.as_deref())?;
     request.check()?;
     let (grammar, embedded_text) = (request.grammar(&server)?, request.embedded_text()?);
+    request.choices.check(&server)?;
     let max_tokens = request.max_completion_tokens.or(request.max_tokens);
+    let n = request.choices.num_replies()?;
+    let tokenizer = &server.model.base().tokenizer;
+    let embedded = match embedded_text {
+        None => None,
+        Some(text) => {
+            let ids = block_in_place(|| tokenizer.encode(&text)).map_err(lapidary::Error::from)?;
+            overflow::check(&server, ids.len(), request.overflow)?;
+            Some(ids)
+        }
+    };
     let mut conversation = Conversation::new(&server, request.messages)?;
     let (ticket, (ids, compressed), lost) =
-        overflow::prompt(&server, &mut conversation, (request.overflow, max_tokens)).await?;
+        overflow::prompt(&server, &mut conversation, (request.overflow, max_tokens, n)).await?;
     let logprobs = request.logprobs.then(|| request.top_logprobs.unwrap_or(0));
     let prompt = Prompt { ids, compressed, max_tokens, logprobs, echo: false, grammar };
     let embeds_reply = matches!(request.return_embedding, Some(ReturnEmbedding::Completion | ReturnEmbedding::Both));
-    let n = request.choices.num_replies()?;
-    let replies = Replies::start(&server, Arc::clone(&ticket), vec![prompt], request.choices).await?;
+    let replies = Replies::start(&server, ticket, vec![prompt], request.choices).await?;
     let head = Head::new(request.logprobs);
-    let turn = Turn { server, ticket, head, lost, embedded_text, embeds_reply };
+    let overflow = request.overflow;
+    let turn = Turn { server, head, lost, embedded, embeds_reply, overflow };
     if request.stream {
         let wants_usage = StreamOptions::wants_usage(request.stream_options.as_ref());
-        return Ok(respond(async move |events| turn.stream((replies, n), &events, wants_usage).await));
+        let warning = turn.lost.warning();
+        let mut response = respond(async move |events| {
+            tokio::select! {
+                result = turn.stream((replies, n), &events, wants_usage) => result,
+                () = events.closed() => Err(Over),
+            }
+        });
+        if let Some(warning) = warning {
+            response.headers_mut().insert(WARNING, warning);
+        }
+        return Ok(response);
     }
     let mut response = Json(turn.whole(replies, n).await?).into_response();
     if let Some(warning) = turn.lost.warning() {
-        response.headers_mut().insert(axum::http::header::WARNING, warning);
+        response.headers_mut().insert(WARNING, warning);
     }
     Ok(response)
 }
 
 impl Turn {
-    async fn embed(&self, text: &str) -> Result<Vec<f32>, ApiError> {
-        let ids = block_in_place(|| self.server.model.base().tokenizer.encode(text)).map_err(lapidary::Error::from)?;
-        self.server.embed(Arc::clone(&self.ticket), ids).await
+    async fn embed(&self, ids: Vec<TokenId>, overflow: Overflow) -> Result<Made, ApiError> {
+        let num_tokens = ids.len();
+        let ticket = self.server.admit(num_tokens)?;
+        let (vector, lost) = overflow::embed(&self.server, &ticket, ids, overflow).await?;
+        Ok((vector, num_tokens, lost))
     }
 
     /// The vector of what the user said, while the reply comes.
-    async fn of_prompt(&self) -> Result<Option<Vec<f32>>, ApiError> {
-        match &self.embedded_text {
-            Some(text) => self.embed(text).await.map(Some),
+    async fn of_prompt(&self) -> Result<Option<Made>, ApiError> {
+        match &self.embedded {
+            Some(ids) => self.embed(ids.clone(), self.overflow).await.map(Some),
             None => Ok(None),
         }
     }
 
-    /// The vector of the reply, if it has any text.
-    async fn of_reply(&self, text: &str) -> Result<Option<Vec<f32>>, ApiError> {
-        if self.embeds_reply && !text.is_empty() { self.embed(text).await.map(Some) } else { Ok(None) }
+    /// The vector of the reply, if it has any text. A reply that is too long for it is there all the same: it is cut.
+    async fn of_reply(&self, text: &str) -> Result<Option<Made>, ApiError> {
+        if !self.embeds_reply || text.is_empty() {
+            return Ok(None);
+        }
+        let ids = block_in_place(|| self.server.model.base().tokenizer.encode(text)).map_err(lapidary::Error::from)?;
+        let overflow = if self.overflow == Overflow::Error { Overflow::Truncate } else { self.overflow };
+        self.embed(ids, overflow).await.map(Some)
     }
 
-    fn embeddings(&self, prompt: Option<Vec<f32>>, completion: Option<Vec<f32>>) -> Option<Embeddings> {
-        (self.embedded_text.is_some() || self.embeds_reply).then_some(Embeddings { prompt, completion })
-    }
-
-    fn usage(&self, replies: &Replies) -> Usage {
-        Usage { lost: self.lost.usage(), ..replies.usage() }
+    /// The vectors as they are told, with the tokens of everything.
+    fn told(&self, made: [Option<Made>; 2], replies: &Replies) -> (Option<Embeddings>, Usage) {
+        let (mut lost, mut num_tokens) = (self.lost, 0);
+        let [prompt, completion] = made.map(|made| {
+            let (vector, tokens, of_vector) = made?;
+            lost.add(of_vector);
+            num_tokens += tokens;
+            Some(vector)
+        });
+        let is_asked = self.embedded.is_some() || self.embeds_reply;
+        let embedding_tokens = is_asked.then_some(num_tokens);
+        let usage = Usage { lost: lost.usage(), embedding_tokens, ..replies.usage() };
+        (is_asked.then_some(Embeddings { prompt, completion }), usage)
     }
 
     async fn whole(&self, mut replies: Replies, n: usize) -> Result<ChatCompletion, ApiError> {
@@ -226,10 +266,11 @@ impl Turn {
         };
         let (of_prompt, ()) = tokio::try_join!(self.of_prompt(), hear)?;
         let of_reply = self.of_reply(&spoken[0].text).await?;
+        let (embeddings, usage) = self.told([of_prompt, of_reply], &replies);
         let choices =
             spoken.into_iter().enumerate().map(|(index, spoken)| self.head.choice(&self.server, index, spoken));
-        let mut reply = self.head.completion(&self.server, choices.collect(), Some(self.usage(&replies)));
-        reply.embeddings = self.embeddings(of_prompt, of_reply);
+        let mut reply = self.head.completion(&self.server, choices.collect(), Some(usage));
+        reply.embeddings = embeddings;
         Ok(reply)
     }
 
@@ -240,16 +281,17 @@ impl Turn {
             events.send(&self.head.chunk(&self.server, (index, delta), None, None)).await?;
         }
         let (of_prompt, text) = tokio::join!(self.of_prompt(), self.pieces(&mut replies.0, events));
-        let embeddings = async |text: &str| Ok(self.embeddings(of_prompt?, self.of_reply(text).await?));
-        let embeddings = match embeddings(&text?).await {
-            Ok(embeddings) => embeddings,
+        let made = async |text: &str| Ok([of_prompt?, self.of_reply(text).await?]);
+        let made = match made(&text?).await {
+            Ok(made) => made,
             Err(error) => return Err(events.fail(&error).await),
         };
+        let (embeddings, usage) = self.told(made, &replies.0);
         if embeddings.is_some() {
             events.send(&self.head.last(&self.server, embeddings, None)).await?;
         }
         if wants_usage {
-            events.send(&self.head.last(&self.server, None, Some(self.usage(&replies.0)))).await?;
+            events.send(&self.head.last(&self.server, None, Some(usage))).await?;
         }
         Ok(())
     }
@@ -258,17 +300,13 @@ impl Turn {
     async fn pieces(&self, replies: &mut Replies, events: &Events) -> Result<String, Over> {
         let mut first = String::new();
         loop {
-            let next = tokio::select! {
-                next = replies.next() => next,
-                () = events.closed() => return Err(Over),
-            };
-            let (index, said) = match next {
+            let (index, said) = match replies.next().await {
                 Ok(Some(next)) => next,
                 Ok(None) => return Ok(first),
                 Err(error) => return Err(events.fail(&error).await),
             };
             let (content, tokens, finish) = match said {
-                Said::Start | Said::Prompt(_) => continue,
+                Said::Start | Said::Prompt(..) => continue,
                 Said::Piece(piece, tokens) => (Some(piece), tokens, None),
                 Said::End(end) => (None, Vec::new(), Some(end.finish)),
             };

@@ -143,7 +143,7 @@ pub(crate) struct Spoken {
 impl Spoken {
     pub(crate) fn add(&mut self, said: Said) {
         match said {
-            Said::Start | Said::Prompt(_) => {}
+            Said::Start | Said::Prompt(..) => {}
             Said::Piece(piece, tokens) => {
                 self.text += &piece;
                 self.tokens.extend(tokens);

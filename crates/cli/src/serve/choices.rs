@@ -5,6 +5,7 @@ use super::state::Server;
 use lapidary::generate::{Sampling, StopFinder};
 use lapidary::layout::TokenId;
 use serde::Deserialize;
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema, SchemaType, Type};
@@ -52,7 +53,31 @@ pub(crate) struct Choices {
     n: Option<usize>,
     #[schema(schema_with = biases)]
     logit_bias: Option<BTreeMap<String, f32>>,
+    /// What no field is for.
+    #[serde(flatten)]
+    #[schema(ignore)]
+    rest: Map<String, Value>,
 }
+
+/// Fields that other servers know, which would change what comes of a request: they are refused, not passed over.
+const REFUSED: &[&str] = &[
+    "audio",
+    "function_call",
+    "guided_choice",
+    "guided_grammar",
+    "guided_json",
+    "guided_regex",
+    "ignore_eos",
+    "min_tokens",
+    "overflow",
+    "prompt_logprobs",
+    "reasoning_effort",
+    "response_format",
+    "return_embedding",
+    "stop_token_ids",
+    "structured_outputs",
+    "web_search_options",
+];
 
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -97,6 +122,20 @@ impl Choices {
             n if (1..=MAX_REPLIES).contains(&n) => Ok(n),
             n => Err(ApiError::field("n", &format!("1 to {MAX_REPLIES}"), n)),
         }
+    }
+
+    /// # Errors
+    /// 400 for the first of all this that cannot be had.
+    pub(crate) fn check(&self, server: &Server) -> Result<(), ApiError> {
+        let is_set =
+            |name: &&&str| self.rest.get(**name).is_some_and(|value| !value.is_null() && value != &json!(false));
+        if let Some(name) = REFUSED.iter().find(is_set) {
+            return Err(ApiError::field(name, "none on this route", "some"));
+        }
+        self.num_replies()?;
+        self.stop()?;
+        self.bias(server)?;
+        Ok(self.sampling(server, 0).validate()?)
     }
 
     /// How the tokens of reply `number` are chosen, where the request is silent as the model's makers say.

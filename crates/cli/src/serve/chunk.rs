@@ -26,10 +26,10 @@ pub(crate) struct ChunkRequest {
     #[schema(minimum = 1)]
     max_tokens: Option<usize>,
     /// Tokens at the end of a chunk with which the next begins; no more than half of `max_tokens`.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::input::or_default")]
     overlap: usize,
     /// The vector of each chunk too, as `/v1/embeddings` gives it.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::input::or_default")]
     embed: bool,
 }
 
@@ -55,6 +55,9 @@ struct ChunkOfText {
     #[serde(skip_serializing_if = "Option::is_none")]
     embedding: Option<Vec<f32>>,
 }
+
+/// Most chunks of a text.
+const MAX_CHUNKS: usize = 1 << 16;
 
 /// Cuts a text into chunks
 #[utoipa::path(
@@ -84,6 +87,9 @@ pub(crate) async fn create(
     let options = ChunkOptions { max_tokens, overlap: request.overlap };
     let text = &request.input;
     let found = block_in_place(|| chunks(tokenizer, text, options)).map_err(lapidary::Error::from)?;
+    if found.len() > MAX_CHUNKS {
+        return Err(ApiError::field("input", &format!("a text of at most {MAX_CHUNKS} chunks"), found.len()));
+    }
     let mut vectors = Vec::new();
     if request.embed {
         if found.len() > server.limits.inputs {

@@ -34,10 +34,10 @@ pub(crate) struct CompletionRequest {
     #[schema(maximum = 20)]
     logprobs: Option<usize>,
     /// The prompt before the continuation, with its log-probabilities where those are asked for.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::input::or_default")]
     echo: bool,
     /// The continuations as they come, as server-sent events.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::input::or_default")]
     stream: bool,
     stream_options: Option<StreamOptions>,
     /// None, or an empty one: this server puts nothing between texts.
@@ -170,18 +170,20 @@ pub(crate) async fn create(
 ) -> Result<Response, ApiError> {
     server.check_model(request.model.as_deref())?;
     request.check()?;
+    request.choices.check(&server)?;
     let prompts = std::mem::replace(&mut request.prompt, Input::Ids(Vec::new()));
-    prompts.check_ids(&server, "prompt")?;
-    let prompts = block_in_place(|| prompts.ids(|text| server.model.prompt_ids(text)))?;
-    if prompts.is_empty() || prompts.len() > server.limits.inputs {
-        let expected = format!("1 to {} prompts", server.limits.inputs);
-        return Err(ApiError::field("prompt", &expected, prompts.len()));
+    let prompts = block_in_place(|| prompts.ids(&server, "prompt", |text| server.model.prompt_ids(text)))?;
+    let (n, limit) = (request.choices.num_replies()?, server.limits.inputs);
+    if prompts.is_empty() || prompts.len().saturating_mul(n) > limit {
+        let expected = format!("1 to {limit} prompts, or replies where there are several to each");
+        return Err(ApiError::field("prompt", &expected, prompts.len().saturating_mul(n)));
     }
-    let ticket = server.admit(prompts.iter().map(Vec::len).sum())?;
+    // Each reply is a row of its own.
+    let ticket = server.admit(prompts.iter().map(Vec::len).sum::<usize>().saturating_mul(n))?;
     let head = Head { id: format!("cmpl-{:032x}", rand::random::<u128>()), created: unix_now() };
     let with_logprobs = request.logprobs.is_some();
     let prompts: Vec<Prompt> = prompts.into_iter().map(|ids| request.prompt(ids)).collect();
-    let num_choices = prompts.len() * request.choices.num_replies()?;
+    let num_choices = prompts.len() * n;
     let mut replies = Replies::start(&server, ticket, prompts, request.choices).await?;
     if !request.stream {
         let mut choices: Vec<Pieces> = (0..num_choices).map(|_| Pieces::default()).collect();
@@ -225,7 +227,7 @@ struct Pieces {
     text: String,
     logprobs: Logprobs,
     finish: Option<Finished>,
-    /// Characters of the tokens so far.
+    /// Characters of the text so far.
     offset: usize,
 }
 
@@ -237,24 +239,23 @@ impl Pieces {
     fn add(&mut self, server: &Server, said: Said) {
         match said {
             Said::Start => {}
-            Said::Prompt(token) => {
-                let text = self.token(server, &token);
-                self.text += &text;
-            }
-            Said::Piece(piece, tokens) => {
-                self.text += &piece;
-                tokens.iter().for_each(|token| drop(self.token(server, token)));
-            }
+            Said::Prompt(piece, token) => self.piece(server, &piece, &[token]),
+            Said::Piece(piece, tokens) => self.piece(server, &piece, &tokens),
             Said::End(end) => self.finish = Some(end.finish),
         }
     }
 
-    fn token(&mut self, server: &Server, token: &Token) -> String {
+    fn piece(&mut self, server: &Server, piece: &str, tokens: &[Token]) {
+        tokens.iter().for_each(|token| self.token(server, token));
+        self.text += piece;
+        self.offset += piece.chars().count();
+    }
+
+    fn token(&mut self, server: &Server, token: &Token) {
         let decode = |id: TokenId| server.model.base().tokenizer.decode(&[id], false).unwrap_or_default();
         let text = decode(token.id);
         let logprobs = &mut self.logprobs;
         logprobs.text_offset.push(self.offset);
-        self.offset += text.chars().count();
         // The same number in both places, to the last digit: who compares them finds out whether it is the most probable.
         let logprob = token.logprob.map(f64::from);
         logprobs.token_logprobs.push(logprob);
@@ -272,8 +273,7 @@ impl Pieces {
                 Some(top)
             }
         });
-        logprobs.tokens.push(text.clone());
-        text
+        logprobs.tokens.push(text);
     }
 
     fn choice(self, index: usize, with_logprobs: bool) -> CompletionChoice {

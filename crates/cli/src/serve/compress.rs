@@ -115,7 +115,7 @@ pub(crate) async fn create(
 ) -> Result<Json<CompressReply>, ApiError> {
     server.check_model(request.model.as_deref())?;
     let tokenizer = &server.model.base().tokenizer;
-    let ids = block_in_place(|| request.input.ids(|text| Ok(tokenizer.encode(text)?)))?;
+    let ids = block_in_place(|| request.input.ids(&server, "input", |text| Ok(tokenizer.encode(text)?)))?;
     let num_text_tokens = ids.len();
     let ticket = server.admit(num_text_tokens)?;
     let read = server.read(ticket, Reading { ids, compress: true, ..Reading::default() }).await?;
@@ -123,7 +123,9 @@ pub(crate) async fn create(
     let mut usage = Usage { prompt_tokens: num_text_tokens, total_tokens: num_text_tokens, ..Usage::default() };
     let recall = match request.recall {
         None | Some(0) => None,
+        // No more than there was.
         Some(count) => {
+            let count = count.min(num_text_tokens);
             let (text, tokens) = recall(&server, Arc::clone(&compressed), count).await?;
             usage.completion_tokens = tokens;
             usage.total_tokens += tokens;

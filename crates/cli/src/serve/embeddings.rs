@@ -28,12 +28,12 @@ pub(crate) struct EmbeddingsRequest {
     model: Option<String>,
     #[schema(value_type = Option<WidthSchema>)]
     dimensions: Option<usize>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::input::or_default")]
     encoding_format: EncodingFormat,
     /// Longer texts are cut to this many tokens; -1: to what the model can take (vLLM).
     truncate_prompt_tokens: Option<i64>,
     /// What happens to texts that are too long.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::input::or_default")]
     overflow: Overflow,
 }
 
@@ -108,13 +108,13 @@ impl EmbeddingsRequest {
     /// # Errors
     /// 400 for none, or both.
     fn input(&mut self) -> Result<Input, ApiError> {
-        let of = |messages: Vec<ChatMessage>| -> String {
-            messages.iter().filter(|message| message.is_from_user()).map(ChatMessage::text).collect()
+        let of = |messages: Vec<ChatMessage>| -> Result<String, ApiError> {
+            messages.iter().filter(|message| message.is_from_user()).map(ChatMessage::text_alone).collect()
         };
         match (self.input.take(), self.messages.take()) {
             (Some(input), None) => Ok(input),
-            (None, Some(Messages::One(one))) => Ok(Input::Text(of(one))),
-            (None, Some(Messages::Many(many))) => Ok(Input::Texts(many.into_iter().map(of).collect())),
+            (None, Some(Messages::One(one))) => Ok(Input::Text(of(one)?)),
+            (None, Some(Messages::Many(many))) => many.into_iter().map(of).collect::<Result<_, _>>().map(Input::Texts),
             (Some(_), Some(_)) => Err(ApiError::field("messages", "none beside input", "some")),
             (None, None) => Err(ApiError::field("input", "a text, several, or tokens", "none")),
         }
@@ -146,8 +146,7 @@ pub(crate) async fn create(
     server.check_model(request.model.as_deref())?;
     server.check_dimensions(request.dimensions)?;
     let (input, tokenizer) = (request.input()?, &server.model.base().tokenizer);
-    input.check_ids(&server, "input")?;
-    let mut inputs = block_in_place(|| input.ids(|text| Ok(tokenizer.encode(text)?)))?;
+    let mut inputs = block_in_place(|| input.ids(&server, "input", |text| Ok(tokenizer.encode(text)?)))?;
     if inputs.is_empty() || inputs.len() > server.limits.inputs {
         let expected = format!("1 to {} texts", server.limits.inputs);
         return Err(ApiError::field("input", &expected, inputs.len()));

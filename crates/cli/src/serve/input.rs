@@ -5,10 +5,18 @@ use super::openapi::IdSchema;
 use super::state::Server;
 use lapidary::Error;
 use lapidary::layout::TokenId;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema, Type};
 use utoipa::openapi::{Ref, RefOr};
 use utoipa::{PartialSchema, ToSchema};
+
+/// What a field has, or its default where it is null: clients write so what they do not set.
+///
+/// # Errors
+/// When the field has something else.
+pub(super) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(field: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(field)?.unwrap_or_default())
+}
 
 /// Texts, or tokens of this model's tokenizer.
 #[derive(Deserialize)]
@@ -21,39 +29,38 @@ pub(crate) enum Input {
 }
 
 impl Input {
-    /// # Errors
-    /// 400 for ids where the server takes none, or outside the vocabulary.
-    pub(crate) fn check_ids(&self, server: &Server, field: &str) -> Result<(), ApiError> {
-        const HINT: &str = "a client that sends another tokenizer's ids has to send texts \
-                            (LangChain: check_embedding_ctx_length=False)";
-        let vocab_size = server.model.base().decoder.config().vocab_size;
-        let lists = match self {
-            Self::Text(_) | Self::Texts(_) => return Ok(()),
-            Self::Ids(ids) => std::slice::from_ref(ids),
-            Self::IdLists(lists) => lists,
-        };
-        if server.limits.reject_token_ids {
-            return Err(ApiError::field(field, "texts (--reject-token-ids)", format!("token ids; {HINT}")));
-        }
-        match lists.iter().flatten().find(|id| **id as usize >= vocab_size) {
-            None => Ok(()),
-            Some(id) => {
-                let expected = format!("ids of this model's tokenizer, below {vocab_size}");
-                Err(ApiError::field(field, &expected, format!("{id}; {HINT}")))
-            }
-        }
-    }
-
-    /// The tokens of each; `encode` makes them of a text.
+    /// The tokens of each, which a field has; `encode` makes them of a text.
     ///
     /// # Errors
-    /// When a text cannot be encoded.
-    pub(crate) fn ids(self, encode: impl Fn(&str) -> Result<Vec<TokenId>, Error>) -> Result<Vec<Vec<TokenId>>, Error> {
+    /// 400 when a text cannot be encoded, for ids where the server takes none, or outside the vocabulary.
+    pub(crate) fn ids(
+        self,
+        server: &Server,
+        field: &str,
+        encode: impl Fn(&str) -> Result<Vec<TokenId>, Error>,
+    ) -> Result<Vec<Vec<TokenId>>, ApiError> {
         match self {
             Self::Text(text) => Ok(vec![encode(&text)?]),
-            Self::Texts(texts) => texts.iter().map(|text| encode(text)).collect(),
-            Self::Ids(ids) => Ok(vec![ids]),
-            Self::IdLists(lists) => Ok(lists),
+            Self::Texts(texts) => Ok(texts.iter().map(|text| encode(text)).collect::<Result<_, _>>()?),
+            Self::Ids(ids) => Ok(vec![checked(server, field, ids)?]),
+            Self::IdLists(lists) => lists.into_iter().map(|ids| checked(server, field, ids)).collect(),
+        }
+    }
+}
+
+/// Ids that the server takes.
+fn checked(server: &Server, field: &str, ids: Vec<TokenId>) -> Result<Vec<TokenId>, ApiError> {
+    const HINT: &str = "a client that sends another tokenizer's ids has to send texts \
+                        (LangChain: check_embedding_ctx_length=False)";
+    if server.limits.reject_token_ids {
+        return Err(ApiError::field(field, "texts (--reject-token-ids)", format!("token ids; {HINT}")));
+    }
+    let vocab_size = server.model.base().decoder.config().vocab_size;
+    match ids.iter().find(|id| **id as usize >= vocab_size) {
+        None => Ok(ids),
+        Some(id) => {
+            let expected = format!("ids of this model's tokenizer, below {vocab_size}");
+            Err(ApiError::field(field, &expected, format!("{id}; {HINT}")))
         }
     }
 }
@@ -67,14 +74,19 @@ pub(crate) enum OneInput {
 }
 
 impl OneInput {
-    /// Its tokens; `encode` makes them of a text.
+    /// As [`Input::ids`].
     ///
     /// # Errors
-    /// When a text cannot be encoded.
-    pub(crate) fn ids(self, encode: impl Fn(&str) -> Result<Vec<TokenId>, Error>) -> Result<Vec<TokenId>, Error> {
+    /// As [`Input::ids`].
+    pub(crate) fn ids(
+        self,
+        server: &Server,
+        field: &str,
+        encode: impl Fn(&str) -> Result<Vec<TokenId>, Error>,
+    ) -> Result<Vec<TokenId>, ApiError> {
         match self {
-            Self::Text(text) => encode(&text),
-            Self::Ids(ids) => Ok(ids),
+            Self::Text(text) => Ok(encode(&text)?),
+            Self::Ids(ids) => checked(server, field, ids),
         }
     }
 }

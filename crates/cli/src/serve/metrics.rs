@@ -199,6 +199,10 @@ impl Meter {
         let metrics = &self.metrics;
         match event {
             Event::Prompt(_) => {}
+            Event::Ran(num_cached) => {
+                metrics.prefix_queries.inc_by(self.num_prompt as u64);
+                metrics.prefix_hits.inc_by(*num_cached as u64);
+            }
             Event::Token(_) => {
                 metrics.prompt_tokens.inc_by(std::mem::take(&mut self.num_prompt) as u64);
                 metrics.generation_tokens.inc();
@@ -213,8 +217,6 @@ impl Meter {
                 if done.finish != Finish::Interrupted {
                     metrics.prompt_tokens.inc_by(std::mem::take(&mut self.num_prompt) as u64);
                 }
-                metrics.prefix_queries.inc_by(done.num_prompt_tokens as u64);
-                metrics.prefix_hits.inc_by(done.num_cached_tokens as u64);
             }
             Event::Failed(error) => metrics.see(error),
         }
@@ -246,7 +248,7 @@ impl Reply {
                 Finish::Interrupted => "abort",
             }),
             Some(Event::Failed(_)) => self.over("error"),
-            Some(Event::Prompt(_)) | None => {}
+            Some(Event::Prompt(_) | Event::Ran(_)) | None => {}
         }
         event
     }

@@ -116,8 +116,8 @@ pub(crate) struct Errors {
     with_body: &'static [u16],
 }
 
-const OPENAI: Errors = Errors { schema: "ErrorReply", all: &[401, 503], with_body: &[400, 408, 413, 500] };
-const TEI: Errors = Errors { schema: "TeiError", all: &[401, 424, 503], with_body: &[400, 408, 413, 422] };
+const OPENAI: Errors = Errors { schema: "ErrorReply", all: &[401, 403, 503], with_body: &[400, 408, 413, 500] };
+const TEI: Errors = Errors { schema: "TeiError", all: &[401, 403, 424, 503], with_body: &[400, 408, 413, 422] };
 
 /// Of routes that run the model.
 pub(crate) const OF_MODEL: Errors = Errors { with_body: &[400, 404, 408, 413, 429, 500], ..OPENAI };
@@ -160,6 +160,7 @@ fn meaning(code: u16) -> &'static str {
     match code {
         400 => "The body is none that can be answered; `message` says what was expected",
         401 => "No key of this server",
+        403 => "A page of another server asks",
         404 => "Another model than this server's",
         408 => "The body did not come in time",
         413 => "The body has too many bytes, or too many texts",

@@ -8,7 +8,7 @@ use axum::http::HeaderValue;
 use futures_util::future::try_join_all;
 use lapidary::engine::Compressed;
 use lapidary::layout::TokenId;
-use lapidary::model::ContentPart;
+use lapidary::model::{ContentPart, PartedMessage};
 use serde::Deserialize;
 use std::sync::Arc;
 use tokio::task::block_in_place;
@@ -66,7 +66,7 @@ impl Lost {
 
 /// The special tokens of a text, a segment at a time.
 async fn compress(server: &Server, ticket: &Arc<Ticket>, ids: &[TokenId]) -> Result<Vec<Arc<Compressed>>, ApiError> {
-    let segments = ids.len().div_ceil(SEGMENT_TOKENS).max(1);
+    let segments = ids.len().div_ceil(segment_tokens(server)?).max(1);
     let one = async |ids: &[TokenId]| -> Result<Arc<Compressed>, ApiError> {
         let reading = Reading { ids: ids.to_vec(), compress: true, ..Reading::default() };
         server.read(Arc::clone(ticket), reading).await?.compressed.ok_or_else(ApiError::gone)
@@ -75,11 +75,29 @@ async fn compress(server: &Server, ticket: &Arc<Ticket>, ids: &[TokenId]) -> Res
     try_join_all(ids.chunks(ids.len().div_ceil(segments).max(1)).map(one)).await
 }
 
+fn segment_tokens(server: &Server) -> Result<usize, ApiError> {
+    Ok(SEGMENT_TOKENS.min(server.longest_text()?))
+}
+
 fn counted(compressed: &[Arc<Compressed>]) -> CompressedTokens {
     CompressedTokens {
         text_tokens: compressed.iter().map(|one| one.num_text_tokens()).sum(),
         special_tokens: compressed.iter().map(|one| one.num_tokens()).sum(),
     }
+}
+
+/// What there is no room for, and what could be done about it that was not.
+fn too_long(field: &str, (limit, found): (usize, usize), overflow: Overflow) -> ApiError {
+    let hint = if overflow == Overflow::Error { "; `overflow` may be `truncate` or `compress`" } else { "" };
+    ApiError::field(field, &format!("at most {limit} tokens"), format!("{found}{hint}"))
+}
+
+/// # Errors
+/// 400 for a text of so many tokens where that is an error.
+pub(crate) fn check(server: &Server, num_tokens: usize, overflow: Overflow) -> Result<(), ApiError> {
+    let most = server.longest_text()?;
+    let is_wrong = num_tokens > most && overflow == Overflow::Error;
+    if is_wrong { Err(too_long("input", (most, num_tokens), overflow)) } else { Ok(()) }
 }
 
 /// The vector of a text of any length.
@@ -94,71 +112,147 @@ pub(crate) async fn embed(
 ) -> Result<(Vec<f32>, Lost), ApiError> {
     let (most, mut lost) = (server.longest_text()?, Lost::default());
     let mut before = Vec::new();
-    if ids.len() > most && overflow == Overflow::Truncate {
-        lost.truncated = ids.len() - most;
-        server.metrics.truncations.inc();
-        ids.truncate(most);
-    } else if ids.len() > most && overflow == Overflow::Compress {
-        let rest = ids.split_off(ids.len() - SEGMENT_TOKENS.min(most / 2));
-        before = compress(server, ticket, &ids).await?;
-        lost.compressed = counted(&before);
-        ids = rest;
+    if ids.len() > most {
+        match overflow {
+            Overflow::Error => check(server, ids.len(), overflow)?,
+            Overflow::Truncate => {
+                lost.truncated = ids.len() - most;
+                server.metrics.truncations.inc();
+                ids.truncate(most);
+            }
+            Overflow::Compress => {
+                let rest = ids.split_off(ids.len() - SEGMENT_TOKENS.min(most.div_ceil(2)));
+                before = compress(server, ticket, &ids).await?;
+                lost.compressed = counted(&before);
+                ids = rest;
+            }
+        }
     }
     let embedded = server.read(Arc::clone(ticket), Reading { ids, before, ..Reading::default() }).await?;
     Ok((embedded.vector, lost))
 }
 
-/// The prompt of a conversation of any length, with room for a reply of `max_tokens`, and its ticket.
+/// The prompt of a conversation of any length, with room for a reply of `max_tokens`, and the ticket of `n` replies.
 ///
 /// # Errors
 /// 400 for one that is too long where that is an error, or whose last message has no room; 429 when too much waits.
 pub(crate) async fn prompt(
     server: &Arc<Server>,
     conversation: &mut Conversation,
-    (overflow, max_tokens): (Overflow, Option<usize>),
+    (overflow, max_tokens, n): (Overflow, Option<usize>, usize),
 ) -> Result<(Arc<Ticket>, Tokens, Lost), ApiError> {
     let reply = max_tokens.unwrap_or(REPLY_TOKENS).min(server.longest_row / 2);
     let most = server.longest_row - reply;
     let (mut tokens, mut lost) = (conversation.tokens(server)?, Lost::default());
-    let ticket = server.admit(tokens.0.len())?;
-    let first = usize::from(conversation.messages.first().is_some_and(|message| message.role == "system"));
-    let mut next = first;
-    while tokens.0.len() > most && overflow != Overflow::Error {
-        let last = conversation.messages.len().saturating_sub(1);
-        if overflow == Overflow::Truncate {
-            if first >= last {
-                break;
+    let ticket = server.admit(tokens.0.len().saturating_mul(n))?;
+    if tokens.0.len() > most && overflow != Overflow::Error {
+        let (old, left) = without_old(server, conversation, &tokens, (overflow, most)).await?;
+        match overflow {
+            Overflow::Compress => lost.compressed = put_compressed(server, &ticket, conversation, old).await?,
+            _ if old.is_empty() => {}
+            _ => {
+                lost.truncated = tokens.0.len().saturating_sub(left);
+                server.metrics.truncations.inc();
             }
-            let before = tokens.0.len();
-            conversation.messages.remove(first);
-            tokens = conversation.tokens(server)?;
-            lost.truncated += before.saturating_sub(tokens.0.len());
-            continue;
         }
-        if next > last {
-            break;
-        }
-        // Of the last message, what comes last stays as it is: it is what has to be answered.
-        let kept = if next == last { SEGMENT_TOKENS.min(most / 4) } else { 0 };
-        let compressed = compress_message(server, &ticket, conversation, (next, kept)).await?;
-        lost.add(Lost { truncated: 0, compressed });
         tokens = conversation.tokens(server)?;
-        next += 1;
+        if tokens.0.len() > most && overflow == Overflow::Compress {
+            // Of the last message, what comes last stays as it is: it is what has to be answered.
+            let compressed = compress_last(server, &ticket, conversation, SEGMENT_TOKENS.min(most / 4)).await?;
+            lost.add(Lost { truncated: 0, compressed });
+            tokens = conversation.tokens(server)?;
+        }
     }
     if tokens.0.len() > server.longest_row {
-        return Err(lapidary::Error::TooLong { found: tokens.0.len(), limit: server.longest_row }.into());
+        return Err(too_long("messages", (server.longest_row, tokens.0.len()), overflow));
     }
     Ok((ticket, tokens, lost))
 }
 
-/// Compresses the texts of a message, but for the last `kept` tokens.
-async fn compress_message(
+/// Takes as many of the oldest messages out as there is no room for, but those of the system and the last; what is left
+/// begins with the user's, as templates want it. Returns them, and the tokens of what is left.
+async fn without_old(
+    server: &Server,
+    conversation: &mut Conversation,
+    tokens: &Tokens,
+    (overflow, most): (Overflow, usize),
+) -> Result<(Vec<PartedMessage>, usize), ApiError> {
+    let messages = &conversation.messages;
+    let is_system = |message: &PartedMessage| matches!(message.role.as_str(), "system" | "developer");
+    let first = messages.iter().take_while(|message| is_system(message)).count();
+    let last = messages.len().saturating_sub(1);
+    let starts: Vec<usize> = (first + 1..=last).filter(|at| *at == last || messages[*at].role == "user").collect();
+    let (num_special, segment) = (server.model.method().special_tokens().len(), segment_tokens(server)?);
+    // By halves, because each try encodes the conversation.
+    let (mut low, mut high, mut left) = (0, starts.len().saturating_sub(1), tokens.0.len());
+    while !starts.is_empty() {
+        let middle = usize::midpoint(low, high);
+        let kept = [&messages[..first], &messages[starts[middle]..]].concat();
+        left = Conversation { messages: kept, compressed: conversation.compressed.clone() }.tokens(server)?.0.len();
+        let instead = match overflow {
+            Overflow::Compress => tokens.0.len().saturating_sub(left).div_ceil(segment) * num_special,
+            _ => 0,
+        };
+        if left + instead <= most {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+        if low >= high {
+            let start = starts[high];
+            let old: Vec<PartedMessage> = conversation.messages.drain(first..start).collect();
+            left = conversation.tokens(server)?.0.len();
+            return Ok((old, left));
+        }
+        // Whoever waits for this thread goes first, and whoever has gone away is noticed.
+        tokio::task::yield_now().await;
+    }
+    Ok((Vec::new(), left))
+}
+
+/// Puts messages, as their special tokens, before what the next one says.
+async fn put_compressed(
     server: &Server,
     ticket: &Arc<Ticket>,
     conversation: &mut Conversation,
-    (number, kept): (usize, usize),
+    old: Vec<PartedMessage>,
 ) -> Result<CompressedTokens, ApiError> {
     let tokenizer = &server.model.base().tokenizer;
+    let (mut text, mut places) = (String::new(), Vec::new());
+    for PartedMessage { role, content } in old {
+        text += &format!("{role}: ");
+        for part in content {
+            match part {
+                ContentPart::Text(said) => text += &said,
+                ContentPart::Place(_) => places.push(part),
+            }
+        }
+        text.push('\n');
+    }
+    let ids = block_in_place(|| tokenizer.encode_long(&text)).map_err(lapidary::Error::from)?;
+    let mut sum = CompressedTokens::default();
+    if !ids.is_empty() {
+        let compressed = compress(server, ticket, &ids).await?;
+        sum = counted(&compressed);
+        places.extend(compressed.into_iter().map(|one| conversation.place(one)));
+    }
+    let is_system = |message: &PartedMessage| matches!(message.role.as_str(), "system" | "developer");
+    if let Some(next) = conversation.messages.iter_mut().find(|message| !is_system(message)) {
+        places.append(&mut next.content);
+        next.content = places;
+    }
+    Ok(sum)
+}
+
+/// Compresses the texts of the last message, but for the last `kept` tokens.
+async fn compress_last(
+    server: &Server,
+    ticket: &Arc<Ticket>,
+    conversation: &mut Conversation,
+    kept: usize,
+) -> Result<CompressedTokens, ApiError> {
+    let tokenizer = &server.model.base().tokenizer;
+    let Some(number) = conversation.messages.len().checked_sub(1) else { return Ok(CompressedTokens::default()) };
     let (mut content, mut sum) = (Vec::new(), CompressedTokens::default());
     let parts = std::mem::take(&mut conversation.messages[number].content);
     let num_parts = parts.len();
@@ -167,11 +261,12 @@ async fn compress_message(
             content.push(part);
             continue;
         };
-        let ids = block_in_place(|| tokenizer.encode(&text)).map_err(lapidary::Error::from)?;
+        let encoded = block_in_place(|| tokenizer.encode_with_offsets(&text));
+        let (ids, places) = encoded.map_err(lapidary::Error::from)?;
         let mut cut = ids.len().saturating_sub(if i + 1 == num_parts { kept } else { 0 });
-        let tail = |cut: usize| tokenizer.decode(&ids[cut..], false).map_err(lapidary::Error::from);
+        let start = |cut: usize| places.get(cut).map_or(text.len(), |place| place.start);
         // Not in the middle of a character.
-        while cut > 0 && tail(cut)?.starts_with(char::REPLACEMENT_CHARACTER) {
+        while cut > 0 && !text.is_char_boundary(start(cut)) {
             cut -= 1;
         }
         if cut < MIN_TOKENS {
@@ -183,7 +278,7 @@ async fn compress_message(
         sum.text_tokens += counted.text_tokens;
         sum.special_tokens += counted.special_tokens;
         content.extend(compressed.into_iter().map(|one| conversation.place(one)));
-        content.push(ContentPart::Text(tail(cut)?));
+        content.push(ContentPart::Text(text[start(cut)..].to_owned()));
     }
     conversation.messages[number].content = content;
     Ok(sum)

@@ -1,11 +1,13 @@
 //! Messages to the prompt that they make.
 
 use super::api_error::ApiError;
+use super::openapi::nothing;
 use super::state::Server;
 use lapidary::engine::{Compressed, Placed, place};
 use lapidary::layout::TokenId;
 use lapidary::model::{ContentPart, PartedMessage, PromptPart};
 use serde::Deserialize;
+use serde_json::Value;
 use std::sync::Arc;
 use tokio::task::block_in_place;
 use utoipa::ToSchema;
@@ -17,6 +19,8 @@ pub(crate) struct ChatMessage {
     #[schema(examples("system", "user", "assistant"))]
     role: String,
     content: Option<Content>,
+    #[schema(schema_with = nothing)]
+    tool_calls: Option<Value>,
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -53,6 +57,23 @@ impl ChatMessage {
     }
 }
 
+impl ChatMessage {
+    /// Its text, where it has nothing else.
+    ///
+    /// # Errors
+    /// 400 for other parts.
+    pub(crate) fn text_alone(&self) -> Result<String, ApiError> {
+        match &self.content {
+            Some(Content::Parts(parts)) => match parts.iter().find(|part| part.r#type != "text" || part.text.is_none())
+            {
+                Some(part) => Err(ApiError::field("messages", "parts of type text with a text", &part.r#type)),
+                None => Ok(self.text()),
+            },
+            _ => Ok(self.text()),
+        }
+    }
+}
+
 /// A conversation, with the compressed texts that its places stand for.
 #[derive(Default)]
 pub(crate) struct Conversation {
@@ -68,7 +89,13 @@ impl Conversation {
     /// 400 for an unknown handle.
     pub(crate) fn new(server: &Server, messages: Vec<ChatMessage>) -> Result<Self, ApiError> {
         let mut all = Self::default();
-        for ChatMessage { role, content } in messages {
+        if messages.is_empty() {
+            return Err(ApiError::field("messages", "at least one", "none"));
+        }
+        for ChatMessage { role, content, tool_calls } in messages {
+            if tool_calls.is_some_and(|calls| !calls.is_null() && calls != Value::Array(Vec::new())) {
+                return Err(ApiError::field("messages", "no tool_calls: this server calls no tools", "some"));
+            }
             let one = |part: Part| match (part.r#type.as_str(), part.text, part.id) {
                 ("text", Some(text), None) => Ok(ContentPart::Text(text)),
                 ("compressed", None, Some(id)) => server.compressed.get(&id).map(|compressed| all.place(compressed)),

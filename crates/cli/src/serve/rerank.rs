@@ -17,16 +17,16 @@ pub(crate) struct TeiRerank {
     query: String,
     texts: Vec<String>,
     /// The texts too.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::input::or_default")]
     return_text: bool,
     /// Accepted, and of no effect: a cosine is as raw as it gets.
     #[serde(default, rename = "raw_scores")]
     _raw_scores: bool,
     /// Longer texts are cut to what the model can take; without it they are an error.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::input::or_default")]
     truncate: bool,
     /// Where they are cut.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::input::or_default")]
     truncation_direction: Side,
 }
 
@@ -79,7 +79,7 @@ pub(crate) struct RerankRequest {
     /// So many of the closest; all, unless it says otherwise.
     top_n: Option<usize>,
     /// The documents too.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::input::or_default")]
     return_documents: bool,
     /// Longer texts are cut to this many tokens; -1: to what the model can take. Without it they are an error.
     truncate_prompt_tokens: Option<i64>,

@@ -6,12 +6,13 @@ use super::{
     chat, chunk, completions, compress, docs, embeddings, info, metrics, openapi, page, rerank, tei, tokenize,
 };
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::header::{AUTHORIZATION, CONNECTION, X_CONTENT_TYPE_OPTIONS};
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::header::{AUTHORIZATION, CONNECTION, HOST, ORIGIN, X_CONTENT_TYPE_OPTIONS};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
+use std::net::IpAddr;
 use std::sync::Arc;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -76,6 +77,17 @@ fn undocumented() -> Router<Arc<Server>> {
         .route("/ping", get(info::health))
 }
 
+/// Whether a page of another server sends the request, through the browser of somebody who may reach this one: by its
+/// origin, or by a name for this machine that is not this machine's (DNS rebinding).
+fn is_foreign(headers: &HeaderMap, is_local: bool) -> bool {
+    let text = |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or_default());
+    let host = text(HOST).unwrap_or_default();
+    let is_other = text(ORIGIN).is_some_and(|origin| origin.split_once("://").is_none_or(|(_, from)| from != host));
+    let name = host.rsplit_once(':').map_or(host, |(name, port)| if port.ends_with(']') { host } else { name });
+    let is_address = name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+    is_other || (is_local && !name.is_empty() && name != "localhost" && !is_address)
+}
+
 /// Lets a request pass that brings one of the keys, where there are any, unless the server is ending.
 async fn guard(State(server): State<Arc<Server>>, request: Request, next: Next) -> Response {
     let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -83,6 +95,10 @@ async fn guard(State(server): State<Arc<Server>>, request: Request, next: Next) 
     if !server.admits(key) {
         let message = "expected `Authorization: Bearer KEY` with a key of this server";
         return ApiError::new(StatusCode::UNAUTHORIZED, message).into_response();
+    }
+    if !server.has_keys() && is_foreign(request.headers(), server.limits.is_local) {
+        let message = "expected a request of this server's own page, or of no page, found one of another";
+        return ApiError::new(StatusCode::FORBIDDEN, message).into_response();
     }
     if server.is_draining() {
         let mut response = ApiError::gone().into_response();

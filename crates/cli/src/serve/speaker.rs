@@ -36,6 +36,9 @@ pub(crate) struct Usage {
     pub(crate) total_tokens: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) prompt_tokens_details: Option<PromptTokensDetails>,
+    /// Tokens of texts whose vectors came beside the reply.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) embedding_tokens: Option<usize>,
     #[serde(flatten)]
     pub(crate) lost: LostUsage,
 }
@@ -103,8 +106,8 @@ pub(crate) struct End {
 pub(crate) enum Said {
     /// The engine has taken it.
     Start,
-    /// A token of the prompt.
-    Prompt(Token),
+    /// A token of the prompt, and the text that is whole with it.
+    Prompt(String, Token),
     /// Text, with the tokens since the last.
     Piece(String, Vec<Token>),
     /// It is over.
@@ -138,6 +141,8 @@ impl Drop for Opens {
 pub(crate) struct Speaker<'s> {
     events: Option<Reply>,
     opens: Option<Opens>,
+    /// Of the prompt, where that is told too.
+    prompt: Option<DecodeStream<'s>>,
     text: Option<DecodeStream<'s>>,
     stop: Option<StopFinder>,
     end: Option<Finished>,
@@ -166,7 +171,7 @@ impl<'s> Speaker<'s> {
         let (stop, bias) = (choices.stop()?, choices.bias(server)?);
         let sampling = choices.sampling(server, number);
         let max_new_tokens = server.model.generate_options().max_new_tokens;
-        let num_prompt = prompt.ids.len();
+        let (num_prompt, is_echoed) = (prompt.ids.len(), prompt.echo);
         let request = |is_gone, watch| GenerateRequest {
             prompt: prompt.ids,
             compressed: prompt.compressed,
@@ -184,6 +189,7 @@ impl<'s> Speaker<'s> {
         Ok(Self {
             events: Some(events),
             opens,
+            prompt: is_echoed.then(|| server.model.base().tokenizer.decode_stream(false)),
             text: Some(server.model.base().tokenizer.decode_stream(true)),
             stop: Some(stop),
             end: None,
@@ -208,7 +214,20 @@ impl<'s> Speaker<'s> {
             let event = events.recv().await;
             self.opens = None;
             match event {
-                Some(Event::Prompt(token)) => return Ok(Some(Said::Prompt(token))),
+                Some(Event::Prompt(token)) => {
+                    let piece = self.prompt.as_mut().map(|text| text.push(token.id)).transpose();
+                    let piece = piece.map_err(lapidary::Error::from)?.unwrap_or_default();
+                    return Ok(Some(Said::Prompt(piece, token)));
+                }
+                Some(Event::Ran(num_cached)) => {
+                    self.num_cached = Some(num_cached);
+                    // A prompt that ends within a character.
+                    let rest = self.prompt.take().map(DecodeStream::finish).transpose();
+                    let rest = rest.map_err(lapidary::Error::from)?.unwrap_or_default();
+                    if !rest.is_empty() {
+                        return Ok(Some(Said::Piece(rest, Vec::new())));
+                    }
+                }
                 Some(Event::Token(token)) => {
                     self.num_tokens += 1;
                     let (Some(text), Some(stop)) = (&mut self.text, &mut self.stop) else { return Ok(None) };
@@ -223,7 +242,6 @@ impl<'s> Speaker<'s> {
                 }
                 Some(Event::Done(done)) => {
                     self.events = None;
-                    self.num_cached = Some(done.num_cached_tokens);
                     let mut end = match done.finish {
                         Finish::Stop => Finished::Stop,
                         Finish::Length | Finish::Context => Finished::Length,

@@ -24,6 +24,8 @@ const UNKNOWN_RATE: usize = 1000;
 /// What a request may be.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
+    /// Whether this machine alone can reach the server.
+    pub(crate) is_local: bool,
     /// Bytes of a body.
     pub(crate) body_bytes: usize,
     /// Texts of one request.
@@ -66,6 +68,8 @@ pub(crate) struct Reading {
 pub(crate) enum Job {
     Generate(Box<GenerateRequest>, oneshot::Sender<Result<(), lapidary::Error>>),
     Embed(EmbedRequest, oneshot::Sender<Result<(), lapidary::Error>>),
+    /// The engine ends, whoever could still send it something.
+    End,
 }
 
 pub(crate) struct Server {
@@ -158,6 +162,12 @@ impl Server {
         })
     }
 
+    /// Ends the engine, with all that is on its way.
+    pub(crate) fn end(&self) {
+        // It may have ended by itself.
+        let _ = self.jobs.send(Job::End);
+    }
+
     /// From now on nothing new is taken.
     pub(crate) fn drain(&self) {
         self.is_draining.store(true, Ordering::Relaxed);
@@ -185,6 +195,11 @@ impl Server {
 
     pub(crate) fn engine(&self) -> &EngineState {
         &self.engine
+    }
+
+    /// Whether a request needs a key.
+    pub(crate) fn has_keys(&self) -> bool {
+        !self.keys.is_empty()
     }
 
     /// Whether a request with this key may pass. Digests are compared: how long it takes tells nothing of a key.
@@ -329,18 +344,18 @@ pub(crate) fn run_engine(
     let mut engine = Engine::new(model, options)?;
     let mut rate = 0.0f64;
     loop {
+        // The web server has gone when nobody can send any more: so has everyone who waits.
         if engine.is_idle() {
-            match jobs.recv() {
-                Ok(job) => take(&mut engine, job),
-                Err(_) => return Ok(()),
+            match jobs.recv().map(|job| take(&mut engine, job)) {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(())) | Err(_) => return Ok(()),
             }
         }
         loop {
-            match jobs.try_recv() {
-                Ok(job) => take(&mut engine, job),
+            match jobs.try_recv().map(|job| take(&mut engine, job)) {
+                Ok(ControlFlow::Continue(())) => {}
                 Err(mpsc::TryRecvError::Empty) => break,
-                // The web server has gone: so has everyone who waits.
-                Err(mpsc::TryRecvError::Disconnected) => return Ok(()),
+                Ok(ControlFlow::Break(())) | Err(mpsc::TryRecvError::Disconnected) => return Ok(()),
             }
         }
         let clock = Instant::now();
@@ -353,11 +368,14 @@ pub(crate) fn run_engine(
     }
 }
 
-fn take(engine: &mut Engine<'_>, job: Job) {
+/// Breaks when the engine is to end.
+fn take(engine: &mut Engine<'_>, job: Job) -> ControlFlow<()> {
     let (told, taken) = match job {
+        Job::End => return ControlFlow::Break(()),
         Job::Generate(request, told) => (told, engine.generate(*request)),
         Job::Embed(request, told) => (told, engine.embed(request)),
     };
     // Who has gone away need not know.
     let _ = told.send(taken);
+    ControlFlow::Continue(())
 }

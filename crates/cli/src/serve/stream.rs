@@ -16,7 +16,7 @@ const EVENTS: usize = 32;
 #[derive(Deserialize, ToSchema)]
 pub(crate) struct StreamOptions {
     /// The counts of tokens too, behind the reply.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::input::or_default")]
     include_usage: bool,
 }
 

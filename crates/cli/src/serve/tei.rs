@@ -17,6 +17,9 @@ use std::sync::Arc;
 use tokio::task::block_in_place;
 use utoipa::ToSchema;
 
+/// Most numbers of an answer with the states of tokens.
+const MAX_STATES: usize = 1 << 24;
+
 /// Errors of these routes, whatever found them, have TEI's form.
 pub(crate) async fn with_tei_errors(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
@@ -38,10 +41,10 @@ pub(crate) async fn with_tei_errors(request: Request, next: Next) -> Response {
 #[derive(Deserialize, ToSchema, Default)]
 pub(crate) struct TextOptions {
     /// Longer texts are cut to what the model can take; without it they are an error.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::input::or_default")]
     truncate: bool,
     /// Where they are cut.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::input::or_default")]
     truncation_direction: Side,
     /// The name of a prompt before the text; this model has none.
     prompt_name: Option<String>,
@@ -113,10 +116,14 @@ pub(crate) async fn embed_all(
     Body(body): Body<EmbedAllBody>,
 ) -> Result<Json<Vec<Vec<Vec<f32>>>>, ApiError> {
     let ids = encoded(&server, "inputs", body.inputs, body.options.cut()?)?;
-    let ticket = server.admit(ids.iter().map(Vec::len).sum())?;
+    let (num_tokens, width) =
+        (ids.iter().map(Vec::len).sum::<usize>(), server.model.base().decoder.config().hidden_size);
+    if num_tokens.saturating_mul(width) > MAX_STATES {
+        return Err(ApiError::field("inputs", &format!("at most {} tokens together", MAX_STATES / width), num_tokens));
+    }
+    let ticket = server.admit(num_tokens)?;
     let one = |ids| server.read(Arc::clone(&ticket), Reading { ids, each_token: true, ..Reading::default() });
     let all = try_join_all(ids.into_iter().map(one)).await?;
-    let width = server.model.base().decoder.config().hidden_size;
     Ok(Json(all.iter().map(|states| states.vector.chunks(width).map(<[f32]>::to_vec).collect()).collect()))
 }
 
@@ -124,7 +131,7 @@ pub(crate) async fn embed_all(
 #[derive(Deserialize, ToSchema)]
 pub(crate) struct SimilarityBody {
     inputs: SimilarityInputs,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::input::or_default")]
     parameters: TextOptions,
 }
 

@@ -36,7 +36,7 @@ pub(crate) struct Cut {
 /// When there are too many or none, one is empty, or one is too long and not to be cut.
 pub(crate) fn encoded(server: &Server, field: &str, input: Input, cut: Cut) -> Result<Vec<Vec<TokenId>>, ApiError> {
     let tokenizer = &server.model.base().tokenizer;
-    let mut all = block_in_place(|| input.ids(|text| Ok(tokenizer.encode(text)?)))?;
+    let mut all = block_in_place(|| input.ids(server, field, |text| Ok(tokenizer.encode(text)?)))?;
     if all.is_empty() || all.len() > server.limits.inputs {
         return Err(ApiError::num_texts(field, server.limits.inputs, all.len()));
     }

@@ -30,7 +30,7 @@ pub(crate) struct TokenizeRequest {
     /// BOS before the text, where the model has one; the default is that of the program whose form it is.
     add_special_tokens: Option<bool>,
     /// vLLM: the strings of the tokens too.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::input::or_default")]
     return_token_strs: bool,
     /// vLLM: up to the head of the reply, which is the default and all there is.
     add_generation_prompt: Option<bool>,

@@ -185,6 +185,23 @@ fn what_is_too_long_is_refused_cut_or_compressed() {
     let compressed = &usage["compressed_tokens"];
     assert!(compressed["text_tokens"].as_u64().unwrap() >= 100 && usage["truncated_tokens"].is_null(), "{usage}");
     assert!(compressed["special_tokens"].as_u64().unwrap() < 100, "{usage}");
+    // Many short turns, of which each alone is too short to be compressed, and what the user says goes on.
+    let role = |i: usize| if i.is_multiple_of(2) { "user" } else { "assistant" };
+    let turn = |i: usize| json!({ "role": role(i), "content": format!("Turn {i}.") });
+    let turns: Vec<Value> = (0..60).map(turn).chain([json!({ "role": "user", "content": "And?" })]).collect();
+    for (overflow, counted) in [("truncate", "truncated_tokens"), ("compress", "compressed_tokens")] {
+        let body = json!({ "messages": turns, "max_tokens": 8, "overflow": overflow, "stream": true,
+                           "stream_options": { "include_usage": true } });
+        let answer = served.post("/v1/chat/completions", &body);
+        assert!(answer.status == 200 && answer.body.contains(counted), "{overflow}: {}", answer.body);
+        assert_eq!(answer.head.contains("warning: 299"), overflow == "truncate", "{}", answer.head);
+    }
+    // The last message alone is too long, and cannot be left out.
+    let alone = json!({ "messages": [{ "role": "user", "content": "\u{fffd}é".repeat(120) }], "overflow": "truncate" });
+    assert_eq!(served.post("/v1/chat/completions", &alone).status, 400);
+    let alone = json!({ "messages": alone["messages"], "overflow": "compress", "max_tokens": 2 });
+    let usage = served.post("/v1/chat/completions", &alone).json()["usage"].clone();
+    assert!(usage["compressed_tokens"]["text_tokens"].as_u64().unwrap() > 400, "{usage}");
 }
 
 /// As mteb asks: a list of conversations.
@@ -202,9 +219,70 @@ fn conversations_are_embedded_by_what_their_users_say() {
 #[test]
 fn ids_of_another_tokenizer_can_be_refused() {
     let served = Served::start(&["--reject-token-ids"]);
-    for (path, body) in [("/v1/embeddings", json!({ "input": [65] })), ("/v1/completions", json!({ "prompt": [[65]] }))]
-    {
+    for (path, body) in [
+        ("/v1/embeddings", json!({ "input": [65] })),
+        ("/v1/completions", json!({ "prompt": [[65]] })),
+        ("/v1/compress", json!({ "input": [65] })),
+        ("/embed", json!({ "inputs": [65] })),
+        ("/embed_all", json!({ "inputs": [[65]] })),
+    ] {
         let answer = served.post(path, &body);
-        assert!(answer.status == 400 && answer.body.contains("check_embedding_ctx_length=False"), "{}", answer.body);
+        assert!(
+            [400, 422].contains(&answer.status) && answer.body.contains("check_embedding_ctx_length=False"),
+            "{}",
+            answer.body
+        );
     }
+}
+
+#[test]
+fn an_echo_is_the_prompt_to_the_byte() {
+    let served = Served::start(&[]);
+    let prompt = "I \u{1f642} 日本語 žluťoučký";
+    for stream in [false, true] {
+        let body = json!({ "prompt": prompt, "max_tokens": 0, "echo": true, "logprobs": 0, "stream": stream });
+        let answer = served.post("/v1/completions", &body);
+        let chunks = match stream {
+            false => vec![answer.json()],
+            true => (answer.body.lines())
+                .filter_map(|line| line.strip_prefix("data: {"))
+                .map(|rest| serde_json::from_str(&format!("{{{rest}")).unwrap())
+                .collect(),
+        };
+        let choices: Vec<&Value> = chunks.iter().map(|chunk| &chunk["choices"][0]).collect();
+        let text: String = choices.iter().filter_map(|choice| choice["text"].as_str()).collect();
+        assert_eq!(text, prompt);
+        let offsets = choices.iter().flat_map(|choice| choice["logprobs"]["text_offset"].as_array().unwrap());
+        let offsets: Vec<u64> = offsets.map(|offset| offset.as_u64().unwrap()).collect();
+        // A token a byte: those of one character begin where it does.
+        assert_eq!((offsets.len(), offsets[2], offsets[5], offsets[6]), (prompt.len(), 2, 2, 3), "{offsets:?}");
+    }
+}
+
+#[test]
+fn what_is_null_is_not_set_and_what_is_unknown_is_refused() {
+    let served = Served::start(&["--max-inputs", "6"]);
+    let nulls = json!({ "stream": null, "logprobs": null, "overflow": null, "n": null, "stop": null, "tools": null });
+    assert!(!said(&chat(&served, json!("Hi"), nulls), 0).is_empty());
+    let nulls = json!({ "prompt": "Hi", "echo": null, "stream": null, "max_tokens": 2 });
+    assert_eq!(served.post("/v1/completions", &nulls).status, 200);
+    let nulls = json!({ "input": "Hi", "encoding_format": null, "dimensions": null });
+    assert_eq!(served.post("/v1/embeddings", &nulls).status, 200);
+    for more in [
+        json!({ "guided_json": {} }),
+        json!({ "stop_token_ids": [5] }),
+        json!({ "function_call": "auto" }),
+        json!({ "messages": [] }),
+        json!({ "messages": [{ "role": "assistant", "tool_calls": [{}] }] }),
+        json!({ "response_format": { "type": "json_schema", "json_schema": { "schema": { "$ref": "#" } } } }),
+    ] {
+        let field = more.as_object().unwrap().keys().next().unwrap().clone();
+        let refused = chat(&served, json!("Hi"), more);
+        assert_eq!(refused["error"]["param"], json!(field), "{refused}");
+        assert!(!refused["error"]["message"].as_str().unwrap().contains('\n'), "{refused}");
+    }
+    let body = json!({ "prompt": ["a", "b"], "n": 4 });
+    assert!(served.post("/v1/completions", &body).body.contains("1 to 6 prompts"));
+    let parts = json!([{ "role": "user", "content": [{ "type": "image_url" }, { "type": "text", "text": "Hi" }] }]);
+    assert_eq!(served.post("/v1/embeddings", &json!({ "messages": parts })).status, 400);
 }

@@ -121,14 +121,15 @@ fn slow_clients_are_let_go() {
         rest(&mut stream);
     }
     // Half a body.
-    let head = "POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n";
+    let head = "POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n";
     let answer = rest(&mut connect(&format!("{head}{{\"inp")));
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
     // A client that asks for much and reads nothing holds the engine no longer than that.
     let ids: Vec<Vec<u8>> = vec![vec![65; 200]; 1000];
     let body = json!({ "inputs": ids }).to_string();
     let length = body.len();
-    let stream = connect(&format!("POST /embed_all HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{body}"));
+    let stream =
+        connect(&format!("POST /embed_all HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}"));
     let gone = || served.ask("GET", "/metrics", "", "").body.contains("lapidary_queue_tokens{model_name=\"tiny\"} 0\n");
     let mut places = Vec::new();
     let clock = Instant::now();
@@ -139,7 +140,7 @@ fn slow_clients_are_let_go() {
     std::thread::sleep(Duration::from_millis(1500));
     // Its place is free again.
     for _ in 0..2 {
-        places.push(connect("GET /health HTTP/1.1\r\nHost: a\r\n\r\n"));
+        places.push(connect("GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"));
     }
     for mut stream in places {
         assert!(rest(&mut stream).starts_with("HTTP/1.1 200 "));
@@ -176,7 +177,8 @@ fn it_drains_with_a_deadline() {
     let length = body.len();
     let ask = |served: &Served, part: &str| {
         let mut stream = TcpStream::connect(&served.address).unwrap();
-        let head = format!("POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{part}");
+        let head =
+            format!("POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{part}");
         stream.write_all(head.as_bytes()).unwrap();
         std::thread::sleep(Duration::from_millis(200));
         stream
@@ -220,5 +222,31 @@ fn no_answer_has_a_number_that_is_none() {
     for inputs in [json!("\u{0}"), json!([[0, 0, 0], [255]]), json!("🙂".repeat(10))] {
         assert!(numbers(&served.post("/embed", &json!({ "inputs": inputs })).json()), "{inputs}");
         assert!(numbers(&served.post("/embed_all", &json!({ "inputs": inputs })).json()), "{inputs}");
+    }
+}
+
+/// A page of another server, in the browser of somebody who may reach this one.
+#[test]
+fn pages_of_other_servers_are_not_answered() {
+    let served = Served::start(&[]);
+    let own = served.address.clone();
+    let asked = |host: &str, origin: &str| {
+        let body = r#"{"input": "a"}"#;
+        let mut stream = TcpStream::connect(&served.address).unwrap();
+        let origin = if origin.is_empty() { String::new() } else { format!("Origin: {origin}\r\n") };
+        let len = body.len();
+        let head = format!("Host: {host}\r\n{origin}Connection: close\r\nContent-Length: {len}\r\n\r\n");
+        write!(stream, "POST /v1/embeddings HTTP/1.1\r\n{head}{body}").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.split(' ').nth(1).unwrap().to_owned()
+    };
+    for (host, origin) in
+        [(own.as_str(), ""), (&own, &format!("http://{own}")), ("localhost:1", ""), ("[::1]:8080", "")]
+    {
+        assert_eq!(asked(host, origin), "200", "{host} {origin}");
+    }
+    for (host, origin) in [(own.as_str(), "https://example.com"), (&own, "null"), ("evil.example:8080", "")] {
+        assert_eq!(asked(host, origin), "403", "{host} {origin}");
     }
 }

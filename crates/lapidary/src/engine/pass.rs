@@ -177,7 +177,7 @@ mod tests {
                 let said = match event {
                     Event::Failed(error) => format!("chat: {error}"),
                     Event::Done(done) => format!("chat: {} tokens", done.num_tokens),
-                    Event::Prompt(_) | Event::Token(_) => return ControlFlow::Continue(()),
+                    Event::Prompt(_) | Event::Ran(_) | Event::Token(_) => return ControlFlow::Continue(()),
                 };
                 to.lock().unwrap().push(said);
                 ControlFlow::Continue(())

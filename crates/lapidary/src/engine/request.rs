@@ -38,6 +38,8 @@ pub struct Done {
 pub enum Event {
     /// A token of the prompt, after the first, where they were asked for.
     Prompt(Token),
+    /// The prompt has run; so many of its tokens' keys and values were there already.
+    Ran(usize),
     /// The next token.
     Token(Token),
     /// It is over.
@@ -164,6 +166,8 @@ pub(super) struct Chat {
     compressed: Vec<Placed>,
     num_prompt: usize,
     num_cached: Option<usize>,
+    /// Its prompt has, once.
+    has_run: bool,
     /// Tokens in all at which it ends, and whether the model has no room for more.
     end: (usize, bool),
     eos_token_ids: Vec<TokenId>,
@@ -207,6 +211,7 @@ impl Chat {
             compressed,
             num_prompt,
             num_cached: None,
+            has_run: false,
             end,
             eos_token_ids,
             sampler,
@@ -303,6 +308,9 @@ impl Chat {
 
     /// Chooses the next token from the logits of the last position; breaks when that was all.
     pub(super) fn next(&mut self, logits: &[f32]) -> ControlFlow<()> {
+        if !std::mem::replace(&mut self.has_run, true) {
+            (self.watch)(Event::Ran(self.num_cached.unwrap_or(0)))?;
+        }
         if self.ids.len() >= self.end.0 {
             return self.over();
         }
@@ -362,6 +370,7 @@ impl Chat {
     pub(super) fn fail(&mut self, error: &Error) {
         let _ = (self.watch)(Event::Failed(match error {
             Error::NotFinite(what) => Error::NotFinite(what.clone()),
+            Error::Internal(what) => Error::Internal(what.clone()),
             _ => Error::Internal(error.to_string()),
         }));
     }

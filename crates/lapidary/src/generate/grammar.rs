@@ -22,8 +22,10 @@ pub struct Grammar {
     vocab_size: usize,
 }
 
+/// Its first line: behind it stands the state of the parser.
 fn wrong(error: impl std::fmt::Display) -> Error {
-    Error::Setting { field: "response_format".into(), expected: "a JSON schema".into(), found: error.to_string() }
+    let found = error.to_string().lines().next().unwrap_or_default().to_owned();
+    Error::Setting { field: "response_format".into(), expected: "a JSON schema that can be followed".into(), found }
 }
 
 impl Grammars {
@@ -62,18 +64,14 @@ impl Grammars {
         }
         let parser = self.factory.create_parser(TopLevelGrammar::from_json_schema(schema)).map_err(wrong)?;
         let mut matcher = Matcher::new(Ok(parser));
-        match matcher.get_error() {
-            Some(error) => Err(wrong(error)),
-            None => {
-                // What the schema asks for and the grammar does not keep is said, not passed over.
-                let warnings = matcher.grammar_warnings();
-                if warnings.is_empty() {
-                    Ok(Grammar { matcher, vocab_size: self.vocab_size })
-                } else {
-                    Err(wrong(warnings.join("; ")))
-                }
-            }
+        // What the schema asks for and the grammar does not keep is said, not passed over.
+        let warnings = matcher.grammar_warnings();
+        if !warnings.is_empty() {
+            return Err(wrong(warnings.join("; ")));
         }
+        // A schema that leads nowhere shows it here.
+        matcher.compute_mask().map_err(wrong)?;
+        Ok(Grammar { matcher, vocab_size: self.vocab_size })
     }
 }
 

@@ -196,7 +196,10 @@ impl Marks {
         if let Some((mark, _)) = self.used.iter().find(|(_, used)| *used == meaning) {
             return Ok(*mark);
         }
-        let none = || Error::Internal("the messages use every private-use character".into());
+        let none = || {
+            let (expected, found) = ("a private-use character that they do not use".into(), "none".into());
+            Error::Setting { field: "messages".into(), expected, found }
+        };
         let mark = self.free.next().ok_or_else(none)?;
         self.used.push((mark, meaning));
         Ok(mark)

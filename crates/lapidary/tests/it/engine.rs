@@ -45,6 +45,7 @@ pub(crate) fn request(
         let mut heard = to.lock().unwrap();
         match event {
             Event::Prompt(token) => heard.prompt.push(token),
+            Event::Ran(_) => {}
             Event::Token(token) => heard.tokens.push(token),
             Event::Done(done) => heard.done = Some(done),
             Event::Failed(error) => heard.failed = Some(error.to_string()),
@@ -277,6 +278,30 @@ fn a_flood_of_one_does_not_starve_the_other() {
         steps += 1;
         assert!(steps < 100, "the prompt waits for ever: {:?}", engine.load());
     }
+}
+
+/// A text that takes nearly all pages, beside conversations that never end to come.
+#[test]
+fn a_text_as_long_as_the_pool_runs_beside_conversations() {
+    let gem = gem();
+    let options = EngineOptions { kv_tokens: 512, batch_tokens: 128, embed_share: 0.5 };
+    let mut engine = Engine::new(&gem, options).unwrap();
+    let (one, vector) = text(&gem, &"A long text is about the sea and the wind. ".repeat(21));
+    let chat = || request(&gem, question(&gem, QUESTIONS[1]), 12).0;
+    engine.generate(chat()).unwrap();
+    engine.step();
+    engine.embed(one).unwrap();
+    let mut steps = 0;
+    while vector.lock().unwrap().is_none() {
+        if steps % 4 == 0 {
+            engine.generate(chat()).unwrap();
+        }
+        engine.step();
+        steps += 1;
+        assert!(steps < 300, "the text waits for ever: {:?}", engine.load());
+    }
+    assert!(steps > 1 && vector.lock().unwrap().take().unwrap().is_ok());
+    drain(&mut engine);
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! Texts that conversations hold as their special tokens alone.
 
+use crate::common::real_model;
 use crate::engine::{alone, drain, gem, question, request};
-use lapidary::Lapidary;
 use lapidary::embed::EmbedOptions;
 use lapidary::engine::{Compressed, EmbedRequest, Engine, EngineOptions, place};
 use lapidary::generate::reconstruct_ids;
 use lapidary::layout::TokenId;
 use lapidary::model::{ContentPart, PartedMessage, PromptPart};
+use lapidary::{Lapidary, ModelFiles};
 use std::sync::{Arc, Mutex};
 
 const LIGHTHOUSE: &str =
@@ -200,4 +201,19 @@ fn places_of_a_conversation_come_out_where_they_stood() {
     let template = lapidary::text::ChatTemplate::new("{{ messages[0].role }}", None, None);
     let lost = lapidary::model::encode_parts(&template.unwrap(), &gem.base().tokenizer, &[other]);
     assert!(lost.unwrap_err().to_string().contains("expected 1 places in the rendered messages, found 0"));
+}
+
+/// Methods that read what they compressed in another row than it was made in: their keys and values alone are not it.
+#[test]
+fn what_is_read_otherwise_is_not_compressed() {
+    for method in ["icae", "llm2vec-gen", "last"] {
+        let model = Lapidary::untrained(&ModelFiles::Gguf(real_model()), method, serde_json::Value::Null).unwrap();
+        let mut engine = Engine::new(&model, EngineOptions::default()).unwrap();
+        let ids = model.base().tokenizer.encode(TRADE).unwrap();
+        let (before, options, is_gone) = (Vec::new(), EmbedOptions::default(), Box::new(|| false));
+        let watch = Box::new(|_| {});
+        let refused =
+            engine.embed(EmbedRequest { ids, before, options, compress: true, each_token: false, is_gone, watch });
+        assert!(refused.unwrap_err().to_string().contains(method), "{method}");
+    }
 }
