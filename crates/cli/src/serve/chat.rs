@@ -1,7 +1,7 @@
 //! `POST /v1/chat/completions`.
 
 use super::api_error::{ApiError, Body};
-use super::chat_reply::{ChatChunk, ChatCompletion, ChatLogprobs, Delta, Embeddings, Head, Role, Spoken};
+use super::chat_reply::{ChatCompletion, ChatEvent, ChatLogprobs, Delta, Embeddings, Head, Role, Spoken};
 use super::choices::{Choices, MAX_TOP_LOGPROBS};
 use super::openapi::{NameSchema, nothing};
 use super::overflow::{self, Lost, Overflow};
@@ -161,7 +161,7 @@ type Made = (Vec<f32>, usize, Lost);
         (
             status = 200,
             description = "The reply; with `stream`, events with its pieces, and `[DONE]` behind them",
-            content((ChatCompletion = "application/json"), (ChatChunk = "text/event-stream")),
+            content((ChatCompletion = "application/json"), (ChatEvent = "text/event-stream")),
         ),
     ),
 )]

@@ -81,6 +81,15 @@ pub(crate) struct ChatChunk {
     embeddings: Option<Embeddings>,
 }
 
+/// A server-sent event.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it names a schema")]
+pub(crate) struct ChatEvent {
+    /// A `ChatChunk`, an `ErrorReply` that is the last, or `[DONE]`.
+    #[schema(extensions(("x-content-schema" = json!({ "$ref": "#/components/schemas/ChatChunk" }))))]
+    data: String,
+}
+
 #[derive(Serialize, ToSchema)]
 struct ChunkChoice {
     /// Of which reply it is.

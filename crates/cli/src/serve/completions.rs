@@ -66,6 +66,15 @@ pub(crate) struct Completion {
     usage: Option<Usage>,
 }
 
+/// A server-sent event.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it names a schema")]
+struct CompletionEvent {
+    /// A `Completion`, an `ErrorReply` that is the last, or `[DONE]`.
+    #[schema(extensions(("x-content-schema" = json!({ "$ref": "#/components/schemas/Completion" }))))]
+    data: String,
+}
+
 #[derive(Serialize, ToSchema)]
 struct CompletionChoice {
     /// Continuation `i` of prompt `p` has `p * n + i`.
@@ -151,7 +160,7 @@ impl Head {
         (
             status = 200,
             description = "The continuations; with `stream`, events with their pieces, and `[DONE]` behind them",
-            content((Completion = "application/json"), (Completion = "text/event-stream")),
+            content((Completion = "application/json"), (CompletionEvent = "text/event-stream")),
         ),
     ),
 )]

@@ -6,7 +6,9 @@ use super::state::Server;
 use lapidary::Error;
 use lapidary::layout::TokenId;
 use serde::{Deserialize, Deserializer};
-use utoipa::ToSchema;
+use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema, Type};
+use utoipa::openapi::{Ref, RefOr};
+use utoipa::{PartialSchema, ToSchema};
 
 /// What a field has, or its default where it is null: clients write so what they do not set.
 ///
@@ -17,18 +19,12 @@ pub(super) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Defaul
 }
 
 /// Texts, or tokens of this model's tokenizer.
-#[derive(Deserialize, ToSchema)]
+#[derive(Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Input {
-    /// One text.
     Text(String),
-    /// Texts.
     Texts(Vec<String>),
-    /// The tokens of one text.
-    #[schema(value_type = Vec<IdSchema>)]
     Ids(Vec<TokenId>),
-    /// The tokens of texts.
-    #[schema(value_type = Vec<Vec<IdSchema>>)]
     IdLists(Vec<Vec<TokenId>>),
 }
 
@@ -70,13 +66,10 @@ fn checked(server: &Server, field: &str, ids: Vec<TokenId>) -> Result<Vec<TokenI
 }
 
 /// One text, or its tokens.
-#[derive(Deserialize, ToSchema)]
+#[derive(Deserialize)]
 #[serde(untagged)]
 pub(crate) enum OneInput {
-    /// The text.
     Text(String),
-    /// Its tokens.
-    #[schema(value_type = Vec<IdSchema>)]
     Ids(Vec<TokenId>),
 }
 
@@ -95,5 +88,46 @@ impl OneInput {
             Self::Text(text) => Ok(encode(&text)?),
             Self::Ids(ids) => checked(server, field, ids),
         }
+    }
+}
+
+/// A text that is not empty.
+fn text() -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::String).min_length(Some(1))
+}
+
+/// A list that is not empty.
+fn list(of: impl Into<RefOr<Schema>>) -> ArrayBuilder {
+    ArrayBuilder::new().items(of.into()).min_items(Some(1))
+}
+
+fn ids() -> ArrayBuilder {
+    list(Ref::from_schema_name(IdSchema::name()))
+}
+
+type Schemas = Vec<(String, RefOr<Schema>)>;
+
+impl PartialSchema for Input {
+    fn schema() -> RefOr<Schema> {
+        let all = OneOfBuilder::new().description(Some("Texts, or tokens of this model's tokenizer."));
+        all.item(text()).item(list(text())).item(ids()).item(list(ids())).into()
+    }
+}
+
+impl ToSchema for Input {
+    fn schemas(schemas: &mut Schemas) {
+        schemas.push((IdSchema::name().into(), IdSchema::schema()));
+    }
+}
+
+impl PartialSchema for OneInput {
+    fn schema() -> RefOr<Schema> {
+        OneOfBuilder::new().description(Some("One text, or its tokens.")).item(text()).item(ids()).into()
+    }
+}
+
+impl ToSchema for OneInput {
+    fn schemas(schemas: &mut Schemas) {
+        Input::schemas(schemas);
     }
 }

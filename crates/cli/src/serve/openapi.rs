@@ -1,6 +1,7 @@
 //! `/openapi.json`: what the routes and their types say of themselves, and what only the server knows.
 
 use super::api_error::{ErrorReply, TeiError};
+use super::chat_reply::ChatChunk;
 use super::state::Server;
 use axum::http::header::RETRY_AFTER;
 use axum::response::{IntoResponse as _, Response};
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::response::ResponseBuilder;
-use utoipa::openapi::schema::{Object, ObjectBuilder, Schema, SchemaType, Type};
+use utoipa::openapi::schema::{AllOfBuilder, Object, ObjectBuilder, OneOfBuilder, Schema, SchemaType, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{ArrayBuilder, ContentBuilder, Ref, RefOr};
 use utoipa::{OpenApi, ToSchema};
@@ -33,7 +34,7 @@ const KEY: &str = "key";
         (name = "Text Embeddings Inference", description = "The routes of that program, with its bodies and errors"),
         (name = "Server", description = "The server itself")
     ),
-    components(schemas(ErrorReply, TeiError))
+    components(schemas(ChatChunk, ErrorReply, TeiError))
 )]
 struct Base;
 
@@ -73,6 +74,12 @@ pub(crate) fn document(mut api: utoipa::openapi::OpenApi, server: &Server) -> Do
     set("TokenId", &|id| id.maximum = Some(config.vocab_size.saturating_sub(1).into()));
     set("ModelName", &|name| name.enum_values = Some(vec![json!(server.name)]));
     set("Dimensions", &|width| width.enum_values = Some(vec![json!(config.hidden_size)]));
+    // It has one of them; what is made of the type knows only that it need not have the other.
+    if let Some(request) = components.schemas.remove("EmbeddingsRequest") {
+        let with = |name: &str| ObjectBuilder::new().required(name);
+        let either = OneOfBuilder::new().item(with("input")).item(with("messages"));
+        components.schemas.insert("EmbeddingsRequest".into(), AllOfBuilder::new().item(request).item(either).into());
+    }
     let key = HttpBuilder::new().scheme(HttpAuthScheme::Bearer);
     let key = key.description(Some("One of the server's keys, where it was started with any"));
     components.add_security_scheme(KEY, SecurityScheme::Http(key.build()));
