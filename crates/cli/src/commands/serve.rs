@@ -117,6 +117,10 @@ pub(crate) fn run(args: &ServeArgs, context: &Context) -> Result<()> {
     let listener = runtime
         .block_on(tokio::net::TcpListener::bind(args.listen))
         .with_context(|| format!("--listen {}", args.listen))?;
+    // Before it is said that the server is there: who has read that may ask it to end.
+    let asked = Arc::new(Notify::new());
+    let asking = Arc::clone(&asked);
+    runtime.block_on(async move { watch_signals(asking) })?;
     context.note(&format!("{} on http://{}", server.name, listener.local_addr()?));
     let engine_ends = Arc::new(Notify::new());
     let engine_ended = Arc::clone(&engine_ends);
@@ -124,13 +128,13 @@ pub(crate) fn run(args: &ServeArgs, context: &Context) -> Result<()> {
         // However the engine ends, by a bug too, so does the server: one that cannot answer is to be started again.
         let told = Told(engine_ends);
         let web = scope.spawn(move || {
-            let asked = async || {
+            let asked_to_end = async || {
                 tokio::select! {
-                    () = asked_to_end() => {}
+                    () = asked.notified() => {}
                     () = engine_ended.notified() => {}
                 }
             };
-            runtime.block_on(serve::serve(listener, Arc::clone(&server), args.drain_timeout, asked));
+            runtime.block_on(serve::serve(listener, Arc::clone(&server), args.drain_timeout, asked_to_end));
             // Not by dropping what leads to it: a request that is at work on a thread may hold it for long.
             server.end();
             runtime.shutdown_background();
@@ -176,18 +180,22 @@ fn keys(given: &[String], of_environment: Option<OsString>) -> Result<Vec<String
     Ok(keys)
 }
 
-async fn asked_to_end() {
-    let interrupt = tokio::signal::ctrl_c();
+/// From now on each signal that asks the process to end is told, and does nothing else.
+fn watch_signals(asked: Arc<Notify>) -> std::io::Result<()> {
     #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
-            tokio::select! {
-                _ = interrupt => {}
-                _ = terminate.recv() => {}
+    for kind in [tokio::signal::unix::SignalKind::interrupt(), tokio::signal::unix::SignalKind::terminate()] {
+        let (mut signals, asked) = (tokio::signal::unix::signal(kind)?, Arc::clone(&asked));
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                asked.notify_one();
             }
-            return;
-        }
+        });
     }
-    let _ = interrupt.await;
+    #[cfg(not(unix))]
+    tokio::spawn(async move {
+        while tokio::signal::ctrl_c().await.is_ok() {
+            asked.notify_one();
+        }
+    });
+    Ok(())
 }

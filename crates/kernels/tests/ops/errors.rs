@@ -120,13 +120,14 @@ fn ids_labels_and_places_outside_are_refused() {
 }
 
 #[test]
-fn masks_refuse_queries_without_keys_and_unsorted_intervals() {
+fn masks_refuse_queries_without_keys_and_overlapping_intervals() {
     let mut mask = AttentionMask::new();
     refused(mask.push([]), &["query 0", "no key"]);
     refused(mask.push([(3, 3), (5, 4)]), &["query 0", "no key"]);
     mask.push([(0, 1)]).unwrap();
-    refused(mask.push([(2, 4), (0, 1)]), &["query 1", "unsorted"]);
-    refused(mask.push([(2, 4), (3, 5)]), &["query 1", "unsorted"]);
+    refused(mask.push([(2, 4), (3, 5)]), &["query 1", "overlapping"]);
+    refused(mask.push([(4, 6), (0, 2), (2, 5)]), &["query 1", "overlapping"]);
+    refused(mask.push([(4, 6), (0, 2), (1, 2)]), &["query 1", "overlapping"]);
     // What was refused leaves no trace in the next query.
     mask.push([(7, 8)]).unwrap();
     assert_eq!(mask.intervals(1), [(7, 8)]);

@@ -120,3 +120,53 @@ fn attention_of_a_query_is_the_same_in_any_block() {
         }
     }
 }
+
+/// Pages that lie anywhere, and not in their order: a query sums its keys in its own.
+#[test]
+fn attention_of_a_row_is_the_same_wherever_its_pages_lie() {
+    const PAGE: usize = 8;
+    let mut rng = generator(25);
+    let (heads, kv_heads, h, t) = (6, 2, 64, 4 * PAGE + 3);
+    let width = kv_heads * h;
+    let q = tensor(&uniform(&mut rng, t * heads * h), [t, heads, h]);
+    let (keys, numbers) = (uniform(&mut rng, t * width), uniform(&mut rng, t * width));
+    let attend = |pages: [usize; 5], queries: std::ops::Range<usize>, others: bool| {
+        let scattered = |numbers: &[f32]| {
+            let mut places = vec![0.5; 9 * PAGE * width];
+            for (page, numbers) in pages.iter().zip(numbers.chunks(PAGE * width)) {
+                places[page * PAGE * width..][..numbers.len()].copy_from_slice(numbers);
+            }
+            places
+        };
+        let cache = layer(&scattered(&keys), &scattered(&numbers), [kv_heads, h]);
+        let mut mask = AttentionMask::new();
+        let seen = |query: usize| {
+            let page = |(i, page): (usize, &usize)| {
+                (i * PAGE <= query)
+                    .then(|| ((page * PAGE) as u32, (page * PAGE + PAGE.min(query + 1 - i * PAGE)) as u32))
+            };
+            pages.iter().enumerate().filter_map(page).collect::<Vec<_>>()
+        };
+        queries.clone().for_each(|query| mask.push(seen(query)).unwrap());
+        let mut part = q.narrow(0, queries.start, queries.len()).unwrap();
+        if others {
+            // Another row that begins with the same page.
+            mask.push([
+                ((pages[0] * PAGE) as u32, (pages[0] * PAGE + PAGE) as u32),
+                (8 * PAGE as u32, 8 * PAGE as u32 + 3),
+            ])
+            .unwrap();
+            part = Tensor::cat(&[&part, &q.narrow(0, 0, 1).unwrap()], 0).unwrap();
+        }
+        ops::attention_cached(&part, &cache, kv_heads, &spec(mask, h, None)).unwrap()
+    };
+    let want = attend([0, 1, 2, 3, 4], 0..t, false);
+    for pages in [[4, 3, 2, 1, 0], [5, 6, 0, 1, 3], [1, 7, 2, 3, 0], [7, 2, 3, 4, 5]] {
+        for (queries, others) in [(0..t, false), (3..29, true), (t - 1..t, true), (9..10, false)] {
+            let found = attend(pages, queries.clone(), others);
+            for (i, query) in queries.enumerate() {
+                assert_same(&row(&found, i), &row(&want, query), &format!("pages {pages:?}, query {query}"));
+            }
+        }
+    }
+}

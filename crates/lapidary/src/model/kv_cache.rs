@@ -174,7 +174,6 @@ pub(crate) fn pieces_mask(
                     }
                 }
             }
-            intervals.sort_unstable();
             if let Some(window) = window {
                 intervals = inside_window(positions, &intervals, segment.positions[query], window);
             }

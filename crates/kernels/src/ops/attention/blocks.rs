@@ -30,7 +30,7 @@ type Numbers = [f32; LANES];
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Block {
     pub(super) queries: Range<usize>,
-    /// Sorted, disjoint.
+    /// Disjoint; in the order of each query's own.
     keys: Vec<(u32, u32)>,
     /// Keys that the queries may attend to, counted for each query.
     num_seen: usize,
@@ -47,8 +47,22 @@ fn sees_many(intervals: &[(u32, u32)]) -> bool {
     matches!(intervals, [(from, to)] if (to - from) as usize >= MANY_KEYS)
 }
 
-/// The keys of either list.
-fn union(a: &[(u32, u32)], b: &[(u32, u32)]) -> Vec<(u32, u32)> {
+fn is_sorted(intervals: &[(u32, u32)]) -> bool {
+    intervals.is_sorted_by(|a, b| a.1 <= b.0)
+}
+
+/// The keys of either list; none where that would change the order in which one of them has its keys, and a row is summed.
+fn union(a: &[(u32, u32)], b: &[(u32, u32)]) -> Option<Vec<(u32, u32)>> {
+    let (short, long) = if a.len() <= b.len() { (a, b) } else { (b, a) };
+    let whole = short.len().saturating_sub(1);
+    if !is_sorted(a) || !is_sorted(b) {
+        // One that sees further than the other, as the next query of the same row does.
+        let goes_on = short[..whole] == long[..whole] && short[whole].0 == long[whole].0;
+        let ends_first = short.len() == long.len() || short[whole].1 <= long[whole].1;
+        let mut all = long.to_vec();
+        all[whole].1 = all[whole].1.max(short[whole].1);
+        return (goes_on && ends_first).then_some(all);
+    }
     let mut all: Vec<_> = a.iter().chain(b).copied().collect();
     all.sort_unstable();
     let mut merged: Vec<(u32, u32)> = Vec::with_capacity(all.len());
@@ -58,7 +72,7 @@ fn union(a: &[(u32, u32)], b: &[(u32, u32)]) -> Vec<(u32, u32)> {
             _ => merged.push((from, to)),
         }
     }
-    merged
+    Some(merged)
 }
 
 impl Block {
@@ -74,7 +88,7 @@ impl Block {
         if queries > QUERIES || self.sees_many != sees_many(intervals) {
             return false;
         }
-        let keys = union(&self.keys, intervals);
+        let Some(keys) = union(&self.keys, intervals) else { return false };
         let (before, after, seen) = (count(&self.keys), count(&keys), count(intervals));
         if 2 * (after - before) > seen || after * queries > 2 * (self.num_seen + seen) {
             return false;

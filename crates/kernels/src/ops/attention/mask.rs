@@ -5,7 +5,7 @@ use super::blocks::Block;
 use crate::cuda;
 use candle_core::{Result, bail};
 
-/// Which keys each query may attend to, as sorted disjoint intervals.
+/// Which keys each query may attend to, as disjoint intervals, in the order in which they are summed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AttentionMask {
     offsets: Vec<u32>,
@@ -36,7 +36,7 @@ impl AttentionMask {
     /// Adds the next query: it may attend to the keys of these intervals `from..to`.
     ///
     /// # Errors
-    /// When no key is allowed (the softmax of nothing is not a number), or the intervals overlap or are unsorted;
+    /// When no key is allowed (the softmax of nothing is not a number), or the intervals overlap;
     /// the mask is then unchanged.
     pub fn push(&mut self, intervals: impl IntoIterator<Item = (u32, u32)>) -> Result<()> {
         let query = self.num_queries();
@@ -45,15 +45,18 @@ impl AttentionMask {
         {
             self.on_gpu = cuda::Beside::default();
         }
+        let mut end = 0;
         for (from, to) in intervals.into_iter().filter(|(from, to)| from < to) {
+            // Those behind all others overlap none.
+            if from < end && self.intervals[first..].iter().any(|other| from < other.1 && other.0 < to) {
+                self.intervals.truncate(first);
+                bail!("mask: query {query} has overlapping intervals");
+            }
             match self.intervals[first..].last_mut() {
-                Some(last) if from < last.1 => {
-                    self.intervals.truncate(first);
-                    bail!("mask: query {query} has unsorted intervals");
-                }
                 Some(last) if from == last.1 => last.1 = to,
                 _ => self.intervals.push((from, to)),
             }
+            end = end.max(to);
         }
         if self.intervals.len() == first {
             bail!("mask: query {query} may attend to no key");
