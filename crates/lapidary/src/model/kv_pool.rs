@@ -160,7 +160,7 @@ impl KvPool {
     }
 
     /// So many free pages, of which there are enough: those from `next` on if they are free, else the first that lie side by
-    /// side, else the first. A row whose pages lie side by side is one stretch of keys, summed as if it were alone.
+    /// side, else the first. Pages side by side are one stretch of keys, which is read faster.
     fn neighbours(&self, count: usize, next: u32) -> Vec<u32> {
         if (next..next + count as u32).all(|page| self.free.contains(&page)) {
             return (next..next + count as u32).collect();
