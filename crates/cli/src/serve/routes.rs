@@ -97,7 +97,8 @@ async fn guard(State(server): State<Arc<Server>>, request: Request, next: Next) 
         return ApiError::new(StatusCode::UNAUTHORIZED, message).into_response();
     }
     if !server.has_keys() && is_foreign(request.headers(), server.limits.is_local) {
-        let message = "expected a request of this server's own page, or of no page, found one of another";
+        let message = "expected a request of this server's own page, or of no page, to `localhost` or an address, found \
+                       another; with --api-key, who brings the key may ask from anywhere";
         return ApiError::new(StatusCode::FORBIDDEN, message).into_response();
     }
     if server.is_draining() {
