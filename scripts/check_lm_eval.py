@@ -7,7 +7,7 @@ The harness's own model class scores requests that its own templates (MMLU) or t
 sets need the hub, so the slices come from DATA_DIR. Ends with an error where a figure differs: accuracies at all, the
 perplexity by more than 1e-4 of itself.
 """
-import argparse, gzip, importlib.util, json, math, subprocess, sys, tempfile
+import argparse, importlib.util, json, math, subprocess, sys, tempfile
 from pathlib import Path
 
 import jinja2
@@ -16,19 +16,10 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from json_lines import rows, write
+
 SLICES = {"LAMBADA": 100, "ARC-Easy": 60, "MMLU": 57}
 LETTERS = "ABCD"
-
-
-def rows(path):
-    with gzip.open(path, "rt", encoding="utf8") as file:
-        return [json.loads(line) for line in file]
-
-
-def write(path, items):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with gzip.open(path, "wt", encoding="utf8") as file:
-        file.writelines(json.dumps(item) + "\n" for item in items)
 
 
 def sliced(items, count):

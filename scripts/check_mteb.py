@@ -6,7 +6,7 @@ MSMARCO5k and STSBenchmark in the layout of the mteb data sets. A reranking task
 pair classification of STSBenchmark's scores: the official sets need the hub. mteb runs its own task classes, evaluators
 and metrics; the data are put in their place. Ends with an error where a main score differs by more than 1e-4.
 """
-import argparse, gzip, json, random, subprocess, sys, tempfile
+import argparse, json, random, subprocess, sys, tempfile
 from pathlib import Path
 
 import mteb
@@ -14,6 +14,8 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta
+
+from json_lines import rows, write
 
 # Directory of our task: the official class that runs it, and its main score.
 TASKS = {
@@ -25,17 +27,6 @@ TASKS = {
     "Reranking": ("StackOverflowDupQuestions", "map_at_1000"),
     "PairClassification": ("SprintDuplicateQuestions", "max_ap"),
 }
-
-
-def rows(path):
-    with gzip.open(path, "rt", encoding="utf8") as file:
-        return [json.loads(line) for line in file]
-
-
-def write(path, items):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with gzip.open(path, "wt", encoding="utf8") as file:
-        file.writelines(json.dumps(item) + "\n" for item in items)
 
 
 def qrels(directory):

@@ -4,6 +4,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+# What all scripts share lies one directory up.
+sys.path.append(str(ROOT / "scripts"))
 BINARY = ROOT / "target/release/lapidary"
 
 

@@ -8,25 +8,15 @@ LAPIDARY (target/release/lapidary) is started on a port of its own with the mode
 slices of ../shared/data, beside this repository, because its data sets need the hub. Accuracies must be equal, the perplexity
 to 1e-4 of itself.
 """
-import gzip, json, os, subprocess, sys, tempfile, urllib.request
+import json, os, subprocess, sys, tempfile, urllib.request
 from pathlib import Path
 
 from common import ROOT, check, in_place, split, started
+from json_lines import rows, write
 
 DATA = ROOT.parent / "shared/data"
 # One question of every third subject, and texts spread over all.
 SUBJECTS, TEXTS = slice(None, None, 3), 40
-
-
-def rows(path):
-    with gzip.open(path, "rt", encoding="utf8") as file:
-        return [json.loads(line) for line in file]
-
-
-def write(path, items):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with gzip.open(path, "wt", encoding="utf8") as file:
-        file.writelines(json.dumps(item) + "\n" for item in items)
 
 
 def slices(data):
