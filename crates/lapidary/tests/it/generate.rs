@@ -334,3 +334,16 @@ fn bottleneck_greedy(text: &str, num_tokens: usize) -> Vec<TokenId> {
     }
     suffix
 }
+
+/// What tokens stand for, put together, is the text, whatever its characters.
+#[test]
+fn the_bytes_of_tokens_are_the_text() {
+    let tokenizer = &MODEL.base().tokenizer;
+    let bytes = tokenizer.token_bytes(MODEL.base().decoder.config().vocab_size);
+    for text in ["The sea, 1874.", " \t\r\n  two", "žluťoučký 日本語 \u{1f642}\u{200d}", "\u{0}\u{7f}\u{ad}"] {
+        let ids = tokenizer.encode(text).unwrap();
+        let found: Vec<u8> = ids.iter().flat_map(|id| bytes[*id as usize].clone()).collect();
+        assert_eq!(found, text.as_bytes(), "{ids:?}");
+    }
+    assert!(MODEL.base().generation.eos_token_ids.iter().all(|id| bytes[*id as usize].is_empty()));
+}
