@@ -379,3 +379,73 @@ fn take(engine: &mut Engine<'_>, job: Job) -> ControlFlow<()> {
     let _ = told.send(taken);
     ControlFlow::Continue(())
 }
+
+#[cfg(test)]
+#[path = "../../tests/cli/tiny_model.rs"]
+mod tiny_model;
+
+#[cfg(test)]
+mod tests {
+    use super::tiny_model;
+    use super::{EngineState, Job, Limits, Server, run_engine};
+    use crate::serve::info::health;
+    use axum::extract::State;
+    use axum::http::StatusCode;
+    use lapidary::engine::{EmbedRequest, EngineOptions};
+    use lapidary::{Lapidary, ModelFiles};
+    use std::sync::{Arc, mpsc};
+    use std::time::Duration;
+
+    fn server(model: &Arc<Lapidary>) -> (Arc<Server>, mpsc::Receiver<Job>, Arc<EngineState>) {
+        let ((jobs, to_do), state) = (mpsc::channel(), Arc::<EngineState>::default());
+        let limits = Limits {
+            is_local: true,
+            body_bytes: 1 << 20,
+            inputs: 8,
+            waiting_tokens: 1000,
+            reject_token_ids: false,
+            compressed_bytes: 1 << 20,
+            batch_tokens: 512,
+            connections: 8,
+            weights: "f32",
+            header_timeout: Duration::from_secs(1),
+            client_timeout: Duration::from_secs(1),
+            overload_status: StatusCode::TOO_MANY_REQUESTS,
+        };
+        let name = ("tiny".to_owned(), &[][..]);
+        let server = Server::new(Arc::clone(model), name, (limits, 256), jobs, Arc::clone(&state)).unwrap();
+        (Arc::new(server), to_do, state)
+    }
+
+    /// Whatever ends it, a fault of the program too.
+    #[test]
+    fn an_engine_that_has_ended_turns_health_red() {
+        let dir = tempfile::tempdir().unwrap();
+        tiny_model::write(dir.path(), 1);
+        let base = ModelFiles::Directory(dir.path().to_owned());
+        let model = Arc::new(Lapidary::untrained(&base, "last", serde_json::Value::Null).unwrap());
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        for by_fault in [true, false] {
+            let (server, to_do, state) = server(&model);
+            let code = || runtime.block_on(health(State(Arc::clone(&server)))).0;
+            assert_eq!(code(), StatusCode::OK);
+            if by_fault {
+                let is_gone = Box::new(|| panic!("a fault"));
+                let (ids, before, watch) = (vec![65], Vec::new(), Box::new(|_| {}));
+                let options = Default::default();
+                let request = EmbedRequest { ids, before, options, compress: false, each_token: false, is_gone, watch };
+                server.jobs.send(Job::Embed(request, tokio::sync::oneshot::channel().0)).unwrap();
+            } else {
+                server.end();
+            }
+            let (engine, metrics) = (Arc::clone(&model), Arc::clone(&server.metrics));
+            let ran =
+                std::thread::spawn(move || run_engine(&engine, EngineOptions::default(), to_do, (&state, &metrics)));
+            assert_eq!(ran.join().is_err(), by_fault);
+            assert_eq!(code(), StatusCode::SERVICE_UNAVAILABLE);
+            // Who asks now is told so, and does not wait.
+            let ticket = server.admit(1).unwrap();
+            assert!(runtime.block_on(server.embed(ticket, vec![65])).is_err());
+        }
+    }
+}
