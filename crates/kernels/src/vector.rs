@@ -25,11 +25,12 @@ pub(crate) fn fetch<T>(address: *const T) {
 mod register {
     use super::LANES;
     use std::arch::x86_64::{
-        __m512, __m512i, _mm_loadu_si128, _mm_storeu_si128, _mm512_abs_ps, _mm512_add_epi32, _mm512_add_ps,
-        _mm512_and_si512, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cvtepi8_epi32, _mm512_cvtepi32_epi8,
-        _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtps_epi32, _mm512_div_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
-        _mm512_mask_add_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_permutexvar_ps,
-        _mm512_reduce_add_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32, _mm512_srli_epi32,
+        __m512, __m512i, _mm_loadu_si128, _mm_storeu_ps, _mm_storeu_si128, _mm512_abs_ps, _mm512_add_epi32,
+        _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castps512_ps128, _mm512_castsi512_ps,
+        _mm512_cvtepi8_epi32, _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtps_epi32,
+        _mm512_div_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_add_ps, _mm512_maskz_compress_ps, _mm512_max_ps,
+        _mm512_min_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_permute_ps, _mm512_permutexvar_ps, _mm512_reduce_add_ps,
+        _mm512_set1_epi32, _mm512_set1_ps, _mm512_shuffle_f32x4, _mm512_slli_epi32, _mm512_srli_epi32,
         _mm512_srlv_epi32, _mm512_storeu_ps, _mm512_sub_ps,
     };
 
@@ -91,6 +92,26 @@ mod register {
         pub(crate) fn sum(self) -> f32 {
             // SAFETY: as above.
             unsafe { _mm512_reduce_add_ps(self.0) }
+        }
+
+        /// [`Self::sum`] of each.
+        #[inline(always)]
+        pub(crate) fn sums([a, b, c, d]: [Self; 4]) -> [f32; 4] {
+            // SAFETY: as above.
+            unsafe {
+                let halves = |x: __m512, y: __m512| {
+                    _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(x, y), _mm512_shuffle_f32x4::<0xee>(x, y))
+                };
+                let (ab, cd) = (halves(a.0, b.0), halves(c.0, d.0));
+                let quarters =
+                    _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xdd>(ab, cd));
+                let eighths = _mm512_add_ps(quarters, _mm512_permute_ps::<0x4e>(quarters));
+                let sums = _mm512_add_ps(eighths, _mm512_permute_ps::<0xb1>(eighths));
+                let firsts = _mm512_maskz_compress_ps(0x1111, sums);
+                let mut four = [0f32; 4];
+                _mm_storeu_ps(four.as_mut_ptr(), _mm512_castps512_ps128(firsts));
+                four
+            }
         }
 
         /// The greater number of each pair.
@@ -256,6 +277,12 @@ mod array {
                 width /= 2;
             }
             sums[0]
+        }
+
+        /// [`Self::sum`] of each.
+        #[inline(always)]
+        pub(crate) fn sums(vectors: [Self; 4]) -> [f32; 4] {
+            vectors.map(Self::sum)
         }
 
         /// The greater number of each pair.

@@ -5,7 +5,8 @@ use crate::eval::standardise::{Moments, Standardisation};
 use crate::model::{AdapterView, Decoder, ForwardOptions, Kv, Segment};
 use crate::text::Tokenizer;
 use crate::text::tokenizer::MAX_TEXT_BYTES;
-use kernels::{Tensor, ops};
+use kernels::Tensor;
+use kernels::ops::{self, MANY_KEYS};
 use layout::{Layout, Method, TokenId, pack};
 
 /// What happens to pooled vectors, and how many tokens run at once.
@@ -240,15 +241,21 @@ impl Embedder<'_> {
 
     /// The raw pooled vectors of rows that each pool one vector, `[B, D]`.
     fn run(&self, rows: &[&Layout]) -> Result<Tensor, Error> {
-        let segment = Segment::whole(rows.iter().copied());
+        let weights: Vec<&[(u32, f32)]> =
+            rows.iter().map(|row| row.pooled().first().map_or(&[][..], |pooled| &pooled.weights)).collect();
+        let on_cpu = self.decoder.device().is_cpu();
+        let parts = rows.iter().zip(&weights).map(|(row, weights)| {
+            // What is pooled, each row has for itself; attention over many keys wants them in one piece.
+            let may_share = on_cpu && row.num_tokens() < MANY_KEYS;
+            let first_pooled = weights.iter().map(|(at, _)| *at as usize).min().filter(|_| may_share);
+            (*row, row.num_tokens(), first_pooled.unwrap_or(0))
+        });
+        let segment = Segment::sharing(&parts.collect::<Vec<_>>());
         let options = ForwardOptions { adapter: self.adapter, bf16_attention: true, ..ForwardOptions::default() };
         let hidden = self.decoder.forward(&segment, Kv::None, options)?;
-        let mut first = 0;
-        let mut pooled = Vec::with_capacity(rows.len());
-        for row in rows {
-            let weights = row.pooled().first().map_or(&[][..], |pooled| &pooled.weights);
-            pooled.push(weights.iter().map(|(at, weight)| (at + first, *weight)).collect());
-            first += row.num_tokens() as u32;
+        let mut pooled = vec![Vec::new(); rows.len()];
+        for (row, start, first) in segment.starts() {
+            pooled[row] = weights[row].iter().map(|(at, weight)| (at - start + first, *weight)).collect();
         }
         Ok(ops::pool(&hidden, pooled)?)
     }

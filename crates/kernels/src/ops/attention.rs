@@ -20,6 +20,7 @@ use std::sync::Mutex;
 use tiles::Group;
 
 pub use mask::AttentionMask;
+pub use tiles::MANY_KEYS;
 
 mod backward;
 mod blocks;
@@ -55,6 +56,23 @@ impl Keys<'_> {
     fn at(&self, key: usize, head: usize) -> (&[f32], &[f32]) {
         let (keys, values) = self.from(key, head);
         (&keys[..self.head_dim], &values[..self.head_dim])
+    }
+
+    /// Runs of keys that lie together in the cache or among the new ones, in the order of the intervals: the first key,
+    /// numbers of keys and values from it on, and how many keys.
+    fn runs<'b>(
+        &'b self,
+        intervals: &'b [(u32, u32)],
+        head: usize,
+    ) -> impl Iterator<Item = (usize, [&'b [f32]; 2], usize)> {
+        let border = self.num_past as u32;
+        let cut = move |(from, to): &(u32, u32)| {
+            [(*from, (*to).min(border)), ((*from).max(border), *to)].into_iter().filter(|(from, to)| from < to)
+        };
+        intervals.iter().flat_map(cut).map(move |(from, to)| {
+            let (k, v) = self.from(from as usize, head);
+            (from as usize, [k, v], (to - from) as usize)
+        })
     }
 
     /// Keys and values of a head from a key on to the end of the cache or of the new keys, tokens

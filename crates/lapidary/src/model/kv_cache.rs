@@ -119,14 +119,18 @@ impl KvCache {
     /// Notes that the tokens of `segment` come next on the key axis.
     fn grow(&mut self, segment: &Segment) {
         let mut at = self.positions.len() as u32;
-        for Stretch { row, start, len } in &segment.stretches {
+        for Stretch { row, start, len, like } in &segment.stretches {
             if self.rows.len() <= *row {
                 self.rows.resize(row + 1, Vec::new());
+            }
+            if let Some(like) = like {
+                self.rows[*row] = first_pieces(&self.rows[*like], *start);
             }
             match self.rows[*row].last_mut() {
                 Some(last) if last.local.end == *start && last.at + last.local.len() as u32 == at => {
                     last.local.end += len
                 }
+                _ if *len == 0 => (),
                 _ => self.rows[*row].push(Piece { local: *start..start + len, at }),
             }
             at += len;
@@ -151,6 +155,12 @@ impl KvCache {
         let mask = |window: &Option<usize>| pieces_mask((&self.rows, &self.positions), segment, *window).map(Arc::new);
         windows.iter().map(mask).collect()
     }
+}
+
+/// Where the first `count` positions of a row lie.
+fn first_pieces(row: &[Piece], count: u32) -> Vec<Piece> {
+    let cut = |piece: &Piece| Piece { local: piece.local.start..piece.local.end.min(count), at: piece.at };
+    row.iter().take_while(|piece| piece.local.start < count).map(cut).collect()
 }
 
 /// The mask of a segment over the key axis on which the rows' positions lie as `pieces` say; `positions` are those of the

@@ -258,7 +258,7 @@ impl PoolPass<'_> {
     pub(crate) fn begin(&mut self, segment: &Segment, windows: &[Option<usize>]) -> Result<Begun, Error> {
         let mut places: Vec<Range<usize>> = Vec::new();
         let mut rest = segment.positions.as_slice();
-        for Stretch { row: number, start, len } in &segment.stretches {
+        for Stretch { row: number, start, len, .. } in &segment.stretches {
             let num_rows = self.rows.len();
             let row = self
                 .rows

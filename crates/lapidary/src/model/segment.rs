@@ -14,6 +14,22 @@ pub(crate) struct Stretch {
     pub(crate) start: u32,
     /// Number of positions.
     pub(crate) len: u32,
+    /// The row, of an earlier stretch, whose first `start` positions are those of this row too.
+    pub(crate) like: Option<usize>,
+}
+
+/// How many of the first positions, `most` at the most, are the same in both rows: tokens that see what lies before them.
+fn num_alike(a: &Layout, b: &Layout, most: usize) -> usize {
+    let seen = |row: &Layout, t: u32| row.visibility().allowed_keys(t, row.num_tokens() as u32);
+    let is_alike = |t: &usize| {
+        let is_token = matches!(a.inputs()[*t], Input::Token(_)) && a.inputs()[*t] == b.inputs()[*t];
+        let is_placed_alike = a.positions()[*t] == b.positions()[*t] && a.adapted()[*t] == b.adapted()[*t];
+        is_token && is_placed_alike && {
+            let seen_of_a = seen(a, *t as u32);
+            seen_of_a.last().is_none_or(|last| last.end as usize <= t + 1) && seen_of_a == seen(b, *t as u32)
+        }
+    };
+    (0..most).take_while(is_alike).count()
 }
 
 /// Positions ready to run: inputs, RoPE positions, adapter gate, and the keys (of their own row) that each may see.
@@ -29,18 +45,43 @@ pub struct Segment {
 impl Segment {
     /// The given part of each row; row i of the batch is item i, and parts may be empty.
     pub fn of_rows<'a>(rows: impl IntoIterator<Item = (&'a Layout, Range<usize>)>) -> Self {
+        let parts = rows.into_iter().enumerate().filter(|(_, (_, part))| !part.is_empty());
+        Self::of_parts(parts.map(|(row, (layout, part))| (row, layout, part, None)))
+    }
+
+    /// The first positions of each row, so many, of which those that rows begin with alike run once: no more of a row
+    /// than its third number.
+    ///
+    /// What a row shares has the keys and values that it would have by itself. Stretches are in another order than rows.
+    pub fn sharing(rows: &[(&Layout, usize, usize)]) -> Self {
+        let tokens = |row: usize| {
+            let (layout, len, _) = rows[row];
+            layout.inputs()[..len].iter().map(|input| if let Input::Token(id) = input { Some(*id) } else { None })
+        };
+        // Of all rows, a neighbour in the order of their tokens begins alike for longest.
+        let mut order: Vec<usize> = (0..rows.len()).filter(|row| rows[*row].1 > 0).collect();
+        order.sort_by(|a, b| tokens(*a).cmp(tokens(*b)));
+        let mut before: Option<usize> = None;
+        Self::of_parts(order.into_iter().map(|row| {
+            let (layout, len, most) = rows[row];
+            let alike = |like: &usize| num_alike(rows[*like].0, layout, len.min(most).min(rows[*like].1));
+            let start = before.as_ref().map_or(0, alike);
+            let like = before.replace(row).filter(|_| start > 0);
+            (row, layout, start..len, like)
+        }))
+    }
+
+    fn of_parts<'a>(parts: impl Iterator<Item = (usize, &'a Layout, Range<usize>, Option<usize>)>) -> Self {
         let mut segment = Self::default();
         let mut adapted = Vec::new();
-        for (row, (layout, part)) in rows.into_iter().enumerate() {
+        for (row, layout, part, like) in parts {
             let first = segment.num_tokens();
             segment.inputs.extend(&layout.inputs()[part.clone()]);
             segment.positions.extend(&layout.positions()[part.clone()]);
             adapted.extend(part.clone().filter(|t| layout.adapted()[*t]).map(|t| (first + t - part.start) as u32));
             let len = layout.num_tokens() as u32;
             segment.allowed.extend(part.clone().map(|t| layout.visibility().allowed_keys(t as u32, len)));
-            if !part.is_empty() {
-                segment.stretches.push(Stretch { row, start: part.start as u32, len: part.len() as u32 });
-            }
+            segment.stretches.push(Stretch { row, start: part.start as u32, len: part.len() as u32, like });
         }
         segment.adapted = Arc::new(adapted.into());
         segment
@@ -58,7 +99,7 @@ impl Segment {
             inputs: tokens.iter().map(|t| Input::Token(*t)).collect(),
             positions: (first_position..first_position + len).collect(),
             adapted: Arc::default(),
-            stretches: vec![Stretch { row, start: past, len }],
+            stretches: vec![Stretch { row, start: past, len, like: None }],
             allowed: (0..len).map(|t| std::iter::once(0..past + t + 1).collect()).collect(),
         }
     }
@@ -79,6 +120,15 @@ impl Segment {
             all.allowed.extend(next.allowed);
         }
         all
+    }
+
+    /// Of each stretch its row, the place of its first position within the row, and that within the segment.
+    pub fn starts(&self) -> impl Iterator<Item = (usize, u32, u32)> {
+        self.stretches.iter().scan(0, |place, Stretch { row, start, len, .. }| {
+            let first = *place;
+            *place += len;
+            Some((*row, *start, first))
+        })
     }
 
     /// Adds the positions of a segment of one row, which is row `row` from now on.
@@ -120,7 +170,7 @@ impl Segment {
     pub fn in_view(mut self, anchors: Option<&Anchors>, rows: &[&[TokenId]]) -> Self {
         let Some(anchors) = anchors else { return self };
         let visibilities: Vec<_> = rows.iter().map(|ids| anchors.visibility(ids)).collect();
-        let of_stretch = |Stretch { row, start, len }: &Stretch| {
+        let of_stretch = |Stretch { row, start, len, .. }: &Stretch| {
             let (visibility, end) = (&visibilities[*row], start + len);
             (*start..end).map(move |query| visibility.allowed_keys(query, end))
         };

@@ -63,7 +63,7 @@ pub struct StepResult {
     pub log_scale_gradient: f64,
     /// Gradients in the order of the variables; `None` where no loss reached.
     pub gradients: Vec<Option<Tensor>>,
-    /// Positions run, with and without graph.
+    /// Positions of the rows that ran, with and without graph; what rows begin with alike ran once.
     pub num_tokens: usize,
 }
 
@@ -162,11 +162,13 @@ fn micro_batches<'a>(
         let mut parts = parts.into_iter();
         let passes = Passes::new(plans, |_| parts.next().unwrap_or_default())?;
         let mut cache = model.decoder.new_cache();
-        let prefix = Segment::of_rows(passes.rows().iter().map(|row| (row.layout, 0..row.part.start)));
+        let on_cpu = model.decoder.device().is_cpu();
+        let frozen = |row: &PassRow<'a>| (row.layout, row.part.start, if on_cpu { row.part.start } else { 0 });
+        let prefix = Segment::sharing(&passes.rows().iter().map(frozen).collect::<Vec<_>>());
         if prefix.num_tokens() > 0 {
             // Its keys are the same for every pass behind it. On a CPU, where f32 costs less, they are those of a row that is
             // not split, too.
-            let bf16_attention = !model.decoder.device().is_cpu();
+            let bf16_attention = !on_cpu;
             model.decoder.append(
                 &prefix,
                 &mut cache,

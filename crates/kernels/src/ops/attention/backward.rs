@@ -1,7 +1,7 @@
 //! The backward pass of attention on the CPU, a query at a time: a stretch of its head stays in registers over all keys.
 
 use super::{AttentionSpec, Keys};
-use crate::cpu::exp;
+use crate::cpu::exp_of;
 use crate::vector::{LANES, Vector};
 
 /// Vectors of a stretch.
@@ -33,13 +33,6 @@ fn store(stretch: Stretch, x: &mut [f32]) {
     x.copy_from_slice(&padded.as_flattened()[..x.len()]);
 }
 
-#[inline(always)]
-fn dot(a: &Stretch, b: &Stretch) -> f32 {
-    let mut sum = Vector::splat(0.0);
-    a.iter().zip(b).for_each(|(a, b)| sum = sum.plus_product(*a, *b));
-    sum.sum()
-}
-
 /// `sum + x * stretch`.
 #[inline(always)]
 fn plus(sum: Stretch, x: f32, stretch: &Stretch) -> Stretch {
@@ -58,20 +51,48 @@ struct Query<'a> {
     dy: &'a [f32],
 }
 
-/// Over the keys that a query sees, in their order.
+/// Over the keys that a query sees, in their order, filled up to whole vectors.
 #[derive(Default)]
 struct Scratch {
     /// Products with keys, then the gradients of those.
-    scores: Vec<f32>,
-    /// Probabilities.
-    p: Vec<f32>,
+    scores: Vec<[f32; LANES]>,
+    /// Probabilities; of none zero.
+    p: Vec<[f32; LANES]>,
     /// Products of the gradient with values.
-    dp: Vec<f32>,
+    dp: Vec<[f32; LANES]>,
+}
+
+/// Adds to `sums` the products of a stretch with those of `sums.len()` keys or values, `stride` numbers apart.
+#[inline(always)]
+fn add_products(stretch: &Stretch, (x, stride, width): (&[f32], usize, usize), sums: &mut [f32]) {
+    let product = |key: usize| {
+        let other = load(&x[key * stride..key * stride + width]);
+        let terms = stretch.iter().zip(&other);
+        terms.fold(Vector::splat(0.0), |sum, (a, b)| sum.plus_product(*a, *b))
+    };
+    let (fours, rest) = sums.as_chunks_mut::<4>();
+    let num_whole = 4 * fours.len();
+    for (i, sums) in fours.iter_mut().enumerate() {
+        let added = Vector::sums(std::array::from_fn(|n| product(4 * i + n)));
+        sums.iter_mut().zip(added).for_each(|(sum, added)| *sum += added);
+    }
+    rest.iter_mut().enumerate().for_each(|(i, sum)| *sum += product(num_whole + i).sum());
+}
+
+/// The sum over both of the products of their numbers.
+fn dot(a: &[[f32; LANES]], b: &[[f32; LANES]]) -> f32 {
+    let pairs = a.iter().zip(b).map(|(a, b)| (Vector::load(a), Vector::load(b)));
+    pairs.fold(Vector::splat(0.0), |sum, (a, b)| sum.plus_product(a, b)).sum()
 }
 
 impl Query<'_> {
-    fn seen(&self) -> impl Iterator<Item = usize> {
-        self.spec.mask.intervals(self.query).iter().flat_map(|(from, to)| *from as usize..*to as usize)
+    fn runs(&self) -> impl Iterator<Item = (usize, [&[f32]; 2], usize)> {
+        self.keys.runs(self.spec.mask.intervals(self.query), self.head)
+    }
+
+    /// Numbers from a key to the next.
+    fn stride(&self) -> usize {
+        self.keys.kv_heads * self.keys.head_dim
     }
 
     /// Where the stretches of a head begin and end.
@@ -83,30 +104,35 @@ impl Query<'_> {
     /// Probabilities, and gradients of the products with keys.
     fn weigh(&self, scratch: &mut Scratch) {
         let Scratch { scores, p, dp } = scratch;
-        let num_keys = self.seen().count();
-        for numbers in [&mut *scores, &mut *dp] {
+        let num_keys: usize = self.runs().map(|(_, _, count)| count).sum();
+        for numbers in [&mut *scores, &mut *p, &mut *dp] {
             numbers.clear();
-            numbers.resize(num_keys, 0.0);
+            numbers.resize(num_keys.div_ceil(LANES), [0.0; LANES]);
         }
         for at in self.stretches() {
             let (q, dy) = (load(&self.q[at.clone()]), load(&self.dy[at.clone()]));
-            for (key, (score, dp)) in self.seen().zip(scores.iter_mut().zip(&mut *dp)) {
-                let (k, v) = self.keys.at(key, self.head);
-                *score += dot(&q, &load(&k[at.clone()]));
-                *dp += dot(&dy, &load(&v[at.clone()]));
+            let mut first = 0;
+            for (_, [k, v], count) in self.runs() {
+                let of_run = first..first + count;
+                let place = |x| (x, self.stride(), at.len());
+                add_products(&q, place(&k[at.start..]), &mut scores.as_flattened_mut()[of_run.clone()]);
+                add_products(&dy, place(&v[at.start..]), &mut dp.as_flattened_mut()[of_run]);
+                first += count;
             }
         }
-        scores.iter_mut().for_each(|score| *score *= self.spec.scale);
+        let numbers = &mut scores.as_flattened_mut()[..num_keys];
+        numbers.iter_mut().for_each(|score| *score *= self.spec.scale);
         if let Some(cap) = self.spec.softcap {
-            scores.iter_mut().for_each(|score| *score = cap * (*score / cap).tanh());
+            numbers.iter_mut().for_each(|score| *score = cap * (*score / cap).tanh());
         }
-        let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        p.clear();
-        p.extend(scores.iter().map(|score| exp(score - max)));
-        let inverse = 1.0 / p.iter().sum::<f32>();
-        p.iter_mut().for_each(|p| *p *= inverse);
-        let mean: f32 = p.iter().zip(&*dp).map(|(p, dp)| p * dp).sum();
-        for ((score, p), dp) in scores.iter_mut().zip(p).zip(dp) {
+        let max = Vector::splat(numbers.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        p.iter_mut().zip(&*scores).for_each(|(p, score)| exp_of(Vector::load(score).minus(max)).store(p));
+        p.as_flattened_mut()[num_keys..].fill(0.0);
+        let one = [[1.0; LANES]];
+        let inverse = 1.0 / p.iter().map(|p| dot(std::slice::from_ref(p), &one)).sum::<f32>();
+        p.as_flattened_mut().iter_mut().for_each(|p| *p *= inverse);
+        let mean = dot(p, dp);
+        for ((score, p), dp) in scores.as_flattened_mut().iter_mut().zip(p.as_flattened()).zip(dp.as_flattened()) {
             let slope = self.spec.softcap.map_or(1.0, |cap| 1.0 - (*score / cap) * (*score / cap));
             *score = *p * (*dp - mean) * self.spec.scale * slope;
         }
@@ -118,14 +144,17 @@ impl Query<'_> {
         for at in self.stretches() {
             let (q, dy) = (load(&self.q[at.clone()]), load(&self.dy[at.clone()]));
             let mut sum = [Vector::splat(0.0); WIDTH];
-            for (key, (ds, p)) in self.seen().zip(scratch.scores.iter().zip(&scratch.p)) {
-                sum = plus(sum, *ds, &load(&self.keys.at(key, self.head).0[at.clone()]));
-                if key >= self.keys.num_past {
-                    let new = (key - self.keys.num_past) * h;
-                    let new = new + at.start..new + at.end;
-                    let (dk, dv) = (&mut dk[new.clone()], &mut dv[new]);
-                    store(plus(load(dk), *ds, &q), dk);
-                    store(plus(load(dv), *p, &dy), dv);
+            let mut weights = scratch.scores.as_flattened().iter().zip(scratch.p.as_flattened());
+            for (first, [k, _], count) in self.runs() {
+                for ((key, k), (ds, p)) in (first..).zip(k.chunks(self.stride())).zip(weights.by_ref().take(count)) {
+                    sum = plus(sum, *ds, &load(&k[at.clone()]));
+                    if key >= self.keys.num_past {
+                        let new = (key - self.keys.num_past) * h;
+                        let new = new + at.start..new + at.end;
+                        let (dk, dv) = (&mut dk[new.clone()], &mut dv[new]);
+                        store(plus(load(dk), *ds, &q), dk);
+                        store(plus(load(dv), *p, &dy), dv);
+                    }
                 }
             }
             store(sum, &mut dq[at]);

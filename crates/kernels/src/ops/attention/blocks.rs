@@ -152,16 +152,9 @@ impl Rows<'_> {
         (row / self.group * heads + self.head * self.group + row % self.group) * self.keys.head_dim
     }
 
-    /// The block's keys as runs within the cache or the new keys: numbers of keys and values from the first key's on.
-    fn runs(&self) -> impl Iterator<Item = (&[f32], &[f32], usize)> {
-        let border = self.keys.num_past as u32;
-        let cut = move |(from, to): &(u32, u32)| {
-            [(*from, (*to).min(border)), ((*from).max(border), *to)].into_iter().filter(|(from, to)| from < to)
-        };
-        self.block.keys.iter().flat_map(cut).map(move |(from, to)| {
-            let (k, v) = self.keys.from(from as usize, self.head);
-            (k, v, (to - from) as usize)
-        })
+    /// The block's keys, as [`Keys::runs`] has them.
+    fn runs(&self) -> impl Iterator<Item = ([&[f32]; 2], usize)> {
+        self.keys.runs(&self.block.keys, self.head).map(|(_, numbers, num_keys)| (numbers, num_keys))
     }
 
     fn run<const V: usize>(&self, q: &[f32], out: &mut [f32], scratch: &mut Scratch) {
@@ -190,7 +183,7 @@ impl Rows<'_> {
     fn scores<const V: usize>(&self, queries: &[[Numbers; V]], scores: &mut [[Numbers; V]]) {
         let stride = self.keys.kv_heads * self.keys.head_dim;
         let mut scores = scores;
-        for (k, _, num_keys) in self.runs() {
+        for ([k, _], num_keys) in self.runs() {
             let (run, rest) = scores.split_at_mut(num_keys);
             scores = rest;
             let (whole, last) = run.as_chunks_mut::<KEYS>();
@@ -243,7 +236,7 @@ impl Rows<'_> {
                 let width = (h - at).min(WIDTH * LANES);
                 let mut block = [[[0f32; LANES]; WIDTH]; ROWS];
                 let mut p = p;
-                for (_, v, num_keys) in self.runs() {
+                for ([_, v], num_keys) in self.runs() {
                     let (of_run, rest) = p.split_at(num_keys);
                     p = rest;
                     add_weighted(of_run, lane, (&v[at..], stride, width), &mut block);

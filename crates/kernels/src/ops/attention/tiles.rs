@@ -13,8 +13,8 @@ use std::ops::Range;
 
 /// Queries that share one packing of their keys.
 pub(super) const QUERIES: usize = 64;
-/// Keys that make it worth while: those of a causal row's query at which a group begins.
-pub(super) const MANY_KEYS: usize = 2 * QUERIES + 1;
+/// Keys in one piece that make it worth while: those of a causal row's query at which a group begins.
+pub const MANY_KEYS: usize = 2 * QUERIES + 1;
 
 /// Consecutive queries, each of which sees the keys from `from` on to an end of its own.
 pub(super) struct Group {
