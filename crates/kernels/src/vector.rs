@@ -25,13 +25,14 @@ pub(crate) fn fetch<T>(address: *const T) {
 mod register {
     use super::LANES;
     use std::arch::x86_64::{
-        __m512, __m512i, _mm_loadu_si128, _mm_storeu_ps, _mm_storeu_si128, _mm512_abs_ps, _mm512_add_epi32,
-        _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castps512_ps128, _mm512_castsi512_ps,
-        _mm512_cvtepi8_epi32, _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtps_epi32,
-        _mm512_div_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_add_ps, _mm512_maskz_compress_ps, _mm512_max_ps,
-        _mm512_min_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_permute_ps, _mm512_permutexvar_ps, _mm512_reduce_add_ps,
-        _mm512_set1_epi32, _mm512_set1_ps, _mm512_shuffle_f32x4, _mm512_slli_epi32, _mm512_srli_epi32,
-        _mm512_srlv_epi32, _mm512_storeu_ps, _mm512_sub_ps,
+        __m512, __m512d, __m512i, _mm_loadu_si128, _mm_storeu_ps, _mm_storeu_si128, _mm512_abs_ps, _mm512_add_epi32,
+        _mm512_add_ps, _mm512_and_si512, _mm512_castpd_ps, _mm512_castps_pd, _mm512_castps_si512,
+        _mm512_castps512_ps128, _mm512_castsi512_ps, _mm512_cvtepi8_epi32, _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps,
+        _mm512_cvtepu8_epi32, _mm512_cvtps_epi32, _mm512_div_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_add_ps,
+        _mm512_maskz_compress_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_permute_ps,
+        _mm512_permutexvar_ps, _mm512_reduce_add_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_shuffle_f32x4,
+        _mm512_slli_epi32, _mm512_srli_epi32, _mm512_srlv_epi32, _mm512_storeu_ps, _mm512_sub_ps, _mm512_unpackhi_pd,
+        _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
     };
 
     #[derive(Clone, Copy)]
@@ -111,6 +112,40 @@ mod register {
                 let mut four = [0f32; 4];
                 _mm_storeu_ps(four.as_mut_ptr(), _mm512_castps512_ps128(firsts));
                 four
+            }
+        }
+
+        /// Number j of vector i becomes number i of vector j.
+        #[inline(always)]
+        pub(crate) fn transposed(rows: [Self; LANES]) -> [Self; LANES] {
+            // SAFETY: as above.
+            unsafe {
+                let (ps, pd) = (|x: __m512d| _mm512_castpd_ps(x), |x: __m512| _mm512_castps_pd(x));
+                let pairs: [__m512; LANES] =
+                    std::array::from_fn(|i| match (rows[i / 2 * 2].0, rows[i / 2 * 2 + 1].0) {
+                        (a, b) if i % 2 == 0 => _mm512_unpacklo_ps(a, b),
+                        (a, b) => _mm512_unpackhi_ps(a, b),
+                    });
+                // Quarter q of number 4 i + j: column 4 q + j of rows 4 i to 4 i + 3.
+                let fours: [__m512; LANES] = std::array::from_fn(|i| {
+                    let first = i / 4 * 4 + i % 4 / 2;
+                    match (pd(pairs[first]), pd(pairs[first + 2])) {
+                        (a, b) if i % 2 == 0 => ps(_mm512_unpacklo_pd(a, b)),
+                        (a, b) => ps(_mm512_unpackhi_pd(a, b)),
+                    }
+                });
+                let even = |a: __m512, b: __m512| _mm512_shuffle_f32x4::<0x88>(a, b);
+                let odd = |a: __m512, b: __m512| _mm512_shuffle_f32x4::<0xdd>(a, b);
+                std::array::from_fn(|column| {
+                    let j = column % 4;
+                    let [a, b, c, d] = [fours[j], fours[4 + j], fours[8 + j], fours[12 + j]];
+                    Self(match column / 4 {
+                        0 => even(even(a, b), even(c, d)),
+                        1 => even(odd(a, b), odd(c, d)),
+                        2 => odd(even(a, b), even(c, d)),
+                        _ => odd(odd(a, b), odd(c, d)),
+                    })
+                })
             }
         }
 
@@ -285,6 +320,12 @@ mod array {
             vectors.map(Self::sum)
         }
 
+        /// Number j of vector i becomes number i of vector j.
+        #[inline(always)]
+        pub(crate) fn transposed(rows: [Self; LANES]) -> [Self; LANES] {
+            std::array::from_fn(|column| Self(rows.map(|row| row.0[column])))
+        }
+
         /// The greater number of each pair.
         #[inline(always)]
         pub(crate) fn max(self, other: Self) -> Self {
@@ -360,5 +401,24 @@ mod array {
             }
             Self(numbers)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LANES, Vector};
+
+    #[test]
+    fn rows_become_columns_and_sums_of_four_are_those_of_each() {
+        let number = |row: usize, column: usize| (row * LANES + column) as f32 + 0.3;
+        let vector = |row: usize| Vector::load(&std::array::from_fn(|column| number(row, column)));
+        let rows: [Vector; LANES] = std::array::from_fn(vector);
+        for (column, found) in Vector::transposed(rows).into_iter().enumerate() {
+            let mut numbers = [0f32; LANES];
+            found.store(&mut numbers);
+            assert_eq!(numbers, std::array::from_fn(|row| number(row, column)));
+        }
+        let four = [rows[0], rows[3], rows[7], rows[15]];
+        assert_eq!(Vector::sums(four).map(f32::to_bits), four.map(|vector| vector.sum().to_bits()));
     }
 }

@@ -4,7 +4,7 @@
 //! softmax is in f32. Keys are numbered over `[past | new]`.
 
 use crate::bf16::{BLOCK, Format, Units};
-use crate::cpu::{output, slice, tensor, with_values};
+use crate::cpu::{filled, output, slice, tensor, with_values};
 #[cfg(feature = "cuda")]
 use crate::cuda;
 use crate::kv::KvLayer;
@@ -13,6 +13,7 @@ use blocks::{Block, Scratch};
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::Arc;
 #[cfg(feature = "cuda")]
@@ -106,24 +107,25 @@ impl AttentionSpec {
     /// `[T, N, H]` from queries of the same shape.
     fn forward(&self, q: &[f32], heads: usize, keys: &Keys<'_>) -> Vec<f32> {
         let width = heads * keys.head_dim;
-        let mut out = vec![0f32; q.len()];
-        let mut rest = out.as_mut_slice();
-        let parts: Vec<(Part<'_>, &[f32], &mut [f32])> = (self.parts(heads / keys.kv_heads).into_iter())
-            .map(|part| {
-                let (of_part, others) = std::mem::take(&mut rest).split_at_mut(part.queries().len() * width);
-                rest = others;
-                let q = &q[part.queries().start * width..part.queries().end * width];
-                (part, q, of_part)
-            })
-            .collect();
-        parts.into_par_iter().for_each_init(
-            <(Scratch, tiles::Scratch)>::default,
-            |scratch, (part, q, out)| match part {
-                Part::Block(block) => self.forward_block(block, keys, (q, out), &mut scratch.0),
-                Part::Group(group) => self.forward_group(&group, keys, (q, out), &mut scratch.1),
-            },
-        );
-        out
+        let fill = |mut rest: &mut [MaybeUninit<f32>]| {
+            let parts: Vec<(Part<'_>, &[f32], &mut [MaybeUninit<f32>])> =
+                (self.parts(heads / keys.kv_heads).into_iter())
+                    .map(|part| {
+                        let (of_part, others) = std::mem::take(&mut rest).split_at_mut(part.queries().len() * width);
+                        rest = others;
+                        let q = &q[part.queries().start * width..part.queries().end * width];
+                        (part, q, of_part)
+                    })
+                    .collect();
+            parts.into_par_iter().for_each_init(<(Scratch, tiles::Scratch)>::default, |scratch, (part, q, out)| {
+                match part {
+                    Part::Block(block) => self.forward_block(block, keys, (q, out), &mut scratch.0),
+                    Part::Group(group) => self.forward_group(&group, keys, (q, out), &mut scratch.1),
+                }
+            });
+        };
+        // SAFETY: the parts have all queries, and each writes every number of its own.
+        unsafe { filled(q.len(), fill) }
     }
 
     /// All queries in order: in groups where products may be of bf16 numbers and there are rows enough for a block of

@@ -8,7 +8,7 @@ use super::attention::{Attention, attention_to_go_back};
 use super::fused::{Map, Norm};
 use super::linear::Weight;
 use super::rms_norm::{RmsNorm, rms_norm};
-use super::rope::{Rope, RopeTable, rope};
+use super::rope::{Rope, RopeTable, rope_in_place};
 use super::swiglu::{Activation, Gated, gated};
 use super::{AttentionSpec, add};
 use crate::KvLayer;
@@ -230,7 +230,10 @@ impl Halves {
         let (mut maps, rounds) = ([q?, k?, v?, o?], rounds(&x, maps));
         let normed = norm.run(&x, rounds)?;
         let of_heads = |map: &mut Ready| map.run(&normed)?.reshape((t, (), heads.head_dim));
-        let turned = |x: Tensor| heads.rope.map_or_else(|| Ok(x.clone()), |table| rope(&x, table));
+        let turned = |x: Tensor| match heads.rope {
+            Some(table) => rope_in_place(x, table),
+            None => Ok(x),
+        };
         let [q, k, v] = [turned(of_heads(&mut maps[0])?)?, turned(of_heads(&mut maps[1])?)?, of_heads(&mut maps[2])?];
         let (found, attention) = attention_to_go_back([&q, &k, &v], heads.past, heads.spec)?;
         let rows = Operand::new(&found, rounds)?;

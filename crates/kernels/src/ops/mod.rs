@@ -25,6 +25,6 @@ pub use embed_inputs::{embed_inputs, embed_tokens};
 pub use linear::{LowRank, Weight, linear};
 pub use pool::pool;
 pub use rms_norm::rms_norm;
-pub use rope::{RopeTable, rope};
+pub use rope::{RopeTable, rope, rope_in_place};
 pub use rows::Rows;
 pub use swiglu::{Activation, gated};

@@ -5,7 +5,7 @@ use crate::cpu::{filled, output, slice, tensor, with_values};
 use crate::cuda;
 #[cfg(feature = "cuda")]
 use candle_core::cuda_backend::cudarc::driver::CudaSlice;
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, InplaceOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -53,17 +53,23 @@ impl RopeTable {
         }
     }
 
+    /// Angles of a token: cosines and sines.
+    fn of_token(&self, token: usize) -> (&[f32], &[f32]) {
+        let angles = token * self.half..(token + 1) * self.half;
+        (&self.cos[angles.clone()], &self.sin[angles])
+    }
+
     fn rotate(&self, x: &[f32], heads: usize, sign: f32) -> Vec<f32> {
         let (half, width) = (self.half, 2 * self.half);
         let fill = |y: &mut [MaybeUninit<f32>]| {
             y.par_chunks_mut(heads * width).zip(x.par_chunks(heads * width)).enumerate().with_min_len(64).for_each(
                 |(t, (y, x))| {
-                    let (cos, sin) = (&self.cos[t * half..(t + 1) * half], &self.sin[t * half..(t + 1) * half]);
+                    let angles = self.of_token(t);
                     for (y, x) in y.chunks_mut(width).zip(x.chunks(width)) {
-                        let ((y1, y2), (x1, x2)) = (y.split_at_mut(half), x.split_at(half));
-                        for i in 0..half {
-                            y1[i].write(x1[i] * cos[i] - sign * x2[i] * sin[i]);
-                            y2[i].write(x2[i] * cos[i] + sign * x1[i] * sin[i]);
+                        let (y1, y2) = y.split_at_mut(half);
+                        for ((y1, y2), turned) in y1.iter_mut().zip(y2).zip(turned(x.split_at(half), angles, sign)) {
+                            y1.write(turned.0);
+                            y2.write(turned.1);
                         }
                     }
                 },
@@ -72,6 +78,35 @@ impl RopeTable {
         // SAFETY: `x` has whole heads, and both halves of each are written.
         unsafe { filled(x.len(), fill) }
     }
+
+    fn rotate_in_place(&self, x: &mut [f32], heads: usize) {
+        let (half, width) = (self.half, 2 * self.half);
+        x.par_chunks_mut(heads * width).enumerate().with_min_len(64).for_each(|(t, x)| {
+            let (cos, sin) = self.of_token(t);
+            for x in x.chunks_mut(width) {
+                let (x1, x2) = x.split_at_mut(half);
+                for ((x1, x2), (cos, sin)) in x1.iter_mut().zip(x2).zip(cos.iter().zip(sin)) {
+                    (*x1, *x2) = pair(*x1, *x2, (*cos, *sin));
+                }
+            }
+        });
+    }
+}
+
+/// A pair turned by an angle.
+#[inline(always)]
+fn pair(x1: f32, x2: f32, (cos, sin): (f32, f32)) -> (f32, f32) {
+    (x1 * cos - x2 * sin, x2 * cos + x1 * sin)
+}
+
+/// The pairs of a head turned by the angles of its token, or back where `sign` is -1.
+fn turned<'a>(
+    (x1, x2): (&'a [f32], &'a [f32]),
+    (cos, sin): (&'a [f32], &'a [f32]),
+    sign: f32,
+) -> impl Iterator<Item = (f32, f32)> + use<'a> {
+    let angles = cos.iter().zip(sin);
+    x1.iter().zip(x2).zip(angles).map(move |((x1, x2), (cos, sin))| pair(*x1, *x2, (*cos, sign * sin)))
 }
 
 #[cfg(feature = "cuda")]
@@ -102,6 +137,24 @@ pub(super) struct Rope(pub(super) Arc<RopeTable>);
 /// # Errors
 /// When the table was made for another T or H.
 pub fn rope(x: &Tensor, table: &Arc<RopeTable>) -> Result<Tensor> {
+    check(x, table)?;
+    x.contiguous()?.apply_op1(Rope(Arc::clone(table)))
+}
+
+/// As [`rope`]; outside any graph on the CPU without a copy, so that all who share the memory of `x` see it turned.
+///
+/// # Errors
+/// As of [`rope`].
+pub fn rope_in_place(x: Tensor, table: &Arc<RopeTable>) -> Result<Tensor> {
+    check(&x, table)?;
+    if x.track_op() || !x.device().is_cpu() || !x.is_contiguous() {
+        return rope(&x, table);
+    }
+    x.inplace_op1(&Rope(Arc::clone(table)))?;
+    Ok(x)
+}
+
+fn check(x: &Tensor, table: &RopeTable) -> Result<()> {
     let (t, _, width) = x.dims3()?;
     if width != 2 * table.half || t * table.half != table.cos.len() {
         bail!(
@@ -111,7 +164,22 @@ pub fn rope(x: &Tensor, table: &Arc<RopeTable>) -> Result<Tensor> {
             x.shape()
         );
     }
-    x.contiguous()?.apply_op1(Rope(Arc::clone(table)))
+    Ok(())
+}
+
+impl InplaceOp1 for Rope {
+    fn name(&self) -> &'static str {
+        "rope in place"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let heads = layout.dims()[1];
+        match (storage, layout.contiguous_offsets()) {
+            (CpuStorage::F32(x), Some((from, to))) => self.0.rotate_in_place(&mut x[from..to], heads),
+            _ => bail!("rope: expected f32 in one piece, found {:?}", layout.shape()),
+        }
+        Ok(())
+    }
 }
 
 impl CustomOp1 for Rope {

@@ -32,9 +32,13 @@ fn rope_is_its_definition() {
         let width = 2 * frequencies.len();
         let x = uniform(&mut rng, positions.len() * heads * width);
         let table = Arc::new(RopeTable::new(&positions, &frequencies));
-        let y = ops::rope(&tensor(&x, [positions.len(), heads, width]), &table).unwrap();
+        let x_in = tensor(&x, [positions.len(), heads, width]);
+        let y = ops::rope(&x_in, &table).unwrap();
         // Two products, each of a rounded cosine.
         assert_close(&y, &reference::rope(&wide(&x), heads, &positions, &frequencies), |_| 6.0 * ROUNDING);
+        let in_place = ops::rope_in_place(x_in.clone(), &table).unwrap();
+        assert_eq!(values(&in_place), values(&y));
+        assert!(!x_in.device().is_cpu() || values(&x_in) == values(&y), "a copy was made");
     }
 }
 

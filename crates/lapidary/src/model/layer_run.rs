@@ -71,8 +71,8 @@ impl Run<'_> {
         Ok(ops::dropout(&x, Arc::new(factors.collect()))?)
     }
 
-    /// Heads of q or k, normed where the family does so, rotated where the layer has positions.
-    fn heads(&self, layer: &Layer, x: &Tensor, norm: Option<&Tensor>) -> Result<Tensor, Error> {
+    /// Heads of q or k, whose numbers nobody reads as they were, normed where the family does so, rotated where the layer has positions.
+    fn heads(&self, layer: &Layer, x: Tensor, norm: Option<&Tensor>) -> Result<Tensor, Error> {
         let h = self.config.head_dim;
         let x = x.reshape((x.dim(0)?, (), h))?; // [T, heads, H]
         let x = match norm {
@@ -80,7 +80,7 @@ impl Run<'_> {
             None => x,
         };
         match layer.config.rope {
-            Some(rope) => Ok(ops::rope(&x, &self.tables[rope])?),
+            Some(rope) => Ok(ops::rope_in_place(x, &self.tables[rope])?),
             None => Ok(x),
         }
     }
@@ -99,8 +99,8 @@ impl Run<'_> {
             }
         };
         let norms = layer.qk_norms.as_ref();
-        let q = self.heads(layer, &q, norms.map(|n| &n[0]))?;
-        let k = self.heads(layer, &k, norms.map(|n| &n[1]))?;
+        let q = self.heads(layer, q, norms.map(|n| &n[0]))?;
+        let k = self.heads(layer, k, norms.map(|n| &n[1]))?;
         let v = v.reshape((t, kv_heads, self.config.head_dim))?;
         let spec = self.spec(layer);
         let y = match kv {
@@ -130,7 +130,7 @@ impl Run<'_> {
     ) -> Result<(), Error> {
         let normed = self.norm(x, &layer.input_norm)?;
         let [k, v] = [K, V].map(|module| self.linear(layer, index, module, &normed));
-        let k = self.heads(layer, &k?, layer.qk_norms.as_ref().map(|norms| &norms[1]))?;
+        let k = self.heads(layer, k?, layer.qk_norms.as_ref().map(|norms| &norms[1]))?;
         let v = v?.reshape((x.dim(0)?, self.config.num_key_value_heads, self.config.head_dim))?;
         Ok(Arc::make_mut(&mut cache.layers[index]).append(&k, &v)?)
     }

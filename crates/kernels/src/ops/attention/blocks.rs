@@ -9,6 +9,7 @@ use super::tiles::MANY_KEYS;
 use super::{AttentionSpec, Keys};
 use crate::cpu::exp;
 use crate::vector::{LANES, Vector, fetch};
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Queries of a block at most.
@@ -121,12 +122,12 @@ struct Rows<'a> {
 }
 
 impl AttentionSpec {
-    /// Outputs `[queries of the block, N, H]` of queries of the same shape.
+    /// Outputs `[queries of the block, N, H]` of queries of the same shape: every number is written.
     pub(super) fn forward_block(
         &self,
         block: &Block,
         keys: &Keys<'_>,
-        (q, out): (&[f32], &mut [f32]),
+        (q, out): (&[f32], &mut [MaybeUninit<f32>]),
         scratch: &mut Scratch,
     ) {
         let num_rows = q.len() / (keys.kv_heads * keys.head_dim);
@@ -157,14 +158,21 @@ impl Rows<'_> {
         self.keys.runs(&self.block.keys, self.head).map(|(_, numbers, num_keys)| (numbers, num_keys))
     }
 
-    fn run<const V: usize>(&self, q: &[f32], out: &mut [f32], scratch: &mut Scratch) {
+    fn run<const V: usize>(&self, q: &[f32], out: &mut [MaybeUninit<f32>], scratch: &mut Scratch) {
         let h = self.keys.head_dim;
         scratch.queries.clear();
         scratch.queries.resize(h * V, [0.0; LANES]);
-        for (lane, row) in self.rows.clone().enumerate() {
-            let q = &q[self.at(row)..][..h];
-            for (to, q) in scratch.queries[lane / LANES..].iter_mut().step_by(V).zip(q) {
-                to[lane % LANES] = self.spec.scale * q;
+        let scale = Vector::splat(self.spec.scale);
+        for vector in 0..V {
+            let first = self.rows.start + vector * LANES;
+            let rows: [Option<&[f32]>; LANES] = std::array::from_fn(|lane| {
+                let row = first + lane;
+                (row < self.rows.end).then(|| &q[self.at(row)..][..h])
+            });
+            for at in (0..h).step_by(LANES) {
+                let part = rows.map(|row| row.map_or(Vector::splat(0.0), |row| load(&row[at..]).times(scale)));
+                let places = scratch.queries[at * V + vector..].iter_mut().step_by(V);
+                places.zip(Vector::transposed(part)).for_each(|(to, numbers)| numbers.store(to));
             }
         }
         let num_keys = count(&self.block.keys);
@@ -228,7 +236,7 @@ impl Rows<'_> {
     }
 
     /// Outputs: values weighted by `p`, over `sums`.
-    fn sum_values<const V: usize>(&self, p: &[[Numbers; V]], sums: &[Numbers; V], out: &mut [f32]) {
+    fn sum_values<const V: usize>(&self, p: &[[Numbers; V]], sums: &[Numbers; V], out: &mut [MaybeUninit<f32>]) {
         let (h, stride) = (self.keys.head_dim, self.keys.kv_heads * self.keys.head_dim);
         for first in self.rows.clone().step_by(ROWS) {
             let lane = first - self.rows.start;
@@ -244,10 +252,21 @@ impl Rows<'_> {
                 for (row, block) in (first..self.rows.end).zip(&block) {
                     let inverse = 1.0 / sums.as_flattened()[row - self.rows.start];
                     let out = &mut out[self.at(row) + at..][..width];
-                    out.iter_mut().zip(block.as_flattened()).for_each(|(out, sum)| *out = sum * inverse);
+                    out.iter_mut().zip(block.as_flattened()).for_each(|(out, sum)| {
+                        out.write(sum * inverse);
+                    });
                 }
             }
         }
+    }
+}
+
+/// The first sixteen numbers, or as many as there are and zeros.
+#[inline(always)]
+fn load(x: &[f32]) -> Vector {
+    match x.first_chunk() {
+        Some(whole) => Vector::load(whole),
+        None => Vector::load(&std::array::from_fn(|i| x.get(i).copied().unwrap_or_default())),
     }
 }
 

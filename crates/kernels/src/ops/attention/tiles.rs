@@ -9,6 +9,7 @@ use super::{AttentionSpec, Keys};
 use crate::bf16::{BLOCK, Blocks, Format, Outputs, Packed, Rounded};
 use crate::cpu::exp_of;
 use crate::vector::{LANES, Vector};
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Queries that share one packing of their keys.
@@ -46,7 +47,7 @@ impl AttentionSpec {
         &self,
         group: &Group,
         keys: &Keys<'_>,
-        (q, out): (&[f32], &mut [f32]),
+        (q, out): (&[f32], &mut [MaybeUninit<f32>]),
         scratch: &mut Scratch,
     ) {
         let (h, count) = (keys.head_dim, group.queries.len());
@@ -76,7 +77,9 @@ impl AttentionSpec {
                     let columns = panel * BLOCK..h.min((panel + 1) * BLOCK);
                     for ((row, sums), inverse) in rows.clone().zip(&scratch.sums.0).zip(&inverses) {
                         let out = &mut out[at(row)..][columns.clone()];
-                        out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum * inverse);
+                        out.iter_mut().zip(sums).for_each(|(out, sum)| {
+                            out.write(sum * inverse);
+                        });
                     }
                 }
             }
