@@ -42,6 +42,8 @@ class Server:
     def __init__(self, arguments, flags=()):
         binary, more = split(arguments)
         command = [*binary, "serve", "--listen", "127.0.0.1:0", *flags, *more]
+        if "--weights" not in command:
+            command += ["--weights", "stored"]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
         self.pid, self.address, self.lines = self.process.pid, None, []
         for line in self.process.stderr:

@@ -23,9 +23,10 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "MODEL", help_heading = "Model")]
     pub(crate) base: Option<String>,
     /// Number format of the weights: bf16 is several times as fast on CPUs with units for it (AVX-512-BF16, AMX), int8 faster
-    /// still (AVX-512-VNNI, AMX; not on a GPU); both take more memory than quantised weights, and round
-    #[arg(long, value_name = "FORMAT", default_value = "stored", help_heading = "Model")]
-    pub(crate) weights: Weights,
+    /// still (AVX-512-VNNI, AMX; not on a GPU); both take more memory than quantised weights, and round [default: stored; of
+    /// serve bf16, where the CPU has units for it and the weights then take no more than a quarter of the memory]
+    #[arg(long, value_name = "FORMAT", help_heading = "Model")]
+    pub(crate) weights: Option<Weights>,
 }
 
 /// [`WeightFormat`] on the command line.
@@ -97,6 +98,11 @@ impl DeviceName {
 }
 
 impl ModelArgs {
+    /// The format asked for, or as stored.
+    pub(crate) fn weights(&self) -> Weights {
+        self.weights.unwrap_or_default()
+    }
+
     /// The model asked for, else the shipped GEM if it is found, else the first built-in model.
     pub(crate) fn name(&self) -> String {
         let shipped = || Some(shipped(SHIPPED_GEM, GemConfig::is_gem)?.display().to_string());

@@ -83,7 +83,7 @@ impl Context {
     /// As [`Context::load_model`]; or when a GEM is asked to embed by another method.
     pub(crate) fn load_to_embed(&self, args: &EmbedModelArgs) -> Result<Lapidary> {
         let mut model = self.load_stored(args)?;
-        model.set_weight_format(args.model.weights.into())?;
+        model.set_weight_format(args.model.weights().into())?;
         self.place(model)
     }
 

@@ -112,16 +112,33 @@ pub fn prepare_process() {
     let _ = rayon::ThreadPoolBuilder::new().stack_size(64 << 20).build_global();
 }
 
+/// Whether the CPU has units for products of bf16 numbers (AMX, AVX-512-BF16).
+pub fn has_bf16_units() -> bool {
+    bf16::Units::best(bf16::Format::Bf16) != bf16::Units::Portable
+}
+
+/// Bytes of the machine's memory, where the system tells.
+#[cfg(unix)]
+pub fn physical_memory() -> Option<usize> {
+    // SAFETY: the calls read two settings of the system.
+    let (pages, page_size) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+    usize::try_from(pages).ok()?.checked_mul(usize::try_from(page_size).ok()?)
+}
+
+/// Bytes of the machine's memory, where the system tells.
+#[cfg(not(unix))]
+pub fn physical_memory() -> Option<usize> {
+    None
+}
+
 /// Lets the heap grow by half of the machine's memory, none of which is touched, asks for huge pages there, and frees it:
 /// what is allocated from now on lies there.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn ask_for_huge_pages() {
     const HUGE: usize = 2 << 20;
-    // SAFETY: the calls read two settings of the system.
-    let (pages, page_size) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
-    let (Ok(pages), Ok(page_size)) = (usize::try_from(pages), usize::try_from(page_size)) else { return };
+    let Some(bytes) = physical_memory() else { return };
     let mut room: Vec<u8> = Vec::new();
-    if room.try_reserve_exact(pages / 2 * page_size).is_err() {
+    if room.try_reserve_exact(bytes / 2).is_err() {
         return;
     }
     let first = room.as_ptr().align_offset(HUGE);

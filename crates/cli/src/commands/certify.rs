@@ -121,7 +121,7 @@ struct Findings {
 pub(crate) fn run(args: &CertifyArgs, context: &Context) -> Result<()> {
     let full = check_models(args)?;
     let load = |model: &str, base: Option<String>| {
-        context.load_model(&ModelArgs { model: Some(model.to_owned()), base, weights: args.weights })
+        context.load_model(&ModelArgs { model: Some(model.to_owned()), base, weights: Some(args.weights) })
     };
     let gem = load(&args.gem, Some(args.base.clone()))?;
     let base = load(&args.base, None)?;

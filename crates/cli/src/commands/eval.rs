@@ -193,7 +193,7 @@ fn perplexities(args: &PerplexityArgs, context: &Context) -> Result<Vec<Vec<Stri
         let base_name = args.model.base.clone().map_or_else(|| Ok(GemConfig::load(dir)?.base_model), anyhow::Ok)?;
         drop(model);
         let mut base = context.load_base(&context.files(&base_name)?)?;
-        base.decoder.set_weight_format(args.model.weights.into())?;
+        base.decoder.set_weight_format(args.model.weights().into())?;
         rows.push(measure(LanguageModel::of_base(&base), "its base model")?);
     }
     Ok(rows)

@@ -1,6 +1,7 @@
 //! `lapidary serve` as a client meets it, over a real connection.
 
 use crate::{lapidary, run, stdout, tiny_model, train};
+use lapidary::has_bf16_units;
 use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
@@ -38,14 +39,14 @@ impl Served {
     pub(crate) fn start_in(environment: &[(&str, &str)], more: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         tiny_model::write(&dir.path().join("tiny"), 1);
-        Self::start_with(dir, "tiny", environment, more)
+        Self::start_with(dir, "tiny", environment, &as_stored(more))
     }
 
     /// As [`Served::start`], with a model that has special tokens, which has been trained a little.
     pub(crate) fn start_gem(more: &[&str]) -> Self {
         let dir = train::workshop();
         stdout(run(dir.path(), &["train", "recipe.toml", "--out", "run"]));
-        Self::start_with(dir, "run/model", &[], more)
+        Self::start_with(dir, "run/model", &[], &as_stored(more))
     }
 
     fn start_with(dir: TempDir, model: &str, environment: &[(&str, &str)], more: &[&str]) -> Self {
@@ -53,9 +54,8 @@ impl Served {
         command.args(["serve", "--model", model, "--listen", "127.0.0.1:0"]).args(more);
         command.envs(environment.iter().copied());
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let mut told = String::new();
-        BufReader::new(child.stderr.as_mut().unwrap()).read_line(&mut told).unwrap();
-        let address = told.trim().split_once("on http://").unwrap_or_else(|| panic!("{told}")).1.to_owned();
+        let mut told = BufReader::new(child.stderr.as_mut().unwrap()).lines().map(Result::unwrap);
+        let address = told.find_map(|line| Some(line.split_once("on http://")?.1.to_owned())).unwrap();
         Self { child, address, dir }
     }
 
@@ -86,6 +86,21 @@ impl Served {
     pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
+}
+
+/// The default of `--weights` depends on the machine.
+fn as_stored<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    let format: &[&str] = if more.contains(&"--weights") { &[] } else { &["--weights", "stored"] };
+    [more, format].concat()
+}
+
+#[test]
+fn weights_are_bf16_where_the_cpu_has_units_for_it_unless_asked_for_otherwise() {
+    let dir = tempfile::tempdir().unwrap();
+    tiny_model::write(&dir.path().join("tiny"), 1);
+    let format = |served: &Served| served.ask("GET", "/info", "", "").json()["model_dtype"].clone();
+    assert_eq!(format(&Served::start_with(dir, "tiny", &[], &[])), if has_bf16_units() { "bf16" } else { "stored" });
+    assert_eq!(format(&Served::start(&[])), "stored");
 }
 
 impl Drop for Served {

@@ -330,6 +330,16 @@ impl Decoder {
         self.layers.iter_mut().flat_map(|l| &mut l.linears).try_for_each(|l| restore(&mut l.weight))
     }
 
+    /// How many numbers [`Self::set_weight_format`] stores: those of the linear maps and of the head.
+    pub fn num_frozen_numbers(&self) -> usize {
+        let count = |weight: &Weight| match weight {
+            Weight::Frozen(matrix) => matrix.rows() * matrix.cols(),
+            Weight::Dense(_) => 0,
+        };
+        let maps = self.layers.iter().flat_map(|layer| &layer.linears).map(|linear| count(&linear.weight));
+        count(&self.head.weight) + maps.sum::<usize>()
+    }
+
     /// The same weights outside any graph: what runs with it keeps no activations.
     pub fn detached(&self) -> Self {
         let mut copy = self.clone();
