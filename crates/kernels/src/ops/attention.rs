@@ -94,6 +94,9 @@ enum Part<'a> {
     Group(Group),
 }
 
+/// With queries, and where outputs go.
+type PartOfRows<'a> = (Part<'a>, &'a [f32], &'a mut [MaybeUninit<f32>]);
+
 impl Part<'_> {
     fn queries(&self) -> &Range<usize> {
         match self {
@@ -108,15 +111,14 @@ impl AttentionSpec {
     fn forward(&self, q: &[f32], heads: usize, keys: &Keys<'_>) -> Vec<f32> {
         let width = heads * keys.head_dim;
         let fill = |mut rest: &mut [MaybeUninit<f32>]| {
-            let parts: Vec<(Part<'_>, &[f32], &mut [MaybeUninit<f32>])> =
-                (self.parts(heads / keys.kv_heads).into_iter())
-                    .map(|part| {
-                        let (of_part, others) = std::mem::take(&mut rest).split_at_mut(part.queries().len() * width);
-                        rest = others;
-                        let q = &q[part.queries().start * width..part.queries().end * width];
-                        (part, q, of_part)
-                    })
-                    .collect();
+            let parts: Vec<PartOfRows<'_>> = (self.parts(heads / keys.kv_heads).into_iter())
+                .map(|part| {
+                    let (of_part, others) = std::mem::take(&mut rest).split_at_mut(part.queries().len() * width);
+                    rest = others;
+                    let q = &q[part.queries().start * width..part.queries().end * width];
+                    (part, q, of_part)
+                })
+                .collect();
             parts.into_par_iter().for_each_init(<(Scratch, tiles::Scratch)>::default, |scratch, (part, q, out)| {
                 match part {
                     Part::Block(block) => self.forward_block(block, keys, (q, out), &mut scratch.0),

@@ -22,5 +22,6 @@ mod passes;
 mod report;
 mod row_stream;
 mod safetensors_dir;
+mod sharing;
 mod training;
 mod training_refusals;
