@@ -37,12 +37,13 @@ def split(arguments):
 
 
 class Server:
-    """`lapidary serve` on a port of its own. `lines` is what it has said on stderr."""
+    """`lapidary serve` on a port of its own, weights as stored unless a flag says otherwise, whatever the machine's default.
+    `lines` is what it has said on stderr."""
 
     def __init__(self, arguments, flags=()):
         binary, more = split(arguments)
         command = [*binary, "serve", "--listen", "127.0.0.1:0", *flags, *more]
-        if "--weights" not in command:
+        if not any(flag.split("=")[0] == "--weights" for flag in command):
             command += ["--weights", "stored"]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
         self.pid, self.address, self.lines = self.process.pid, None, []

@@ -24,7 +24,7 @@ pub(crate) struct ModelArgs {
     pub(crate) base: Option<String>,
     /// Number format of the weights: bf16 is several times as fast on CPUs with units for it (AVX-512-BF16, AMX), int8 faster
     /// still (AVX-512-VNNI, AMX; not on a GPU); both take more memory than quantised weights, and round [default: stored; of
-    /// serve bf16, where the CPU has units for it and the weights then take no more than a quarter of the memory]
+    /// serve bf16, on a CPU that has units for it, where the weights then take no more than a quarter of the memory]
     #[arg(long, value_name = "FORMAT", help_heading = "Model")]
     pub(crate) weights: Option<Weights>,
 }

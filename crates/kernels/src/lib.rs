@@ -118,16 +118,14 @@ pub fn has_bf16_units() -> bool {
 }
 
 /// Bytes of the machine's memory, where the system tells.
-#[cfg(unix)]
 pub fn physical_memory() -> Option<usize> {
-    // SAFETY: the calls read two settings of the system.
-    let (pages, page_size) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
-    usize::try_from(pages).ok()?.checked_mul(usize::try_from(page_size).ok()?)
-}
-
-/// Bytes of the machine's memory, where the system tells.
-#[cfg(not(unix))]
-pub fn physical_memory() -> Option<usize> {
+    #[cfg(unix)]
+    {
+        // SAFETY: the calls read two settings of the system.
+        let (pages, page_size) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+        usize::try_from(pages).ok()?.checked_mul(usize::try_from(page_size).ok()?)
+    }
+    #[cfg(not(unix))]
     None
 }
 

@@ -35,7 +35,7 @@ pub struct Embeddings {
     pub vectors: Vec<Vec<f32>>,
     /// Texts that were cut.
     pub num_truncated: usize,
-    /// Positions run, templates and special tokens included.
+    /// Positions of all rows, templates and special tokens included; some that rows begin with alike ran once.
     pub num_tokens: usize,
 }
 

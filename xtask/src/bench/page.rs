@@ -37,7 +37,8 @@ pub(super) fn page(peak: &Value, results: &[(Contest, Vec<Entry>)], options: &Op
         page,
         "Written by `cargo xtask bench`: {} rounds, in each of which every side runs once, {threads} thread{} each. A ratio is \
          how often as many items ours (the first side) does in the same CPU time, or wall time: median, least and most over \
-         the rounds. The last column counts products with weights alone, of training those of the forward pass. {}.\n",
+         the rounds. The last column counts products with weights alone, of training those of the forward \
+         pass, of each row also what ran once for several. {}.\n",
         options.rounds,
         if threads == 1 { "" } else { "s" },
         machine()

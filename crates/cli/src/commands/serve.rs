@@ -88,16 +88,7 @@ pub(crate) struct ServeArgs {
 /// # Errors
 /// When the model cannot be loaded, the address is taken, or an option is out of range.
 pub(crate) fn run(args: &ServeArgs, context: &Context) -> Result<()> {
-    let mut model = context.load_model(&args.model)?;
-    let weights = match args.model.weights {
-        Some(weights) => weights,
-        None if bf16_suits(&model) => {
-            model.set_weight_format(Weights::Bf16.into())?;
-            context.note("weights as bf16, for which this CPU has units; --weights stored takes less memory");
-            Weights::Bf16
-        }
-        None => Weights::Stored,
-    };
+    let (model, weights) = load(args, context)?;
     let model = Arc::new(model);
     let options =
         EngineOptions { kv_tokens: args.kv_tokens, batch_tokens: args.batch_tokens, embed_share: args.embed_share };
@@ -157,11 +148,29 @@ pub(crate) fn run(args: &ServeArgs, context: &Context) -> Result<()> {
     })
 }
 
+/// The model in the format asked for, or in the one that suits the machine.
+fn load(args: &ServeArgs, context: &Context) -> Result<(Lapidary, Weights)> {
+    let mut model = context.load_model(&args.model)?;
+    if args.model.weights.is_some() || !bf16_suits(&model) {
+        return Ok((model, args.model.weights()));
+    }
+    model.set_weight_format(Weights::Bf16.into())?;
+    context.note("weights as bf16, for which this CPU has units; --weights stored leaves them as the file has them");
+    Ok((model, Weights::Bf16))
+}
+
 /// Whether products of bf16 numbers are faster here, and weights so rounded take no more than a quarter of the memory.
 fn bf16_suits(model: &Lapidary) -> bool {
     let decoder = &model.base().decoder;
-    let has_room = physical_memory().is_some_and(|bytes| decoder.num_frozen_numbers() <= bytes / 4 / size_of::<u16>());
+    let has_room = memory().is_some_and(|bytes| decoder.num_frozen_numbers() <= bytes / 4 / size_of::<u16>());
     decoder.device().is_cpu() && has_bf16_units() && has_room
+}
+
+/// Bytes that this process may use: the machine's, or what its container is allowed.
+fn memory() -> Option<usize> {
+    let limits = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+    let allowed = limits.iter().filter_map(|file| std::fs::read_to_string(file).ok()?.trim().parse::<usize>().ok());
+    allowed.chain(physical_memory()).min()
 }
 
 /// Tells the web server when it is dropped.

@@ -71,7 +71,8 @@ impl Run<'_> {
         Ok(ops::dropout(&x, Arc::new(factors.collect()))?)
     }
 
-    /// Heads of q or k, whose numbers nobody reads as they were, normed where the family does so, rotated where the layer has positions.
+    /// Heads of q or k, whose numbers nobody reads as they were, normed where the family does so, rotated where the layer
+    /// has positions.
     fn heads(&self, layer: &Layer, x: Tensor, norm: Option<&Tensor>) -> Result<Tensor, Error> {
         let h = self.config.head_dim;
         let x = x.reshape((x.dim(0)?, (), h))?; // [T, heads, H]

@@ -63,7 +63,7 @@ pub struct StepResult {
     pub log_scale_gradient: f64,
     /// Gradients in the order of the variables; `None` where no loss reached.
     pub gradients: Vec<Option<Tensor>>,
-    /// Positions of the rows that ran, with and without graph; what rows begin with alike ran once.
+    /// Positions of the rows that ran, with and without graph, of each row also those that it begins with as another does.
     pub num_tokens: usize,
 }
 

@@ -56,7 +56,7 @@ struct Query<'a> {
 struct Scratch {
     /// Products with keys, then the gradients of those.
     scores: Vec<[f32; LANES]>,
-    /// Probabilities; of none zero.
+    /// Probabilities, zero behind the last key.
     p: Vec<[f32; LANES]>,
     /// Products of the gradient with values.
     dp: Vec<[f32; LANES]>,
@@ -128,8 +128,7 @@ impl Query<'_> {
         let max = Vector::splat(numbers.iter().copied().fold(f32::NEG_INFINITY, f32::max));
         p.iter_mut().zip(&*scores).for_each(|(p, score)| exp_of(Vector::load(score).minus(max)).store(p));
         p.as_flattened_mut()[num_keys..].fill(0.0);
-        let one = [[1.0; LANES]];
-        let inverse = 1.0 / p.iter().map(|p| dot(std::slice::from_ref(p), &one)).sum::<f32>();
+        let inverse = 1.0 / p.iter().map(|p| Vector::load(p).sum()).sum::<f32>();
         p.as_flattened_mut().iter_mut().for_each(|p| *p *= inverse);
         let mean = dot(p, dp);
         for ((score, p), dp) in scores.as_flattened_mut().iter_mut().zip(p.as_flattened()).zip(dp.as_flattened()) {

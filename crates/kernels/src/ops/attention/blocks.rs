@@ -160,7 +160,6 @@ impl Rows<'_> {
 
     fn run<const V: usize>(&self, q: &[f32], out: &mut [MaybeUninit<f32>], scratch: &mut Scratch) {
         let h = self.keys.head_dim;
-        scratch.queries.clear();
         scratch.queries.resize(h * V, [0.0; LANES]);
         let scale = Vector::splat(self.spec.scale);
         for vector in 0..V {

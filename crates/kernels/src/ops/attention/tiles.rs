@@ -42,7 +42,7 @@ impl Default for Scratch {
 }
 
 impl AttentionSpec {
-    /// Outputs `[queries of the group, N, H]` of queries of the same shape.
+    /// Outputs `[queries of the group, N, H]` of queries of the same shape: every number is written.
     pub(super) fn forward_group(
         &self,
         group: &Group,
