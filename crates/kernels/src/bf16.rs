@@ -6,6 +6,8 @@
 //! that a row's result is the same bits alone and in any company; where products are added to numbers that are there
 //! already, and on the portable path, to the rounding of f32.
 
+#[cfg(target_arch = "x86_64")]
+use crate::amx;
 use crate::cpu::{self, Output, View, rows_of};
 use crate::vector::LANES;
 use rayon::prelude::*;
@@ -13,8 +15,6 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::OnceLock;
 
-#[cfg(target_arch = "x86_64")]
-mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod blocks;

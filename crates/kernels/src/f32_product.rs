@@ -15,6 +15,8 @@ use std::ops::Range;
 
 mod avx512;
 mod pack;
+mod pieces;
+mod tiles;
 
 use avx512::{FETCHED, Operands, Outputs, ROWS, STEPS};
 use pack::Part;
@@ -51,6 +53,8 @@ struct Line([f32; 16]);
 struct Room {
     columns: Vec<Line>,
     rows: Vec<Line>,
+    /// Columns in pieces, which all threads read.
+    shared: Vec<Line>,
 }
 
 thread_local! {
@@ -95,6 +99,10 @@ impl Product<'_> {
     /// output is nobody else's; with `keep` it holds numbers.
     pub(crate) unsafe fn run(&self) {
         let (m, n, k) = self.mnk;
+        if tiles::pay(self.mnk) {
+            // SAFETY: the machine has the units; the caller answers for the rest.
+            return unsafe { self.run_on_tiles() };
+        }
         // SAFETY: tasks have rows or columns of their own, so that no two write the same outputs.
         let task = |rows, columns| unsafe { ROOM.with_borrow_mut(|room| self.task(room, rows, columns)) };
         let panels = n.div_ceil(PANEL);
@@ -144,13 +152,7 @@ impl Product<'_> {
     /// As of [`Self::run`]; there is room.
     unsafe fn pack(&self, packed: &Packed) {
         for (panel, columns) in packed.panels() {
-            let part = Part {
-                first: at(&self.b, packed.summands.start, columns.start),
-                row_stride: self.b.row_stride,
-                col_stride: self.b.col_stride,
-                rows: packed.summands.len(),
-                columns: columns.len(),
-            };
+            let part = part_of(&self.b, packed.summands.clone(), columns);
             // SAFETY: the summands and the columns are of the matrix, and there is room.
             unsafe { part.copy_to(panel, PANEL, PANEL) };
         }
@@ -167,8 +169,7 @@ impl Product<'_> {
         let in_place = self.a.col_stride == 1 && !self.a.row_stride.is_multiple_of(1024);
         let (mut a, mut a_stride) = (of(rows.start), self.a.row_stride);
         if !in_place {
-            let View { row_stride, col_stride, .. } = self.a;
-            let part = Part { first: a, row_stride, col_stride, rows: rows.len(), columns: summands };
+            let part = part_of(&self.a, rows.clone(), packed.summands.clone());
             let room = numbers(room, ROWS * A_STRIDE);
             // SAFETY: the rows and the summands are of the matrix; there is room for them.
             unsafe { part.copy_to(room, A_STRIDE, summands) };
@@ -204,6 +205,17 @@ impl Product<'_> {
 /// Where element (i, j) of a view is.
 fn at(view: &View<'_>, i: usize, j: usize) -> *const f32 {
     view.values.as_ptr().wrapping_add(i * view.row_stride + j * view.col_stride)
+}
+
+/// Some rows and columns of a view.
+fn part_of(view: &View<'_>, rows: Range<usize>, columns: Range<usize>) -> Part {
+    Part {
+        first: at(view, rows.start, columns.start),
+        row_stride: view.row_stride,
+        col_stride: view.col_stride,
+        rows: rows.len(),
+        columns: columns.len(),
+    }
 }
 
 /// Packed columns over some summands.

@@ -7,6 +7,8 @@
 //! H head_dim, F intermediate_size, V vocabulary.
 
 mod adamw;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod bf16;
 mod buffer;
 mod cpu;

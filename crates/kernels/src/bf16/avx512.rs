@@ -9,10 +9,10 @@ use std::arch::x86_64::{
 /// Rows whose sums are in registers at a time: 16 of 32, beside two of `b`.
 const ROWS: usize = 8;
 
-/// As [`super::amx::block`], without its fetching ahead, of a panel of `packed` at `b`; nothing is kept of eight bits.
+/// As [`crate::amx::block`], without its fetching ahead, of a panel of `packed` at `b`; nothing is kept of eight bits.
 ///
 /// # Safety
-/// The CPU has AVX-512 with units for the format; the rest as of [`super::amx::block`].
+/// The CPU has AVX-512 with units for the format; the rest as of [`crate::amx::block`].
 #[inline]
 pub(super) unsafe fn block_of(
     packed: &Packed,
@@ -70,7 +70,7 @@ unsafe fn block_of_bytes(
 }
 
 /// # Safety
-/// The CPU has AVX-512 with bf16; the rest as of [`super::amx::block`].
+/// The CPU has AVX-512 with bf16; the rest as of [`crate::amx::block`].
 #[target_feature(enable = "avx512f,avx512bf16")]
 unsafe fn block(
     (a, a_stride): (*const u16, usize),

@@ -1,11 +1,12 @@
 //! Products a block at a time.
 
+#[cfg(target_arch = "x86_64")]
+use super::avx512;
 use super::{BLOCK, Format, Line, Packed, Units, int8, round, round_line, zero_lines};
 #[cfg(target_arch = "x86_64")]
-use super::{amx, avx512};
+use crate::amx;
 use crate::cpu::filled;
 use rayon::prelude::*;
-use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 /// Numbers of half a line.
@@ -217,20 +218,16 @@ pub(crate) struct Blocks {
     units: Units,
     #[cfg(target_arch = "x86_64")]
     _tiles: Option<amx::Tiles>,
-    /// Tiles are those of the thread that set them up.
-    _of_thread: PhantomData<*const ()>,
 }
 
 impl Blocks {
-    /// None where the machine has no units for the format. One at a time on a thread, and no [`Packed::product`] beside it: the
-    /// end of either takes the tiles away.
+    /// None where the machine has no units for the format.
     pub(crate) fn new(format: Format) -> Option<Self> {
         let units = Units::best(format);
         (units != Units::Portable).then(|| Self {
             units,
             #[cfg(target_arch = "x86_64")]
             _tiles: (units == Units::Amx).then(amx::Tiles::new),
-            _of_thread: PhantomData,
         })
     }
 

@@ -2,12 +2,14 @@
 //!
 //! The intrinsics are not stable in Rust, so the instructions are written out. No tile outlives one `asm` block.
 
-use super::{BLOCK, Format};
+use crate::bf16::{BLOCK, Format};
 use std::arch::asm;
+use std::cell::Cell;
+use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 /// Whether the CPU has tiles of the format and the system lets this process use them.
-pub(super) fn is_available(format: Format) -> bool {
+pub(crate) fn is_available(format: Format) -> bool {
     static AVAILABLE: OnceLock<[bool; 2]> = OnceLock::new();
     AVAILABLE.get_or_init(|| {
         const BF16: u32 = 1 << 22;
@@ -43,33 +45,46 @@ struct Config {
     rows: [u8; 16],
 }
 
-/// Eight tiles of 16 rows of 64 bytes, for this thread while this lives.
-pub(super) struct Tiles(());
+thread_local! {
+    /// How many [`Tiles`] of this thread live.
+    static LIVING: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Eight tiles of 16 rows of 64 bytes, for this thread while this or another of the thread's lives.
+pub(crate) struct Tiles {
+    /// Tiles are those of the thread that set them up.
+    _of_thread: PhantomData<*const ()>,
+}
 
 impl Tiles {
     /// Sets the tiles up; [`is_available`] has said yes to one of the formats.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         assert!(is_available(Format::Bf16) || is_available(Format::Int8), "tiles on a machine without them");
-        let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], bytes_per_row: [0; 16], rows: [0; 16] };
-        config.bytes_per_row[..8].fill(64);
-        config.rows[..8].fill(16);
-        // SAFETY: the instruction exists here, and reads the 64 bytes of `config`.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly, preserves_flags)) };
-        Self(())
+        if LIVING.replace(LIVING.get() + 1) == 0 {
+            let mut config =
+                Config { palette: 1, start_row: 0, reserved: [0; 14], bytes_per_row: [0; 16], rows: [0; 16] };
+            config.bytes_per_row[..8].fill(64);
+            config.rows[..8].fill(16);
+            // SAFETY: the instruction exists here, and reads the 64 bytes of `config`.
+            unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly, preserves_flags)) };
+        }
+        Self { _of_thread: PhantomData }
     }
 }
 
 impl Drop for Tiles {
     fn drop(&mut self) {
-        // SAFETY: the instruction exists here, or `new` would have stopped.
-        unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+        if LIVING.replace(LIVING.get() - 1) == 1 {
+            // SAFETY: the instruction exists here, or `new` would have stopped.
+            unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+        }
     }
 }
 
 /// Weights that are fetched into the second-level cache while a block is computed: they are more than the caches near the
 /// cores hold.
 #[derive(Clone, Copy)]
-pub(super) struct Ahead {
+pub(crate) struct Ahead {
     next: *const u16,
     /// All lines of a panel with this block, or four with each step.
     whole: bool,
@@ -79,7 +94,7 @@ impl Ahead {
     /// The share of block `block` in fetching the panel at `panel`, which the same rows meet next: an eighth, or all of it
     /// where `num_blocks` is one, which waits for memory anyway. The panel need not be one of ours: what is asked for is not
     /// read.
-    pub(super) fn new(panel: *const u16, (block, num_blocks): (usize, usize), steps: usize) -> Self {
+    pub(crate) fn new(panel: *const u16, (block, num_blocks): (usize, usize), steps: usize) -> Self {
         Self { next: panel.wrapping_add(block * steps * 4 * BLOCK), whole: num_blocks == 1 }
     }
 }
@@ -182,7 +197,7 @@ macro_rules! block {
 /// [`Tiles`] are set up on this thread; `a` has 32 rows, `b` has `32 * steps` lines, `c` 32 rows of 32 numbers, which hold
 /// numbers if they are kept; `steps` is at least 1.
 #[inline]
-pub(super) unsafe fn block(
+pub(crate) unsafe fn block(
     format: Format,
     (a, a_stride): (*const u16, usize),
     (b, ahead): (*const u16, Ahead),
@@ -195,5 +210,106 @@ pub(super) unsafe fn block(
             Format::Bf16 => block!("tdpbf16ps", (a, a_stride), (b, ahead), steps, (c, c_stride, keep)),
             Format::Int8 => block!("tdpbssd", (a, a_stride), (b, ahead), steps, (c, c_stride, keep)),
         }
+    }
+}
+
+/// Pieces of a number, each of bf16.
+pub(crate) const PIECES: usize = 3;
+/// Lines of the pieces of 32 rows or columns over 32 summands.
+pub(crate) const LINES_OF_STEP: usize = PIECES * BLOCK;
+/// Lines that are fetched into the second-level cache with each such step.
+pub(crate) const FETCHED_LINES: usize = 24;
+
+/// Two tiles, those of one piece of the rows or of the columns.
+macro_rules! piece {
+    ($first:literal, $second:literal, $of:literal, $piece:literal) => {
+        concat!(
+            concat!("tileloadd ", $first, ", [{", $of, "} + {line}*1 + 2048*", $piece, "]\n"),
+            concat!("tileloadd ", $second, ", [{", $of, "} + {line}*1 + 2048*", $piece, " + 1024]"),
+        )
+    };
+}
+
+/// The four products of what is loaded, and a sixth of what a step fetches.
+macro_rules! products {
+    () => {
+        "prefetcht1 [{next}]
+         prefetcht1 [{next} + 64]
+         prefetcht1 [{next} + 128]
+         prefetcht1 [{next} + 192]
+         add {next}, 256
+         tdpbf16ps tmm0, tmm4, tmm6
+         tdpbf16ps tmm1, tmm4, tmm7
+         tdpbf16ps tmm2, tmm5, tmm6
+         tdpbf16ps tmm3, tmm5, tmm7"
+    };
+}
+
+/// `c = a b`, or `c += a b` with `keep`, of numbers in pieces: 32 rows by 32 columns, `steps` times 32 summands. A step of
+/// `a` is its pieces, of each the lines of 32 rows; one of `b` its pieces, of each the sixteen lines of pairs of summands for
+/// the left sixteen columns, then for the right. From `next` on, [`FETCHED_LINES`] for each step are asked for.
+///
+/// # Safety
+/// [`Tiles`] are set up on this thread; `a` and `b` have [`LINES_OF_STEP`] lines for each step, of which there is at least
+/// one; `c` has 32 rows of 32 numbers, `c_stride` numbers apart, which hold numbers if they are kept.
+#[inline]
+pub(crate) unsafe fn block_of_pieces(
+    a: *const u16,
+    (b, next): (*const u16, *const u16),
+    steps: usize,
+    (c, c_stride, keep): (*mut f32, usize, bool),
+) {
+    // The order changes one operand at a time, and has the small products come before the large one.
+    // SAFETY: the instructions exist here; they read and write what the caller says is there.
+    unsafe {
+        asm!(
+            "test {keep:e}, {keep:e}",
+            "jnz 2f",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "jmp 3f",
+            "2:",
+            "tileloadd tmm0, [{c} + {c_stride}*1]",
+            "tileloadd tmm1, [{c} + {c_stride}*1 + 64]",
+            "tileloadd tmm2, [{c_low} + {c_stride}*1]",
+            "tileloadd tmm3, [{c_low} + {c_stride}*1 + 64]",
+            "3:",
+            piece!("tmm4", "tmm5", "a", 2),
+            piece!("tmm6", "tmm7", "b", 0),
+            products!(),
+            piece!("tmm4", "tmm5", "a", 1),
+            products!(),
+            piece!("tmm6", "tmm7", "b", 1),
+            products!(),
+            piece!("tmm4", "tmm5", "a", 0),
+            products!(),
+            piece!("tmm6", "tmm7", "b", 2),
+            products!(),
+            piece!("tmm6", "tmm7", "b", 0),
+            products!(),
+            "add {a}, {step}",
+            "add {b}, {step}",
+            "dec {steps}",
+            "jnz 3b",
+            "tilestored [{c} + {c_stride}*1], tmm0",
+            "tilestored [{c} + {c_stride}*1 + 64], tmm1",
+            "tilestored [{c_low} + {c_stride}*1], tmm2",
+            "tilestored [{c_low} + {c_stride}*1 + 64], tmm3",
+            keep = in(reg) u32::from(keep),
+            a = inout(reg) a => _,
+            b = inout(reg) b => _,
+            next = inout(reg) next => _,
+            line = in(reg) 64usize,
+            step = const LINES_OF_STEP * 64,
+            steps = inout(reg) steps => _,
+            c = in(reg) c,
+            c_low = in(reg) c.add(16 * c_stride),
+            c_stride = in(reg) c_stride * size_of::<f32>(),
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
     }
 }
