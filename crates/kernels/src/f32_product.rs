@@ -1,4 +1,4 @@
-//! Products of f32 matrices on the 512-bit vectors of x86-64.
+//! Products of f32 matrices on the 512-bit vectors of x86-64; large ones on its tiles, where there are some ([`tiles`]).
 //!
 //! An output is the sum over blocks of at most [`MAX_SUMMANDS`] summands, each block added up in order by fused
 //! multiply-adds from zero, the blocks added in order, after what is kept. Where the blocks begin depends on the number of
