@@ -165,8 +165,8 @@ fn fits(view: &View<'_>, rows: usize, cols: usize) -> bool {
 
 /// `c[i, j] = keep * c[i, j] + sum_k a[i, k] b[k, j]` for `[m, k] x [k, n]`; row i of `c` starts at
 /// `i * c_stride`. Each output is summed by one thread, so the thread count does not change results; with AVX-512
-/// and more than 16 rows its order of summation depends on `k` alone, and on whether it is large enough for tiles where there
-/// are such: of neither kind has a row other bits in other company.
+/// and more than 16 rows its order of summation depends on `k`, and on whether there are tiles and it is large enough for them:
+/// a row has the same bits in any company of that size.
 pub(crate) fn gemm(
     c: &mut [f32],
     c_stride: usize,
