@@ -220,6 +220,9 @@ pub(crate) const LINES_OF_STEP: usize = PIECES * BLOCK;
 /// Lines that are fetched into the second-level cache with each such step.
 pub(crate) const FETCHED_LINES: usize = 24;
 
+// What `block_of_pieces` has written out.
+const _: () = assert!(FETCHED_LINES == 6 * 4 && BLOCK == 32);
+
 /// Two tiles, those of one piece of the rows or of the columns.
 macro_rules! piece {
     ($first:literal, $second:literal, $of:literal, $piece:literal) => {

@@ -1,6 +1,6 @@
-//! Products of f32 matrices on the 512-bit vectors of x86-64; large ones on its tiles, where there are some ([`tiles`]).
+//! Products of f32 matrices on the 512-bit vectors of x86-64, and large ones on its tiles, where there are some ([`tiles`]).
 //!
-//! An output is the sum over blocks of at most [`MAX_SUMMANDS`] summands, each block added up in order by fused
+//! On vectors an output is the sum over blocks of at most [`MAX_SUMMANDS`] summands, each block added up in order by fused
 //! multiply-adds from zero, the blocks added in order, after what is kept. Where the blocks begin depends on the number of
 //! summands alone. So a row has the same bits alone and in any company, whatever the number of columns, the strides and
 //! the threads.
@@ -53,7 +53,7 @@ struct Line([f32; 16]);
 struct Room {
     columns: Vec<Line>,
     rows: Vec<Line>,
-    /// Columns in pieces, which all threads read.
+    /// Columns in pieces, which all threads read: at most 8 MiB.
     shared: Vec<Line>,
 }
 
@@ -99,7 +99,7 @@ impl Product<'_> {
     /// output is nobody else's; with `keep` it holds numbers.
     pub(crate) unsafe fn run(&self) {
         let (m, n, k) = self.mnk;
-        if tiles::pay(self.mnk) {
+        if tiles::are_faster(self.mnk) {
             // SAFETY: the machine has the units; the caller answers for the rest.
             return unsafe { self.run_on_tiles() };
         }
@@ -268,7 +268,7 @@ mod tests {
         (0..m * n).map(|at| of(at / n, at % n)).collect()
     }
 
-    /// The documented order of summation, bit for bit: in all shapes, alone and in company, with all threads and one.
+    /// The documented order of summation on vectors, bit for bit: in all shapes, alone and in company, with all threads and one.
     #[test]
     fn the_order_of_a_sum_depends_on_its_length_alone() {
         if !is_available() {

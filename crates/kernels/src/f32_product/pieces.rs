@@ -32,13 +32,14 @@ fn store(line: &mut Line, bits: __m512i) {
 }
 
 impl Part {
-    /// The pieces of at most 32 rows of at most [`MAX_SUMMANDS`] numbers, as [`crate::amx::block_of_pieces`] takes them; after
+    /// The pieces of some rows, as [`crate::amx::block_of_pieces`] takes them; after
     /// the last number of a row there are zeros, for rows that are not there whatever there was.
     ///
     /// # Safety
-    /// The CPU has AVX-512 with bf16, the part is there, and so are the lines of all steps.
+    /// The CPU has AVX-512 with bf16. The part is there, at most 32 rows of at most [`MAX_SUMMANDS`] numbers.
     #[target_feature(enable = "avx512f,avx512bf16")]
     pub(super) unsafe fn rows_in_pieces(&self, lines: &mut [Line], scratch: &mut Vec<Line>) {
+        debug_assert!(self.rows <= BLOCK && self.columns <= MAX_SUMMANDS);
         let (mut from, mut stride) = (self.first, self.row_stride);
         if self.col_stride != 1 {
             let room = numbers(scratch, BLOCK * A_STRIDE);
@@ -47,30 +48,31 @@ impl Part {
             (from, stride) = (room, A_STRIDE);
         }
         for (step, lines) in lines.chunks_mut(LINES_OF_STEP).enumerate() {
-            let left = self.columns - step * BLOCK;
+            let left = self.columns.saturating_sub(step * BLOCK);
             let places = [first(left), first(left.saturating_sub(LANES))];
             for row in 0..self.rows {
                 let from = from.wrapping_add(row * stride + step * BLOCK);
                 // SAFETY: what is masked out is not read.
-                let mut numbers = unsafe {
+                let mut left_over = unsafe {
                     [_mm512_maskz_loadu_ps(places[0], from), _mm512_maskz_loadu_ps(places[1], from.wrapping_add(LANES))]
                 };
                 for piece in 0..PIECES {
-                    let (line, _, rest) = rounded(numbers);
+                    let (line, _, rest) = rounded(left_over);
                     store(&mut lines[piece * BLOCK + row], line);
-                    numbers = rest;
+                    left_over = rest;
                 }
             }
         }
     }
 
-    /// The pieces of at most 32 columns of at most [`MAX_SUMMANDS`] numbers, as [`crate::amx::block_of_pieces`] takes them;
+    /// The pieces of some columns, as [`crate::amx::block_of_pieces`] takes them;
     /// after the last column and the last number there are zeros.
     ///
     /// # Safety
-    /// As of [`Self::rows_in_pieces`].
+    /// As of [`Self::rows_in_pieces`], for at most 32 columns of at most [`MAX_SUMMANDS`] numbers.
     #[target_feature(enable = "avx512f,avx512bf16")]
     pub(super) unsafe fn columns_in_pieces(&self, lines: &mut [Line], scratch: &mut Vec<Line>) {
+        debug_assert!(self.columns <= BLOCK && self.rows <= MAX_SUMMANDS);
         let (mut from, mut stride) = (self.first, self.row_stride);
         if self.col_stride != 1 || self.columns < BLOCK {
             let room = numbers(scratch, MAX_SUMMANDS * BLOCK);
@@ -88,12 +90,12 @@ impl Part {
         for (step, lines) in lines.chunks_mut(LINES_OF_STEP).enumerate() {
             for (pair, half) in (0..LANES).flat_map(|pair| [(pair, 0), (pair, 1)]) {
                 let summand = step * BLOCK + 2 * pair;
-                let mut numbers = [load(summand, half), load(summand + 1, half)];
+                let mut left_over = [load(summand, half), load(summand + 1, half)];
                 for piece in 0..PIECES {
-                    let (_, [even, odd], rest) = rounded(numbers);
+                    let (_, [even, odd], rest) = rounded(left_over);
                     let pairs = _mm512_or_si512(even, _mm512_slli_epi32::<16>(odd));
                     store(&mut lines[piece * BLOCK + half * LANES + pair], pairs);
-                    numbers = rest;
+                    left_over = rest;
                 }
             }
         }

@@ -2,11 +2,14 @@
 //!
 //! A number of 24 bits is the sum of three bf16 numbers, each of which is what those before it leave, rounded. Of the nine
 //! products of the pieces of two numbers the six largest are added up; the others come to at most 2^-24 of the product,
-//! which is what one rounding of it does (Henry, Tang, Heinecke 2019, arXiv 1904.06376). Six products on tiles take half the
-//! time of one on vectors.
+//! which is what one rounding of it does (Henry, Tang, Heinecke 2019, arXiv 1904.06376). Six products on tiles take about
+//! half the time of one on vectors.
 //!
-//! Tiles take numbers below 2^-126 for zeros, so that numbers below 2^-103 lose bits; a product with an infinite number, or
-//! with one that bf16 rounds to infinity, is NaN.
+//! A sum starts from what is kept and takes 32 summands at a time, of which it adds the six products in order, small ones
+//! first; that depends on the number of summands alone. So a row has the same bits in any company, of products on tiles.
+//!
+//! Tiles take numbers below 2^-126 for zeros, so that numbers below 2^-103, and sums below 2^-103 of products, lose
+//! bits; a product with an infinite number, or with one that bf16 rounds to infinity, is NaN.
 
 use super::avx512::LANES;
 use super::{Line, MAX_SUMMANDS, Product, ROOM, Room, numbers, part, part_of};
@@ -24,7 +27,7 @@ const TASK_ROWS: usize = 128;
 const SHARED_LINES: usize = 1 << 17;
 
 /// Whether there are tiles, and a product of this size is faster on them.
-pub(super) fn pay((m, n, k): (usize, usize, usize)) -> bool {
+pub(super) fn are_faster((m, n, k): (usize, usize, usize)) -> bool {
     m >= LEAST.0
         && n >= LEAST.1
         && k >= LEAST.2
@@ -44,7 +47,7 @@ impl Product<'_> {
     /// As [`Self::run`], on tiles.
     ///
     /// # Safety
-    /// As of [`Self::run`]; [`pay`] has said yes.
+    /// As of [`Self::run`]; [`are_faster`] has said yes.
     pub(super) unsafe fn run_on_tiles(&self) {
         let (m, n, k) = self.mnk;
         let steps = k.div_ceil(BLOCK);
@@ -82,7 +85,8 @@ impl Product<'_> {
     /// Some rows by some panels of columns.
     ///
     /// # Safety
-    /// As of [`Self::run_on_tiles`]; nobody else writes these outputs.
+    /// As of [`Self::run_on_tiles`]; the rows are of the product, the panels of `packed`, which holds columns of it, and nobody
+    /// else writes these outputs.
     unsafe fn rows_by(&self, packed: &Columns<'_>, rows: Range<usize>, panels: Range<usize>) {
         let lines_of_panel = packed.summands.len().div_ceil(BLOCK) * LINES_OF_STEP;
         let strips = rows.len().div_ceil(BLOCK);
@@ -101,7 +105,7 @@ impl Product<'_> {
                 let b = &packed.lines[panel * lines_of_panel..][..lines_of_panel];
                 for (strip, a) in pieces.chunks(lines_of_panel).enumerate().take(strips) {
                     let rows = strip_of(strip);
-                    // SAFETY: the output has these rows and this column; the tiles are set up, and both operands have the
+                    // SAFETY: the output has these rows and columns; the tiles are set up, and both operands have the
                     // lines of all steps.
                     unsafe {
                         let c = self.c.row(rows.start).column(packed.columns.start + columns.start);
@@ -116,7 +120,7 @@ impl Product<'_> {
 /// A block of at most 32 x 32 outputs, of strip `strip` of a task by a panel.
 ///
 /// # Safety
-/// [`Tiles`] are set up on this thread; the output is there and nobody else's, with `keep` it holds numbers.
+/// [`Tiles`] are set up on this thread; `a` and `b` have the lines of equally many steps, of one at least; the output is there and nobody else's, with `keep` it holds numbers.
 unsafe fn block((a, strip): (&[Line], usize), b: &[Line], (c, rows, columns): (Output, usize, usize), keep: bool) {
     let steps = a.len() / LINES_OF_STEP;
     debug_assert_eq!(a.len(), b.len());
@@ -158,7 +162,7 @@ mod tests {
     }
 
     fn there_are_none() -> bool {
-        !pay((1 << 10, 1 << 10, 1 << 10))
+        !are_faster((1 << 10, 1 << 10, 1 << 10))
     }
 
     /// Numbers of either sign over 24 powers of two.
@@ -250,5 +254,44 @@ mod tests {
             let is_touched = [3, 40, 69].contains(&(at / n)) || [2, 44].contains(&(at % n));
             assert!(if is_touched { !found.is_finite() } else { *found == finite }, "{at}: {found}");
         }
+    }
+
+    /// Rows and columns with numbers between them, which stay as they are, by way of [`Product::run`], at the border where
+    /// tiles begin to be faster, while other tiles of the thread are in use.
+    #[test]
+    fn what_lies_between_stays_and_tiles_in_use_too() {
+        if there_are_none() {
+            return;
+        }
+        let mut rng = ChaCha8Rng::seed_from_u64(7);
+        let _others = Tiles::new();
+        for less in [0, 1] {
+            let (m, n, k, stride) = (LEAST.0 + 1, LEAST.1 - less, LEAST.2, LEAST.1 + 3);
+            assert_eq!(are_faster((m, n, k)), less == 0);
+            let (a, b) = (numbers(&mut rng, 2 * m * (k + 1)), numbers(&mut rng, 2 * k * (n + 1)));
+            let a = View { values: &a, row_stride: 2 * (k + 1), col_stride: 2 };
+            let b = View { values: &b, row_stride: 2 * (n + 1), col_stride: 2 };
+            let mut c = vec![7f32; m * stride];
+            let output = Output { first: c.as_mut_ptr(), stride };
+            // SAFETY: the units are there; the operands and the output have these sizes.
+            unsafe { Product { mnk: (m, n, k), a, b, c: output, keep: false }.run() };
+            for (at, found) in c.iter().enumerate() {
+                let (row, column) = (at / stride, at % stride);
+                if column >= n {
+                    assert_eq!(*found, 7.0, "({row}, {column})");
+                    continue;
+                }
+                let factors = (0..k).map(|s| (a.values[2 * (row * (k + 1) + s)], b.values[2 * (s * (n + 1) + column)]));
+                let terms: Vec<f64> = factors.map(|(a, b)| f64::from(a) * f64::from(b)).collect();
+                let (sum, size): (f64, f64) = (terms.iter().sum(), terms.iter().map(|term| term.abs()).sum());
+                assert!((f64::from(*found) - sum).abs() <= 2e-6 * size, "({row}, {column}): {found} in place of {sum}");
+            }
+        }
+        // The products have set up and released tiles of their own: these ones are still there.
+        let (lines, mut sums) = ([Line([0.0; LANES]); LINES_OF_STEP], [[1f32; BLOCK]; BLOCK]);
+        let (lines, c) = (lines.as_ptr().cast(), (sums.as_mut_ptr().cast(), BLOCK, false));
+        // SAFETY: the tiles are set up above; there are the lines of a step, and 32 x 32 outputs.
+        unsafe { amx::block_of_pieces(lines, (lines, lines), 1, c) };
+        assert_eq!(sums, [[0.0; BLOCK]; BLOCK]);
     }
 }
