@@ -18,7 +18,7 @@ struct Attention {
     const float *q;                                                // [T, N, H]
     const float *past_keys, *past_values, *new_keys, *new_values;  // [past | new, K, H]
     const uint32_t *offsets;                                       // intervals of query t: offsets[t]..offsets[t + 1]
-    const uint2 *intervals;                                        // keys from..to
+    const uint2 *intervals;                                        // keys from..to, ascending
     int num_past, num_new, num_queries, heads, kv_heads, head_dim;
     float scale, softcap;  // 0: none
 };

@@ -218,10 +218,9 @@ impl GpuBuffer {
         let end = runs.iter().map(|run| run.end).max().unwrap_or(0);
         if end > self.len {
             self.reserve(end)?;
-            let zeros = self.gpu.upload(&vec![0.0; end - self.len])?;
             let to = at(self.gpu.pointer(&self.slice), self.len);
             // SAFETY: there is room for the zeros behind the numbers in use.
-            unsafe { self.gpu.copy(self.gpu.pointer(&zeros), to, end - self.len)? };
+            unsafe { self.gpu.clear(to, end - self.len)? };
             self.len = end;
         }
         let read = Read::of(tensor)?;

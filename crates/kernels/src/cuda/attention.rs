@@ -88,7 +88,12 @@ impl Attention {
         let mask = &spec.mask;
         let copies = mask.on_gpu();
         let intervals = || {
-            let of_query = |query| mask.intervals(query).iter().flat_map(|(from, to)| [*from, *to]);
+            // The kernels step through the keys in ascending order.
+            let of_query = |query| {
+                let mut sorted = mask.intervals(query).to_vec();
+                sorted.sort_unstable();
+                sorted.into_iter().flat_map(|(from, to)| [from, to])
+            };
             (0..mask.num_queries()).flat_map(of_query).collect()
         };
         Ok(Self {
