@@ -99,23 +99,52 @@ impl Ahead {
     }
 }
 
+/// The sums of a block are zero, or with `keep` what is there.
+macro_rules! start {
+    () => {
+        "test {keep:e}, {keep:e}
+         jnz 2f
+         tilezero tmm0
+         tilezero tmm1
+         tilezero tmm2
+         tilezero tmm3
+         jmp 3f
+         2:
+         tileloadd tmm0, [{c} + {c_stride}*1]
+         tileloadd tmm1, [{c} + {c_stride}*1 + 64]
+         tileloadd tmm2, [{c_low} + {c_stride}*1]
+         tileloadd tmm3, [{c_low} + {c_stride}*1 + 64]"
+    };
+}
+
+/// The sums of a block are written.
+macro_rules! end {
+    () => {
+        "tilestored [{c} + {c_stride}*1], tmm0
+         tilestored [{c} + {c_stride}*1 + 64], tmm1
+         tilestored [{c_low} + {c_stride}*1], tmm2
+         tilestored [{c_low} + {c_stride}*1 + 64], tmm3"
+    };
+}
+
+/// The four products of two tiles of rows and two of columns.
+macro_rules! dots {
+    ($dot:literal) => {
+        concat!(
+            concat!($dot, " tmm0, tmm4, tmm6\n"),
+            concat!($dot, " tmm1, tmm4, tmm7\n"),
+            concat!($dot, " tmm2, tmm5, tmm6\n"),
+            concat!($dot, " tmm3, tmm5, tmm7"),
+        )
+    };
+}
+
 /// The sums of a block, with instructions that fetch among those of a step. A macro, because a loop over a number of lines
 /// takes a twentieth of a product that does not wait for memory.
 macro_rules! sums {
     ($dot:literal, [$($fetch:literal),*], [$($more:literal),*], $a:expr, $a_stride:expr, $b:expr, $next:expr, $steps:expr, $c:expr, $c_stride:expr, $keep:expr) => {
         asm!(
-            "test {keep:e}, {keep:e}",
-            "jnz 2f",
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
-            "jmp 3f",
-            "2:",
-            "tileloadd tmm0, [{c} + {c_stride}*1]",
-            "tileloadd tmm1, [{c} + {c_stride}*1 + 64]",
-            "tileloadd tmm2, [{c_low} + {c_stride}*1]",
-            "tileloadd tmm3, [{c_low} + {c_stride}*1 + 64]",
+            start!(),
             "3:",
             "tileloadd tmm4, [{a} + {a_stride}*1]",
             $($fetch,)*
@@ -123,19 +152,13 @@ macro_rules! sums {
             "tileloadd tmm7, [{b} + {b_stride}*1 + 64]",
             $($more,)*
             "tileloadd tmm5, [{a_low} + {a_stride}*1]",
-            concat!($dot, " tmm0, tmm4, tmm6"),
-            concat!($dot, " tmm1, tmm4, tmm7"),
-            concat!($dot, " tmm2, tmm5, tmm6"),
-            concat!($dot, " tmm3, tmm5, tmm7"),
+            dots!($dot),
             "add {a}, 64",
             "add {a_low}, 64",
             "add {b}, 2048",
             "dec {steps}",
             "jnz 3b",
-            "tilestored [{c} + {c_stride}*1], tmm0",
-            "tilestored [{c} + {c_stride}*1 + 64], tmm1",
-            "tilestored [{c_low} + {c_stride}*1], tmm2",
-            "tilestored [{c_low} + {c_stride}*1 + 64], tmm3",
+            end!(),
             keep = inout(reg) u32::from($keep) => _,
             a = inout(reg) $a => _,
             a_low = inout(reg) $a.byte_add(16 * $a_stride) => _,
@@ -236,15 +259,14 @@ macro_rules! piece {
 /// The four products of what is loaded, and a sixth of what a step fetches.
 macro_rules! products {
     () => {
-        "prefetcht1 [{next}]
-         prefetcht1 [{next} + 64]
-         prefetcht1 [{next} + 128]
-         prefetcht1 [{next} + 192]
-         add {next}, 256
-         tdpbf16ps tmm0, tmm4, tmm6
-         tdpbf16ps tmm1, tmm4, tmm7
-         tdpbf16ps tmm2, tmm5, tmm6
-         tdpbf16ps tmm3, tmm5, tmm7"
+        concat!(
+            "prefetcht1 [{next}]
+             prefetcht1 [{next} + 64]
+             prefetcht1 [{next} + 128]
+             prefetcht1 [{next} + 192]
+             add {next}, 256\n",
+            dots!("tdpbf16ps")
+        )
     };
 }
 
@@ -266,18 +288,7 @@ pub(crate) unsafe fn block_of_pieces(
     // SAFETY: the instructions exist here; they read and write what the caller says is there.
     unsafe {
         asm!(
-            "test {keep:e}, {keep:e}",
-            "jnz 2f",
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
-            "jmp 3f",
-            "2:",
-            "tileloadd tmm0, [{c} + {c_stride}*1]",
-            "tileloadd tmm1, [{c} + {c_stride}*1 + 64]",
-            "tileloadd tmm2, [{c_low} + {c_stride}*1]",
-            "tileloadd tmm3, [{c_low} + {c_stride}*1 + 64]",
+            start!(),
             "3:",
             piece!("tmm4", "tmm5", "a", 2),
             piece!("tmm6", "tmm7", "b", 0),
@@ -296,10 +307,7 @@ pub(crate) unsafe fn block_of_pieces(
             "add {b}, {step}",
             "dec {steps}",
             "jnz 3b",
-            "tilestored [{c} + {c_stride}*1], tmm0",
-            "tilestored [{c} + {c_stride}*1 + 64], tmm1",
-            "tilestored [{c_low} + {c_stride}*1], tmm2",
-            "tilestored [{c_low} + {c_stride}*1 + 64], tmm3",
+            end!(),
             keep = in(reg) u32::from(keep),
             a = inout(reg) a => _,
             b = inout(reg) b => _,

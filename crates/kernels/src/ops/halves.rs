@@ -136,6 +136,9 @@ impl Halves {
     /// When the sum cannot be taken.
     pub fn end(self) -> Result<Tensor> {
         let Some(y) = self.y else { return Ok(self.from) };
+        if self.x.dims() != y.dims() {
+            bail!("halves: the sum of {:?} and {:?}", self.x.shape(), y.shape());
+        }
         let sum = Mutex::new(Some([self.x, y.contiguous()?]));
         self.from.apply_op1(Edge { sum, halves: self.halves })
     }
