@@ -20,7 +20,32 @@ SHAPE = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
 MAPS = {"qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], "o": ["self_attn.o_proj"],
         "gate_up": ["mlp.gate_proj", "mlp.up_proj"], "down": ["mlp.down_proj"]}
 RANK, ALPHA, CUDA_GRAPHS = 16, 32, {"triton.cudagraphs": True}  # what mode="reduce-overhead" stands for
-causal = lambda _, q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+causal = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+
+def new_block(heads, kv, head_dim, eps):
+    """A layer as a function of tensors, so that compiled once it serves all layers. `attend` takes q, k and v as [rows,
+    heads, length, head_dim], and `extra`; `low` has a low-rank update, A and Bs of each map, for the last positions."""
+    norm = lambda x, weight: F.rms_norm(x.float(), x.shape[-1:], weight.float(), eps)
+
+    def block(x, cos, sin, weights, norms, attend, extra, low=None, last=0):
+        rotate = lambda x: x * cos + torch.cat([-x[..., head_dim // 2 :], x[..., : head_dim // 2]], -1) * sin
+
+        def product(m, x):
+            y = F.linear(x.bfloat16(), weights[m])
+            if low is None:
+                return y
+            a, bs = low[m]
+            down = F.linear(x.bfloat16()[:, -last:], a).split(RANK, -1)
+            added = torch.cat([F.linear(part, b) for part, b in zip(down, bs)], -1)
+            return y + F.pad(added, (0, 0, x.shape[1] - last, 0))
+        qkv = product("qkv", norm(x, norms[0])).unflatten(-1, (-1, head_dim))
+        q, k = rotate(qkv[:, :, :-kv]).split([heads, kv], 2)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, qkv[:, :, -kv:]))
+        x = x + product("o", attend(q, k, v, *extra).transpose(1, 2).flatten(2))
+        gate, up = product("gate_up", norm(x, norms[1])).chunk(2, -1)
+        return x + product("down", F.silu(gate) * up), k, v
+    return block
 
 
 class Llama(nn.Module):
@@ -44,30 +69,23 @@ class Llama(nn.Module):
         self.norms = nn.ParameterList(read(name, d) for name in norms + ["norm"])
         self.embedding = nn.Parameter(read("embed_tokens", self.vocabulary, d))
         self.frequencies = nn.Parameter(theta ** (-torch.arange(0, self.head_dim, 2, device=DEVICE) / self.head_dim))
+        self.block = new_block(self.heads, self.kv, self.head_dim, self.eps)
         self.requires_grad_(False)
 
     def norm(self, x, i):
         return F.rms_norm(x.float(), x.shape[-1:], self.norms[i].float(), self.eps)
 
-    def forward(self, x, positions, attend, update=None):
-        """States ahead of the final norm, of token ids or of embeddings, at positions [rows or 1, length]. `attend` takes
-        layer, q, k and v as [rows, heads, length, head_dim]; `update` takes map, layer and input and gives what to add."""
+    def forward(self, x, positions, attend, extra=lambda _: (), low=lambda _: (), block=None):
+        """States ahead of the final norm, of token ids or of embeddings, at positions [rows or 1, length], and keys and
+        values of each layer. `extra` and `low` give of a layer what `new_block` takes."""
         x = x if x.is_floating_point() else F.embedding(x, self.embedding)
         angles = (positions[..., None] * self.frequencies).repeat(1, 1, 2)[:, :, None]
-        cos, sin = angles.cos().bfloat16(), angles.sin().bfloat16()
-        rotate = lambda x: x * cos + torch.cat([-x[..., self.head_dim // 2 :], x[..., : self.head_dim // 2]], -1) * sin
-
-        def product(m, i, x):
-            y = F.linear(x.bfloat16(), self.maps[m][i])
-            return y if update is None else y + update(m, i, x.bfloat16())
+        cos, sin, kept = angles.cos().bfloat16(), angles.sin().bfloat16(), []
         for i in range(self.layers):
-            qkv = product("qkv", i, self.norm(x, 2 * i)).unflatten(-1, (-1, self.head_dim))
-            q, k = rotate(qkv[:, :, : -self.kv]).split([self.heads, self.kv], 2)
-            seen = attend(i, *(t.transpose(1, 2) for t in (q, k, qkv[:, :, -self.kv :])))
-            x = x + product("o", i, seen.transpose(1, 2).flatten(2))
-            gate, up = product("gate_up", i, self.norm(x, 2 * i + 1)).chunk(2, -1)
-            x = x + product("down", i, F.silu(gate) * up)
-        return x
+            weights, norms = {m: maps[i] for m, maps in self.maps.items()}, (self.norms[2 * i], self.norms[2 * i + 1])
+            x, *kv = (block or self.block)(x, cos, sin, weights, norms, attend, extra(i), *low(i))
+            kept.append(kv)
+        return x, kept
 
     def logits(self, x):
         return F.linear(self.norm(x, -1).bfloat16(), self.embedding)
@@ -83,66 +101,82 @@ class Adapter(nn.Module):
         self.b = nn.ModuleDict({m: zeros(model.outs[m]) for m in MAPS})
         self.special = nn.Parameter(model.embedding[100 : 100 + special].float())
 
-    def update(self, last):
-        """The decoder's `update`, on so many positions at the end of each row."""
+    def low(self, last):
+        """The decoder's `low`, on so many positions at the end of each row."""
         a = {m: weight.bfloat16().unbind() for m, weight in self.a.items()}
         b = {m: [(weight * (ALPHA / RANK)).bfloat16().unbind() for weight in weights] for m, weights in self.b.items()}
-
-        def update(m, i, x):
-            low = F.linear(x[:, -last:], a[m][i]).split(RANK, -1)
-            added = torch.cat([F.linear(part, weight[i]) for part, weight in zip(low, b[m])], -1)
-            return F.pad(added, (0, 0, x.shape[1] - last, 0))
-        return update
+        return lambda i: ({m: (a[m][i], tuple(weight[i] for weight in b[m])) for m in MAPS}, last)
 
 
-def special_states(job, model, adapter, ids, lengths):
+def masked(q, k, v, mask, groups):
+    # With groups the memory-efficient kernel applies: it takes a mask, but no grouped heads.
+    k, v = (t.repeat_interleave(groups, 1) for t in (k, v)) if groups else (k, v)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=not groups)
+
+
+def behind(q, k, v, past, mask, groups):
+    return masked(q, *(torch.cat(pair, 2) for pair in zip(past, (k, v))), mask, groups)
+
+
+def special_states(job, model, adapter, block, ids, lengths):
     """[rows, k, d]. Rows lie as text, padding, [E]s, so that [E]s have the same place in all rows and a slice gathers them;
     mask and positions are those of text and [E]s without a gap."""
-    (rows, width), k, gqa = ids.shape, job["special"], job.get("gqa", False)
+    (rows, width), k, groups = ids.shape, job["special"], 0 if job.get("gqa") else model.heads // model.kv
     place = torch.arange(width + k, device=DEVICE)
     is_text, query, lengths = place < width, place[:, None], lengths[:, None]
     mask = torch.where(is_text, (place <= query) & (place < lengths)[:, None], place == query)[:, None]
     positions = torch.where(is_text, place, place - width + lengths)
     special = adapter.special.bfloat16().expand(rows, k, -1)
-
-    def masked(q, k, v, mask):
-        # Without `gqa` the memory-efficient kernel applies: it takes a mask, but no grouped heads.
-        k, v = (t if gqa else t.repeat_interleave(model.heads // model.kv, 1) for t in (k, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=gqa)
     if job.get("split"):
-        kept = []
         with torch.no_grad():
-            model(ids, place[None, :width], lambda i, *qkv: kept.append(qkv[1:]) or causal(i, *qkv))
-        attend = lambda i, q, *kv: masked(q, *(torch.cat(pair, 2) for pair in zip(kept[i], kv)), mask[:, :, width:])
-        return model(special, positions[:, width:], attend, adapter.update(k))
+            kept = model(ids, place[None, :width], causal, block=block)[1]
+        seen, low = mask[:, :, width:].contiguous(), adapter.low(k)
+        return model(special, positions[:, width:], behind, lambda i: (kept[i], seen, groups), low, block)[0]
     x = torch.cat([F.embedding(ids, model.embedding), special], 1)
-    update = adapter.update(k if job["scope"] == "special" else width + k)
-    return model(x, positions, lambda _, q, k, v: masked(q, k, v, mask), update)[:, width:]
+    low = adapter.low(k if job["scope"] == "special" else width + k)
+    return model(x, positions, masked, lambda _: (mask, groups), low, block)[0][:, width:]
 
 
 def train(job, model):
     rng, rows, tokens, k = np.random.default_rng(0), job["rows"], job["tokens"], job["special"]
     adapter = Adapter(model, k)
-    optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-4, weight_decay=0.0, fused=DEVICE == "cuda")
+    on_gpu, compiles = DEVICE == "cuda", job.get("compile", True)
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-4, weight_decay=0.0, fused=on_gpu, capturable=on_gpu)
+    # Layers are compiled as one function: thirty of them in a piece take many minutes.
+    block = torch.compile(model.block, fullgraph=True, dynamic=False) if compiles else model.block
 
-    def contrastive(ids, lengths):
-        pooled = model.norm(special_states(job, model, adapter, ids, lengths), -1).mean(1)
-        anchors, positives = F.normalize(pooled, dim=-1).chunk(2)
+    def of_states(states):
+        anchors, positives = F.normalize(model.norm(states, -1).mean(1), dim=-1).chunk(2)
         return F.cross_entropy(anchors @ positives.T / 0.05, torch.arange(rows, device=DEVICE))
-    loss = compiled(job, contrastive, CUDA_GRAPHS)
+    loss, width = torch.compile(of_states, disable=not compiles), tokens + (-(tokens + k) % 8)
+    ids = torch.full((2 * rows, width), 100, device=DEVICE)
+    lengths = torch.full((2 * rows,), tokens, device=DEVICE)
+
+    def update():
+        optimizer.zero_grad(set_to_none=True)
+        loss(special_states(job, model, adapter, block, ids, lengths)).backward()
+        nn.utils.clip_grad_norm_(adapter.parameters(), 1.0)
+        optimizer.step()
+    if on_gpu and compiles:
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            [update() for _ in range(3)]
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()  # of the whole step: the host does nothing but fill ids and lengths
+        with torch.cuda.graph(graph):
+            update()
+        update = graph.replay
 
     def step():
         # Texts and what dropout leaves of them. With [E]s, rows are a multiple of 8; beyond a length all is padding.
         texts, keep = rng.integers(100, model.vocabulary, (rows, tokens)), rng.random((rows, tokens)) >= 0.2
         keep[~keep.any(1), 0] = True
         left = np.take_along_axis(texts, np.argsort(~keep, 1, kind="stable"), 1)
-        ids = np.pad(np.concatenate([texts, left]), ((0, 0), (0, -(tokens + k) % 8)))
-        lengths = np.concatenate([np.full(rows, tokens), keep.sum(1)])
-        loss(upload(ids), upload(lengths)).backward()
-        nn.utils.clip_grad_norm_(adapter.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return rows, lengths.sum() + 2 * rows * k, 0
+        given = np.concatenate([np.full(rows, tokens), keep.sum(1)])
+        ids.copy_(upload(np.pad(np.concatenate([texts, left]), ((0, 0), (0, width - tokens)))))
+        lengths.copy_(upload(given))
+        update()
+        return rows, given.sum() + 2 * rows * k, 0
     repeat(job, model, step)
 
 
@@ -158,7 +192,7 @@ def embed(job, model):
 
     def pooled(ids, lengths):
         place = torch.arange(ids.shape[1], device=DEVICE)[None]
-        states = model.norm(model(ids, place, causal), -1) * (place < lengths[:, None])[..., None]
+        states = model.norm(model(ids, place, causal)[0], -1) * (place < lengths[:, None])[..., None]
         return F.normalize(states.sum(1), dim=-1)
     run = compiled(job, pooled, {}, dynamic=True)
 
@@ -177,19 +211,19 @@ def decode(job, model):
     token, position, written = prompt[:, -1:].clone(), prompt.new_zeros(1), prompt.new_zeros(rows, size)
 
     def prepare():
-        keep = lambda i, _, *kv: [to[i][:, :, : length - 1].copy_(own) for to, own in zip((keys, values), kv)]
-        model(prompt[:, :-1], torch.arange(length - 1, device=DEVICE)[None], lambda *iqkv: keep(*iqkv) and causal(*iqkv))
+        kept = model(prompt[:, :-1], torch.arange(length - 1, device=DEVICE)[None], causal)[1]
+        [to[:, :, : length - 1].copy_(own) for pair in zip(keys, values, *zip(*kept)) for to, own in zip(pair[:2], pair[2:])]
         token.copy_(prompt[:, -1:]), position.fill_(length - 1)
 
-    def attend(i, q, k, v):
+    def attend(q, k, v, keys, values):
         # Written out, because the compiler's own kernels suit a single query better than those of SDPA.
-        keys[i][:, :, position], values[i][:, :, position] = k, v
-        scores = (q.reshape(rows, model.kv, -1, model.head_dim) @ keys[i].mT).float() * model.head_dim**-0.5
+        keys[:, :, position], values[:, :, position] = k, v
+        scores = (q.reshape(rows, model.kv, -1, model.head_dim) @ keys.mT).float() * model.head_dim**-0.5
         scores = scores.masked_fill(torch.arange(size, device=DEVICE) > position, -torch.inf)
-        return (scores.softmax(-1).bfloat16() @ values[i]).view(q.shape)
+        return (scores.softmax(-1).bfloat16() @ values).view(q.shape)
 
     def step():
-        token.copy_(model.logits(model(token, position[None], attend)).argmax(-1))
+        token.copy_(model.logits(model(token, position[None], attend, lambda i: (keys[i], values[i]))[0]).argmax(-1))
         position.add_(1)
         written[:, position] = token
     advance = compiled(job, step, {"coordinate_descent_tuning": True})
@@ -210,7 +244,7 @@ def decode(job, model):
 def prefill(job, model):
     ids = torch.randint(100, model.vocabulary, (1, job["tokens"]), device=DEVICE)
     place = torch.arange(job["tokens"], device=DEVICE)[None]
-    run = compiled(job, lambda ids: model.logits(model(ids, place, causal)[:, -1:]), CUDA_GRAPHS)
+    run = compiled(job, lambda ids: model.logits(model(ids, place, causal)[0][:, -1:]), CUDA_GRAPHS)
     repeat(job, model, lambda: (job["tokens"], job["tokens"], len(run(ids))))
 
 

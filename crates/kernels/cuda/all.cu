@@ -5,5 +5,6 @@
 #include "attention.cuh"
 #include "attention_tensor.cuh"
 #include "elementwise.cuh"
+#include "few_rows.cuh"
 #include "losses.cuh"
 #include "rows.cuh"

@@ -35,3 +35,10 @@ __device__ __forceinline__ void store(float *to, float x) { *to = x; }
 __device__ __forceinline__ void store(__nv_bfloat16 *to, float x) { *to = __float2bfloat16(x); }
 __device__ __forceinline__ float load(const float *from) { return *from; }
 __device__ __forceinline__ float load(const __nv_bfloat16 *from) { return __bfloat162float(*from); }
+
+// The numbers of two bf16 bit patterns, the first in the low half.
+__device__ __forceinline__ float low_half(uint32_t bits) { return __uint_as_float(bits << 16); }
+__device__ __forceinline__ float high_half(uint32_t bits) { return __uint_as_float(bits & 0xffff0000u); }
+
+// Asks for the 128 bytes at an address, into the second-level cache.
+__device__ __forceinline__ void prefetch_l2(const void *at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }

@@ -117,6 +117,21 @@ impl Buffer {
         Ok(())
     }
 
+    /// The address of numbers on the GPU, so many at least: zeros where there were none.
+    ///
+    /// # Errors
+    /// When there are numbers on the host, or the GPU has no memory for more.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn room(&mut self, gpu: &'static Gpu, end: usize) -> Result<Pointer> {
+        if self.len() == 0 {
+            self.move_to(gpu)?;
+        }
+        if let Self::Gpu(buffer) = self {
+            buffer.grow(end)?;
+        }
+        self.pointer()
+    }
+
     /// Adds the numbers of a tensor.
     ///
     /// # Errors
@@ -214,8 +229,8 @@ impl GpuBuffer {
         Ok(())
     }
 
-    fn write(&mut self, tensor: &Tensor, runs: &[Range<usize>]) -> Result<()> {
-        let end = runs.iter().map(|run| run.end).max().unwrap_or(0);
+    /// Zeros up to `end`, where there is less.
+    fn grow(&mut self, end: usize) -> Result<()> {
         if end > self.len {
             self.reserve(end)?;
             let to = at(self.gpu.pointer(&self.slice), self.len);
@@ -223,6 +238,11 @@ impl GpuBuffer {
             unsafe { self.gpu.clear(to, end - self.len)? };
             self.len = end;
         }
+        Ok(())
+    }
+
+    fn write(&mut self, tensor: &Tensor, runs: &[Range<usize>]) -> Result<()> {
+        self.grow(runs.iter().map(|run| run.end).max().unwrap_or(0))?;
         let read = Read::of(tensor)?;
         let mut from = read.pointer;
         for run in runs {

@@ -95,6 +95,17 @@ impl KvLayer {
         Ok((self.keys.to_vec()?, self.values.to_vec()?))
     }
 
+    /// The addresses of keys and values on the GPU, with room for so many tokens.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn room(
+        &mut self,
+        gpu: &'static crate::cuda::Gpu,
+        num_tokens: usize,
+    ) -> Result<[crate::cuda::Pointer; 2]> {
+        let end = num_tokens * self.width;
+        Ok([self.keys.room(gpu, end)?, self.values.room(gpu, end)?])
+    }
+
     pub(crate) fn width(&self) -> usize {
         self.width
     }

@@ -4,6 +4,7 @@
 //! reads has been written, and memory that is freed is taken again only by what comes after.
 
 mod attention;
+mod few_rows;
 mod linear;
 mod losses;
 mod matrix;
@@ -12,6 +13,7 @@ mod product;
 mod rows;
 
 pub(crate) use attention::{Attention, AttentionSums, DeviceMask, Kind, attention, attention_backward};
+pub(crate) use few_rows::{FewLayer, FewRows, NONE, Pack};
 pub(crate) use linear::{Map, Norm, Update, add_linear, feed_forward, norm_linears};
 pub(crate) use losses::{Rows, cross_entropy, dense_cross_entropy, dense_cross_entropy_backward};
 pub(crate) use matrix::DeviceMatrix;
@@ -33,6 +35,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// A device address.
 pub(crate) type Pointer = u64;
+/// Blocks, threads of a block, and bytes of its shared memory.
+pub(crate) type LaunchShape = ((usize, usize, usize), u32, usize);
 /// Gradients of two operands, those that are wanted.
 pub(crate) type Gradients2 = (Option<CudaSlice<f32>>, Option<CudaSlice<f32>>);
 
@@ -52,10 +56,13 @@ pub(crate) enum Arg {
     Size(usize),
     Float(f32),
     Attention(Attention),
+    FewRows(FewRows),
 }
 
 // SAFETY: a plain struct of numbers, laid out as its twin in cuda/attention.cuh.
 unsafe impl DeviceRepr for Attention {}
+// SAFETY: a plain struct of numbers, laid out as its twin in cuda/few_rows.cuh.
+unsafe impl DeviceRepr for FewRows {}
 
 /// Threads of a block where nothing speaks for another number.
 pub(crate) const BLOCK_THREADS: u32 = 256;
@@ -192,11 +199,26 @@ impl Gpu {
     /// # Safety
     /// The arguments are those that the kernel takes, in its order, and its pointers lead to as many numbers as it reads
     /// and writes.
-    pub(crate) unsafe fn launch(
+    pub(crate) unsafe fn launch(&self, name: &'static str, shape: LaunchShape, args: &[Arg]) -> Result<()> {
+        // SAFETY: as the caller says.
+        unsafe { self.start(name, shape, args, false) }
+    }
+
+    /// As [`Self::launch`], of blocks that run at the same time and may wait for each other.
+    ///
+    /// # Safety
+    /// As of [`Self::launch`].
+    pub(crate) unsafe fn launch_together(&self, name: &'static str, shape: LaunchShape, args: &[Arg]) -> Result<()> {
+        // SAFETY: as the caller says.
+        unsafe { self.start(name, shape, args, true) }
+    }
+
+    unsafe fn start(
         &self,
         name: &'static str,
-        (blocks, threads, shared): ((usize, usize, usize), u32, usize),
+        (blocks, threads, shared): LaunchShape,
         args: &[Arg],
+        together: bool,
     ) -> Result<()> {
         /// What every kernel may have without asking.
         const PLAIN_SHARED: usize = 48 << 10;
@@ -222,11 +244,12 @@ impl Gpu {
                 Arg::Size(number) => builder.arg(number),
                 Arg::Float(number) => builder.arg(number),
                 Arg::Attention(attention) => builder.arg(attention),
+                Arg::FewRows(few_rows) => builder.arg(few_rows),
             };
         }
         let config = LaunchConfig { grid_dim: (x, y, z), block_dim: (threads, 1, 1), shared_mem_bytes: shared as u32 };
         // SAFETY: as the caller says.
-        unsafe { builder.launch(config) }.w()?;
+        unsafe { if together { builder.launch_cooperative(config) } else { builder.launch(config) } }.w()?;
         Ok(())
     }
 

@@ -5,6 +5,7 @@ mod attention;
 mod cross_entropy;
 mod dropout;
 mod embed_inputs;
+pub mod few_rows;
 pub mod fused;
 pub mod halves;
 mod linear;

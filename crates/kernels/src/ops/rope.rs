@@ -53,6 +53,12 @@ impl RopeTable {
         }
     }
 
+    /// Cosines and sines of all tokens.
+    #[cfg(feature = "cuda")]
+    pub(super) fn all(&self) -> (&[f32], &[f32]) {
+        (&self.cos, &self.sin)
+    }
+
     /// Angles of a token: cosines and sines.
     fn of_token(&self, token: usize) -> (&[f32], &[f32]) {
         let angles = token * self.half..(token + 1) * self.half;

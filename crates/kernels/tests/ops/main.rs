@@ -5,6 +5,7 @@ mod adamw;
 mod attention;
 mod bf16;
 mod errors;
+mod few_rows;
 mod forward;
 mod fused;
 mod gradients;

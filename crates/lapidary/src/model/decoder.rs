@@ -183,6 +183,11 @@ impl Decoder {
         if let Some(observe) = &mut observe {
             observe(0, &x);
         }
+        if observe.is_none()
+            && let Some(x) = run.few_rows(&self.layers, &x, &mut kv)?
+        {
+            return if keys_alone { Ok(x) } else { run.norm(&x, &self.norm) };
+        }
         for (index, layer) in self.layers.iter().enumerate() {
             if let Kv::Append(cache) = &mut kv
                 && keys_alone

@@ -91,6 +91,11 @@ impl Layer {
         })
     }
 
+    /// The weights of its linear maps.
+    pub(super) fn maps(&self) -> [&Weight; 7] {
+        self.linears.each_ref().map(|linear| &linear.weight)
+    }
+
     /// Every tensor of the layer with its Hugging Face name within the layer.
     pub(super) fn tensors(&mut self) -> Vec<(String, &mut Tensor)> {
         let mut all: Vec<(String, &mut Tensor)> = Vec::new();

@@ -7,6 +7,7 @@ use super::kv_cache::{Kv, KvCache};
 use super::layer::{DOWN, GATE, K, Layer, Linear, O, Q, UP, V};
 use crate::Error;
 use kernels::Tensor;
+use kernels::ops::few_rows;
 use kernels::ops::fused::{Map, Norm, add_linear, can_fuse, feed_forward, norm_linears};
 use kernels::ops::halves::{Halves, Heads, can_halve};
 use kernels::ops::{self, AttentionSpec, LowRank, RopeTable, Rows};
@@ -172,6 +173,46 @@ impl Run<'_> {
         halves.attention(norms[0], &attention, heads)?;
         halves.feed_forward(norms[1], &feed_forward, self.activation())?;
         Ok(Some(halves.end()?))
+    }
+
+    /// All layers at once for a few positions that nothing adapts, where the device has that: the state behind them.
+    pub(super) fn few_rows(&self, layers: &[Layer], x: &Tensor, kv: &mut Kv<'_>) -> Result<Option<Tensor>, Error> {
+        let is_plain = |layer: &Layer| {
+            let is_biased = layer.linears.iter().any(|linear| linear.bias.is_some());
+            !is_biased && layer.qk_norms.is_none() && layer.post_norms.is_none()
+        };
+        let spec = few_rows::Spec {
+            heads: (self.config.num_attention_heads, self.config.num_key_value_heads, self.config.head_dim),
+            eps: self.config.rms_norm_eps,
+            offset: self.config.norm_offset,
+            scale: self.config.query_scale,
+            softcap: self.config.attn_logit_softcapping,
+            activation: self.activation(),
+        };
+        let is_adapted = self.adapter.is_some() && !self.adapted.is_empty();
+        if is_adapted
+            || self.dropout.is_some()
+            || !layers.iter().all(is_plain)
+            || !few_rows::can_run(x, &spec, layers.iter().map(Layer::maps))
+        {
+            return Ok(None);
+        }
+        let (kept, places) = match kv {
+            Kv::None | Kv::Past(_) => return Ok(None),
+            Kv::Append(cache) => {
+                let first = cache.layers.first().map_or(0, |layer| layer.num_tokens());
+                (&mut cache.layers, vec![first..first + x.dim(0)?])
+            }
+            Kv::Pool(pass) => (&mut pass.pool.layers, self.places.clone()),
+        };
+        let layers = layers.iter().zip(kept).map(|(layer, kv)| few_rows::Layer {
+            norms: [&layer.input_norm, &layer.feed_forward_norm],
+            maps: layer.maps(),
+            rope: layer.config.rope.map(|rope| &*self.tables[rope]),
+            mask: &self.spec(layer).mask,
+            kv: Arc::make_mut(kv),
+        });
+        Ok(Some(few_rows::run(x, &spec, layers.collect(), &places)?))
     }
 
     /// Visibility of a layer: that of its window.

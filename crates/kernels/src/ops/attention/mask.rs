@@ -90,7 +90,7 @@ impl AttentionMask {
         &self.on_gpu.0
     }
 
-    pub(super) fn end(&self) -> usize {
+    pub(in crate::ops) fn end(&self) -> usize {
         self.intervals.iter().map(|(_, to)| *to as usize).max().unwrap_or(0)
     }
 }
