@@ -42,3 +42,14 @@ __device__ __forceinline__ float high_half(uint32_t bits) { return __uint_as_flo
 
 // Asks for the 128 bytes at an address, into the second-level cache.
 __device__ __forceinline__ void prefetch_l2(const void *at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
+
+// Adds to a counter that other blocks wait on, after all that this block has written; and the counter as they read it.
+__device__ __forceinline__ void add_release(unsigned *counter, unsigned count) {
+    asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(counter), "r"(count) : "memory");
+}
+
+__device__ __forceinline__ unsigned load_acquire(const unsigned *counter) {
+    unsigned found;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(found) : "l"(counter) : "memory");
+    return found;
+}

@@ -30,8 +30,17 @@ KERNEL multiply(const float *x, const float *y, float *product, size_t count) {
     for (size_t i = thread_number(); i < count; i += num_threads()) product[i] = x[i] * y[i];
 }
 
+// Cosines, and behind all of them sines, of position * frequency: `count` of each, in f64 until they are rounded.
+KERNEL angles(const uint32_t *positions, const double *frequencies, float *y, size_t count, int width) {
+    for (size_t i = thread_number(); i < count; i += num_threads()) {
+        double angle = positions[i / width] * frequencies[i % width], s, c;
+        sincos(angle, &s, &c);
+        y[i] = (float)c, y[count + i] = (float)s;
+    }
+}
+
 // Turns pairs (x[i], x[i + half]) of every head by the angles of its token; `sign` -1 turns back.
-// A block takes a token.
+// A block takes a token. `x` and `y` may be the same.
 KERNEL rope(const float *x, float *y, const float *cosines, const float *sines, int heads, int half, float sign) {
     size_t token = blockIdx.x, of_token = token * heads * 2 * half;
     for (int i = threadIdx.x; i < heads * half; i += blockDim.x) {
@@ -88,29 +97,44 @@ KERNEL gated_backward(const float *gate, const float *up, const float *dy, float
     }
 }
 
+struct AdamWRun {
+    float *p;
+    const float *gradient;
+    float *first, *second;
+    size_t count;
+    float beta1, beta2, eps, decay, step_size, correction, scale, padding;
+};
+
 // One step of AdamW as torch takes it; see src/adamw.rs for the corrections that are in `step_size` and `correction`.
-KERNEL adamw(float *p, const float *gradient, float *first, float *second, size_t count, float beta1, float beta2,
-             float eps, float decay, float step_size, float correction, float scale) {
-    for (size_t i = thread_number(); i < count; i += num_threads()) {
-        float g = gradient[i] * scale;
-        float m = beta1 * first[i] + (1.0f - beta1) * g;
-        float v = beta2 * second[i] + (1.0f - beta2) * g * g;
-        first[i] = m;
-        second[i] = v;
-        p[i] = p[i] * decay - step_size * m / (sqrtf(v) / correction + eps);
+// Blocks of the second dimension take a run each.
+KERNEL adamw(const AdamWRun *runs) {
+    AdamWRun run = runs[blockIdx.y];
+    for (size_t i = thread_number(); i < run.count; i += num_threads()) {
+        float g = run.gradient[i] * run.scale;
+        float m = run.beta1 * run.first[i] + (1.0f - run.beta1) * g;
+        float v = run.beta2 * run.second[i] + (1.0f - run.beta2) * g * g;
+        run.first[i] = m;
+        run.second[i] = v;
+        run.p[i] = run.p[i] * run.decay - run.step_size * m / (sqrtf(v) / run.correction + run.eps);
     }
 }
 
-// Sums of squares of equal shares of the numbers, one a block.
-KERNEL sum_squares(const float *x, size_t count, double *sums) {
+struct NumberRun {
+    const float *x;
+    size_t count;
+};
+
+// Sums of squares of equal shares of a run's numbers, one a block; blocks of the second dimension take a run each.
+KERNEL sum_squares(const NumberRun *runs, double *sums) {
     __shared__ double of_warp[32];
+    NumberRun run = runs[blockIdx.y];
     double sum = 0.0;
-    for (size_t i = thread_number(); i < count; i += num_threads()) sum += (double)x[i] * (double)x[i];
+    for (size_t i = thread_number(); i < run.count; i += num_threads()) sum += (double)run.x[i] * (double)run.x[i];
     sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = sum;
     __syncthreads();
     if (threadIdx.x < 32) {
         sum = warp_sum(threadIdx.x < blockDim.x / 32 ? of_warp[threadIdx.x] : 0.0);
-        if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+        if (threadIdx.x == 0) sums[blockIdx.y * gridDim.x + blockIdx.x] = sum;
     }
 }

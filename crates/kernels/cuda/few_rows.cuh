@@ -47,15 +47,13 @@ __device__ __forceinline__ void fresh8(const float *from, float (&to)[EIGHT]) {
     to[4] = high.x, to[5] = high.y, to[6] = high.z, to[7] = high.w;
 }
 
-// All blocks of the grid meet; `expected` counts arrivals.
+// All blocks of the grid meet; `expected` counts arrivals. What a block wrote before is seen by all after.
 __device__ __forceinline__ void meet(unsigned *arrived, unsigned &expected) {
     expected += gridDim.x;
     __syncthreads();
     if (threadIdx.x == 0) {
-        __threadfence();
-        atomicAdd(arrived, 1u);
-        while (*(volatile unsigned *)arrived < expected) {}
-        __threadfence();
+        add_release(arrived, 1u);
+        while (load_acquire(arrived) < expected) {}
     }
     __syncthreads();
 }
@@ -66,7 +64,8 @@ __device__ __forceinline__ void ask_for(const __nv_bfloat16 *row, int width) {
     for (int i = threadIdx.x % 32 * LINE; i < width; i += 32 * LINE) prefetch_l2(row + i);
 }
 
-// Products of N rows of weights with the rows of `x` `[ROWS, width]` in shared memory: the sums, in all lanes.
+// Products of N rows of weights with the rows of `x` `[ROWS, width]` in shared memory: the sums, in all lanes. As many
+// weights as there are registers for are on their way at once.
 template <int ROWS, int N>
 __device__ __forceinline__ void dots(const __nv_bfloat16 *const (&weights)[N], int width, const float *x,
                                      float (&sums)[N][ROWS]) {
@@ -74,7 +73,7 @@ __device__ __forceinline__ void dots(const __nv_bfloat16 *const (&weights)[N], i
     for (int n = 0; n < N; n++)
 #pragma unroll
         for (int r = 0; r < ROWS; r++) sums[n][r] = 0.0f;
-#pragma unroll 3
+#pragma unroll(ROWS == 1 ? 6 : 3)
     for (int i = threadIdx.x % 32 * EIGHT; i < width; i += 32 * EIGHT) {
         uint4 bits[N];
 #pragma unroll
@@ -99,33 +98,38 @@ __device__ __forceinline__ void dots(const __nv_bfloat16 *const (&weights)[N], i
 // Rows of `from` `[rows, width]` into shared memory, zeros behind them.
 template <int ROWS>
 __device__ __forceinline__ void take_rows(const FewRows &a, const float *from, int width, float *to) {
-    for (int i = threadIdx.x; i < ROWS * width; i += FEW_THREADS) to[i] = i < a.rows * width ? fresh(from + i) : 0.0f;
+    for (int i = 4 * threadIdx.x; i < ROWS * width; i += 4 * FEW_THREADS) {
+        *(float4 *)(to + i) = i < a.rows * width ? __ldcg((const float4 *)(from + i)) : float4{0.0f, 0.0f, 0.0f, 0.0f};
+    }
     __syncthreads();
 }
 
-// As `take_rows` of the state, through a norm. Some warps take a row.
+// As `take_rows` of the state times the weights of a norm; `scales` is what products with a row are to be multiplied by.
+// Some warps take a row.
 template <int ROWS>
-__device__ __forceinline__ void take_normed(const FewRows &a, const float *weight, float *to) {
+__device__ __forceinline__ void take_normed(const FewRows &a, const float *weight, float *to, float (&scales)[ROWS]) {
     constexpr int PER_ROW = FEW_THREADS / ROWS, WARPS_PER_ROW = FEW_WARPS / ROWS;
     __shared__ float squares[FEW_WARPS];
     int row = threadIdx.x / PER_ROW;
     const float *from = a.x + (size_t)row * a.width;
     to += row * a.width;
     float sum = 0.0f;
-    for (int i = threadIdx.x % PER_ROW; i < a.width; i += PER_ROW) {
-        float x = row < a.rows ? fresh(from + i) : 0.0f;
-        to[i] = x;
-        sum += x * x;
+    for (int i = 4 * (threadIdx.x % PER_ROW); i < a.width; i += 4 * PER_ROW) {
+        float4 x = row < a.rows ? __ldcg((const float4 *)(from + i)) : float4{0.0f, 0.0f, 0.0f, 0.0f};
+        float4 w = __ldg((const float4 *)(weight + i));
+        sum += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
+        *(float4 *)(to + i) = {x.x * (w.x + a.offset), x.y * (w.y + a.offset), x.z * (w.z + a.offset), x.w * (w.w + a.offset)};
     }
     sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0) squares[threadIdx.x / 32] = sum;
     __syncthreads();
-    float total = 0.0f;
 #pragma unroll
-    for (int w = 0; w < WARPS_PER_ROW; w++) total += squares[row * WARPS_PER_ROW + w];
-    float scale = 1.0f / sqrtf(total / a.width + a.eps);
-    for (int i = threadIdx.x % PER_ROW; i < a.width; i += PER_ROW) to[i] = to[i] * scale * (weight[i] + a.offset);
-    __syncthreads();
+    for (int r = 0; r < ROWS; r++) {
+        float total = 0.0f;
+#pragma unroll
+        for (int w = 0; w < WARPS_PER_ROW; w++) total += squares[r * WARPS_PER_ROW + w];
+        scales[r] = 1.0f / sqrtf(total / a.width + a.eps);
+    }
 }
 
 // Two numbers of a head of q, k or v, which rotation turns together.
@@ -147,28 +151,27 @@ __device__ __forceinline__ const __nv_bfloat16 *row_of(const FewRows &a, const F
 
 template <int ROWS>
 __device__ __forceinline__ void heads_step(const FewRows &a, const FewLayer &layer, float *shared, int warp, int warps) {
-    take_normed<ROWS>(a, layer.input_norm, shared);
+    float scales[ROWS];
+    take_normed<ROWS>(a, layer.input_norm, shared, scales);
     int half = a.head_dim / 2, lane = threadIdx.x % 32, tasks = (a.heads + 2 * a.kv_heads) * half;
     for (int task = warp; task < tasks; task += warps) {
         HeadPair pair = head_pair(a, task);
         const __nv_bfloat16 *first = row_of(a, layer, pair);
         const __nv_bfloat16 *const rows[2] = {first, first + (size_t)half * a.width};
+        // A lane's row: what it needs at the end is on its way meanwhile.
+        bool turns = lane < a.rows && pair.kind != 2 && layer.cosines;
+        float c = turns ? layer.cosines[lane * half + pair.at] : 1.0f, s = turns ? layer.sines[lane * half + pair.at] : 0.0f;
+        size_t key_row = lane < a.rows && pair.kind != 0 ? a.places[lane] : 0;
         float sums[2][ROWS];
         dots<ROWS, 2>(rows, a.width, shared, sums);
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
             if (lane != r || r >= a.rows) continue;
-            float x = sums[0][r], y = sums[1][r];
-            if (pair.kind != 2 && layer.cosines) {
-                float c = layer.cosines[r * half + pair.at], s = layer.sines[r * half + pair.at];
-                float turned = x * c - y * s;
-                y = y * c + x * s, x = turned;
-            }
-            size_t key_row = pair.kind == 0 ? 0 : a.places[r];
+            float x = sums[0][r] * scales[r], y = sums[1][r] * scales[r];
             float *to = pair.kind == 0 ? a.q + (size_t)(r * a.heads + pair.head) * a.head_dim
                                        : (pair.kind == 1 ? layer.keys : layer.values) +
                                              (key_row * a.kv_heads + pair.head) * a.head_dim;
-            to[pair.at] = x, to[pair.at + half] = y;
+            to[pair.at] = x * c - y * s, to[pair.at + half] = y * c + x * s;
         }
     }
 }
@@ -216,11 +219,14 @@ __device__ __forceinline__ void share_of_keys(const FewRows &a, const FewLayer &
     uint32_t from = (uint64_t)count * number / a.num_shares, to = (uint64_t)count * (number + 1) / a.num_shares;
     for (int of_group = 0; of_group < group; of_group += FEW_GROUP) {
         int head = kv_head * group + of_group, here = min(FEW_GROUP, group - of_group);
-        float q[FEW_GROUP][EIGHT];
+        float *q = shared + FEW_WARPS * FEW_GROUP * (h + 2);  // [FEW_GROUP, H]
+        for (int i = threadIdx.x; i < FEW_GROUP * h; i += FEW_THREADS) {
+            q[i] = i < here * h ? fresh(a.q + (size_t)(token * a.heads + head) * h + i) : 0.0f;
+        }
+        __syncthreads();
         Share found[FEW_GROUP];
 #pragma unroll
         for (int g = 0; g < FEW_GROUP; g++) {
-            fresh8(a.q + (size_t)(token * a.heads + head + min(g, here - 1)) * h + column, q[g]);
             found[g].most = -INFINITY, found[g].total = 0.0f;
 #pragma unroll
             for (int i = 0; i < EIGHT; i++) found[g].sums[i] = 0.0f;
@@ -238,7 +244,7 @@ __device__ __forceinline__ void share_of_keys(const FewRows &a, const FewLayer &
             for (int g = 0; g < FEW_GROUP; g++) {
                 float s = 0.0f;
 #pragma unroll
-                for (int i = 0; i < EIGHT; i++) s += q[g][i] * k[i];
+                for (int i = 0; i < EIGHT; i++) s += q[g * h + column + i] * k[i];
                 for (int distance = lanes / 2; distance > 0; distance /= 2) s += __shfl_xor_sync(ALL_LANES, s, distance);
                 s *= a.scale;
                 if (a.softcap != 0.0f) s = a.softcap * tanhf(s / a.softcap);
@@ -252,6 +258,7 @@ __device__ __forceinline__ void share_of_keys(const FewRows &a, const FewLayer &
         __syncthreads();
 #pragma unroll
         for (int g = 0; g < FEW_GROUP; g++) {
+            if (g >= here) continue;
             for (int distance = lanes; distance < 32; distance *= 2) join_lanes(found[g], distance);
             float *of_warp = shared + (warp * FEW_GROUP + g) * (h + 2);
             if (lane < lanes) {
@@ -275,24 +282,27 @@ __device__ __forceinline__ void share_of_keys(const FewRows &a, const FewLayer &
     }
 }
 
-// What the heads found, from the shares of their keys: `[ROWS, N * H]` in shared memory.
+// What the heads found, from the shares of their keys: `[ROWS, N * H]` in shared memory. A thread takes two numbers.
 template <int ROWS>
 __device__ __forceinline__ void join_shares(const FewRows &a, float *to) {
     int h = a.head_dim, width = a.heads * h;
-    for (int i = threadIdx.x; i < ROWS * width; i += FEW_THREADS) {
-        if (i >= a.rows * width) {
-            to[i] = 0.0f;
-            continue;
+    for (int i = 2 * threadIdx.x; i < ROWS * width; i += 2 * FEW_THREADS) {
+        float2 sum = {0.0f, 0.0f};
+        if (i < a.rows * width) {
+            const float *shares = a.shares + (size_t)(i / h) * a.num_shares * (h + 2);
+            float most = -INFINITY, total = 0.0f;
+#pragma unroll 8
+            for (int s = 0; s < a.num_shares; s++) most = fmaxf(most, fresh(shares + s * (h + 2) + h));
+#pragma unroll 8
+            for (int s = 0; s < a.num_shares; s++) {
+                const float *share = shares + s * (h + 2);
+                float2 stats = __ldcg((const float2 *)(share + h)), part = __ldcg((const float2 *)(share + i % h));
+                float weight = weight_of(stats.x, most);
+                total += weight * stats.y, sum.x += weight * part.x, sum.y += weight * part.y;
+            }
+            sum.x /= total, sum.y /= total;
         }
-        const float *shares = a.shares + (size_t)(i / h) * a.num_shares * (h + 2);
-        float most = -INFINITY, total = 0.0f, sum = 0.0f;
-        for (int s = 0; s < a.num_shares; s++) most = fmaxf(most, fresh(shares + s * (h + 2) + h));
-        for (int s = 0; s < a.num_shares; s++) {
-            const float *share = shares + s * (h + 2);
-            float weight = weight_of(fresh(share + h), most);
-            total += weight * fresh(share + h + 1), sum += weight * fresh(share + i % h);
-        }
-        to[i] = sum / total;
+        *(float2 *)(to + i) = sum;
     }
     __syncthreads();
 }
@@ -304,19 +314,19 @@ __device__ __forceinline__ void add_product(const FewRows &a, const __nv_bfloat1
     int lane = threadIdx.x % 32;
     for (int out = warp; out < a.width; out += warps) {
         const __nv_bfloat16 *const rows[1] = {matrix + (size_t)out * width};
-        float sums[1][ROWS];
+        float *to = a.x + (size_t)lane * a.width + out, before = lane < a.rows ? fresh(to) : 0.0f, sums[1][ROWS];
         dots<ROWS, 1>(rows, width, x, sums);
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
-            float *to = a.x + (size_t)r * a.width + out;
-            if (lane == r && r < a.rows) *to = fresh(to) + sums[0][r];
+            if (lane == r && r < a.rows) *to = before + sums[0][r];
         }
     }
 }
 
 template <int ROWS>
 __device__ __forceinline__ void gates_step(const FewRows &a, const FewLayer &layer, float *shared, int warp, int warps) {
-    take_normed<ROWS>(a, layer.feed_forward_norm, shared);
+    float scales[ROWS];
+    take_normed<ROWS>(a, layer.feed_forward_norm, shared, scales);
     for (int out = warp; out < a.inner; out += warps) {
         size_t row = (size_t)out * a.width;
         const __nv_bfloat16 *const rows[2] = {layer.gate + row, layer.up + row};
@@ -325,7 +335,8 @@ __device__ __forceinline__ void gates_step(const FewRows &a, const FewLayer &lay
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
             if (threadIdx.x % 32 != r || r >= a.rows) continue;
-            a.hidden[(size_t)r * a.inner + out] = activate<false>(sums[0][r], a.activation).value * sums[1][r];
+            float gate = sums[0][r] * scales[r], up = sums[1][r] * scales[r];
+            a.hidden[(size_t)r * a.inner + out] = activate<false>(gate, a.activation).value * up;
         }
     }
 }
@@ -336,9 +347,18 @@ __device__ __forceinline__ void few_rows(const FewRows &a) {
     float *shared = (float *)few_rows_memory;
     int warps = gridDim.x * FEW_WARPS, warp = blockIdx.x + threadIdx.x / 32 * gridDim.x;
     unsigned expected = 0;
+    int attended = a.heads * a.head_dim;
+    // In turns, so that one is read while the next comes.
+    __shared__ FewLayer turns[2];
+    constexpr int WORDS = sizeof(FewLayer) / sizeof(uint64_t);
+    auto fetch = [&](int number) {
+        if (threadIdx.x < WORDS) ((uint64_t *)&turns[number % 2])[threadIdx.x] = ((const uint64_t *)(a.layers + number))[threadIdx.x];
+    };
+    fetch(0);
+    __syncthreads();
     for (int number = 0; number < a.num_layers; number++) {
-        const FewLayer layer = a.layers[number];
-        int attended = a.heads * a.head_dim;
+        const FewLayer &layer = turns[number % 2];
+        if (number + 1 < a.num_layers) fetch(number + 1);
         heads_step<ROWS>(a, layer, shared, warp, warps);
         if (warp < a.width) ask_for(layer.o + (size_t)warp * attended, attended);
         meet(a.arrived, expected);
@@ -356,7 +376,7 @@ __device__ __forceinline__ void few_rows(const FewRows &a) {
         meet(a.arrived, expected);
         gates_step<ROWS>(a, layer, shared, warp, warps);
         if (number + 1 < a.num_layers && warp < (a.heads + 2 * a.kv_heads) * a.head_dim / 2) {
-            const __nv_bfloat16 *next = row_of(a, a.layers[number + 1], head_pair(a, warp));
+            const __nv_bfloat16 *next = row_of(a, turns[(number + 1) % 2], head_pair(a, warp));
             ask_for(next, a.width);
             ask_for(next + (size_t)a.head_dim / 2 * a.width, a.width);
         }

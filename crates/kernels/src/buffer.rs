@@ -117,17 +117,18 @@ impl Buffer {
         Ok(())
     }
 
-    /// The address of numbers on the GPU, so many at least: zeros where there were none.
+    /// The address of numbers on the GPU, so many at least: zeros where there were none, unless they are
+    /// all to be written.
     ///
     /// # Errors
     /// When there are numbers on the host, or the GPU has no memory for more.
     #[cfg(feature = "cuda")]
-    pub(crate) fn room(&mut self, gpu: &'static Gpu, end: usize) -> Result<Pointer> {
+    pub(crate) fn room(&mut self, gpu: &'static Gpu, end: usize, is_filled: bool) -> Result<Pointer> {
         if self.len() == 0 {
             self.move_to(gpu)?;
         }
         if let Self::Gpu(buffer) = self {
-            buffer.grow(end)?;
+            buffer.grow(end, is_filled)?;
         }
         self.pointer()
     }
@@ -229,20 +230,24 @@ impl GpuBuffer {
         Ok(())
     }
 
-    /// Zeros up to `end`, where there is less.
-    fn grow(&mut self, end: usize) -> Result<()> {
+    /// Numbers up to `end`, where there are fewer: zeros, unless all of them are to be written.
+    fn grow(&mut self, end: usize, is_filled: bool) -> Result<()> {
         if end > self.len {
             self.reserve(end)?;
+        }
+        if end > self.len && !is_filled {
             let to = at(self.gpu.pointer(&self.slice), self.len);
             // SAFETY: there is room for the zeros behind the numbers in use.
             unsafe { self.gpu.clear(to, end - self.len)? };
-            self.len = end;
         }
+        self.len = self.len.max(end);
         Ok(())
     }
 
     fn write(&mut self, tensor: &Tensor, runs: &[Range<usize>]) -> Result<()> {
-        self.grow(runs.iter().map(|run| run.end).max().unwrap_or(0))?;
+        let end = runs.iter().map(|run| run.end).max().unwrap_or(0);
+        let num_added: usize = runs.iter().map(|run| run.end.max(self.len) - run.start.max(self.len)).sum();
+        self.grow(end, num_added == end.saturating_sub(self.len))?;
         let read = Read::of(tensor)?;
         let mut from = read.pointer;
         for run in runs {

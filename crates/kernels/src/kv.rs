@@ -95,15 +95,17 @@ impl KvLayer {
         Ok((self.keys.to_vec()?, self.values.to_vec()?))
     }
 
-    /// The addresses of keys and values on the GPU, with room for so many tokens.
+    /// The addresses of keys and values on the GPU, with room for so many tokens: zeros where there were none, unless they
+    /// are all to be written.
     #[cfg(feature = "cuda")]
     pub(crate) fn room(
         &mut self,
         gpu: &'static crate::cuda::Gpu,
         num_tokens: usize,
+        is_filled: bool,
     ) -> Result<[crate::cuda::Pointer; 2]> {
         let end = num_tokens * self.width;
-        Ok([self.keys.room(gpu, end)?, self.values.room(gpu, end)?])
+        Ok([self.keys.room(gpu, end, is_filled)?, self.values.room(gpu, end, is_filled)?])
     }
 
     pub(crate) fn width(&self) -> usize {

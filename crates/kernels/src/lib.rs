@@ -23,7 +23,7 @@ mod quantised;
 mod storage_type;
 mod vector;
 
-pub use adamw::{AdamW, Moments, sums_of_squares};
+pub use adamw::{AdamW, Moments, Update, adamw, sums_of_squares};
 pub use candle_core::{Device, Error, Result, Tensor, Var, backprop::GradStore};
 pub use kv::KvLayer;
 pub use matrix::Matrix;

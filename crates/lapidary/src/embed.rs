@@ -212,10 +212,13 @@ impl Embedder<'_> {
         options: &EmbedOptions,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Embeddings, Error> {
+        /// Of a GPU.
+        const LEAST_BATCHES: usize = 4;
+        const LEAST_TOKENS: usize = 8192;
         let lengths: Vec<usize> = rows.iter().map(Layout::num_tokens).collect();
         let mut embeddings =
             Embeddings { vectors: vec![Vec::new(); rows.len()], num_truncated: 0, num_tokens: lengths.iter().sum() };
-        let mut done = 0;
+        let (mut done, num_tokens) = (0, embeddings.num_tokens);
         let mut take = |(batch, vectors): (Vec<usize>, Tensor)| -> Result<(), Error> {
             for (i, mut vector) in batch.iter().zip(vectors.to_vec2()?) {
                 self.finish(&mut vector, options).map_err(|e| Error::Internal(format!("text {}: {e}", i + 1)))?;
@@ -227,8 +230,14 @@ impl Embedder<'_> {
         };
         // A GPU runs one batch while the next is laid out; on the CPU each is done when it comes back.
         let runs_on = !self.decoder.device().is_cpu();
+        let batch_tokens = if runs_on {
+            // With batches enough for that, but none so small that it would wait for the host.
+            options.batch_tokens.min(num_tokens.div_ceil(LEAST_BATCHES).max(LEAST_TOKENS))
+        } else {
+            options.batch_tokens
+        };
         let mut running = None;
-        for batch in pack(&lengths, options.batch_tokens) {
+        for batch in pack(&lengths, batch_tokens) {
             let vectors = self.run(batch.iter().map(|i| &rows[*i]).collect::<Vec<_>>().as_slice())?;
             let before = running.replace((batch, vectors));
             if let Some(done) = if runs_on { before } else { running.take() } {

@@ -7,10 +7,11 @@ use candle_core::cuda_backend::cudarc::driver::{CudaSlice, sys};
 
 /// As in cuda/few_rows.cuh.
 const THREADS: u32 = 512;
-/// Sums that the warps of a block join at a time.
-const JOINED: usize = THREADS as usize / 32 * 4;
+const WARPS: usize = THREADS as usize / 32;
+/// Heads that are scored together.
+const GROUP: usize = 4;
 /// Keys for which a share of their own is worth it, and the most shares of a head's.
-const KEYS_OF_SHARE: usize = 64;
+const KEYS_OF_SHARE: usize = 128;
 const MOST_SHARES: usize = 16;
 /// Shared memory that every card from sm_80 on gives a block.
 const MOST_SHARED: usize = 96 << 10;
@@ -85,8 +86,10 @@ impl FewRows {
             3..=4 => ("few_rows_4", 4),
             _ => ("few_rows_8", 8),
         };
+        let h = self.head_dim as usize;
+        let of_heads = WARPS * GROUP * (h + 2) + GROUP * h;
         let widest = self.width.max(self.inner).max(self.heads * self.head_dim) as usize;
-        (name, (rows * widest).max(JOINED * (self.head_dim as usize + 2)) * size_of::<f32>())
+        (name, (rows * widest).max(of_heads) * size_of::<f32>())
     }
 
     /// Whether there are kernels for these sizes.

@@ -223,21 +223,14 @@ pub(crate) unsafe fn norm_linears(
     }
 }
 
-/// `residual + x W^T` on bf16 weights.
+/// `y += x W^T` on bf16 weights.
 ///
 /// # Safety
-/// `residual` leads to `[t, out]` numbers, `x` to `[t, in]`.
-pub(crate) unsafe fn add_linear(
-    gpu: &Gpu,
-    (residual, x): (Pointer, Pointer),
-    map: Map<'_>,
-    t: usize,
-) -> Result<CudaSlice<f32>> {
-    let (out, input) = map.dims;
-    let y = gpu.alloc(t * out)?;
-    // SAFETY: as the caller says; `y` was made of its size.
+/// `y` leads to `[t, out]` numbers, `x` to `[t, in]`.
+pub(crate) unsafe fn add_linear(gpu: &Gpu, (y, x): (Pointer, Pointer), map: Map<'_>, t: usize) -> Result<()> {
+    let (_, input) = map.dims;
+    // SAFETY: as the caller says.
     unsafe {
-        gpu.copy(residual, gpu.pointer(&y), t * out)?;
         let rounded = to_bf16(gpu, x, t * input)?;
         let (rows, _kept) = match map.update {
             Some(update) => {
@@ -246,12 +239,11 @@ pub(crate) unsafe fn add_linear(
             }
             None => (None, None),
         };
-        map.run(gpu, (gpu.pointer(&rounded), rows, gpu.pointer(&y)), t, true)?;
+        map.run(gpu, (gpu.pointer(&rounded), rows, y), t, true)
     }
-    Ok(y)
 }
 
-/// `x + (act(norm(x) G^T) * norm(x) U^T) D^T` on bf16 weights; updates act on the same rows in all maps.
+/// `x += (act(norm(x) G^T) * norm(x) U^T) D^T` on bf16 weights; updates act on the same rows in all maps.
 ///
 /// # Safety
 /// `x` leads to `[t, d]` numbers, and the maps are gate and up `[f, d]` and down `[d, f]`.
@@ -261,9 +253,8 @@ pub(crate) unsafe fn feed_forward(
     norm: Norm,
     [gate, up, down]: [Map<'_>; 3],
     (t, activation): (usize, i32),
-) -> Result<CudaSlice<f32>> {
+) -> Result<()> {
     let (d, f) = down.dims;
-    let y = gpu.alloc(t * d)?;
     // SAFETY: as the caller says; what lies between was made of its size.
     unsafe {
         let normed = Normed::new(gpu, x, norm, (t, d), &[gate, up, down])?;
@@ -278,9 +269,7 @@ pub(crate) unsafe fn feed_forward(
                 Some(gated(gpu, (gates, ups), update.rows.1 * f, activation)?)
             }
         };
-        gpu.copy(x, gpu.pointer(&y), t * d)?;
         let rows = rows.as_ref().map(|rows| gpu.pointer(rows));
-        down.run(gpu, (gpu.pointer(&hidden), rows, gpu.pointer(&y)), t, true)?;
+        down.run(gpu, (gpu.pointer(&hidden), rows, x), t, true)
     }
-    Ok(y)
 }

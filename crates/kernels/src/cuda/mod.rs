@@ -17,7 +17,7 @@ pub(crate) use few_rows::{FewLayer, FewRows, NONE, Pack};
 pub(crate) use linear::{Map, Norm, Update, add_linear, feed_forward, norm_linears};
 pub(crate) use losses::{Rows, cross_entropy, dense_cross_entropy, dense_cross_entropy_backward};
 pub(crate) use matrix::DeviceMatrix;
-pub(crate) use pointwise::{adamw, add, gated, gated_backward, multiply, rope, sums_of_squares};
+pub(crate) use pointwise::{AdamWRun, adamw, add, angles, gated, gated_backward, multiply, rope, sums_of_squares};
 pub(crate) use product::{Mat, Precision, Product};
 pub(crate) use rows::{
     add_to_rows, clear_rows, gather_rows, place_rows, rms_norm, rms_norm_backward, scale_rows, weighted_rows,
@@ -373,10 +373,15 @@ pub(crate) struct Uploaded<T>(OnceLock<CudaSlice<T>>);
 
 impl<T: DeviceRepr + Clone + Default + 'static> Uploaded<T> {
     pub(crate) fn get(&self, gpu: &Gpu, values: impl FnOnce() -> Vec<T>) -> Result<Pointer> {
+        self.get_or_make(gpu, || gpu.upload(&values()))
+    }
+
+    /// As [`Self::get`], of numbers that are made there.
+    pub(crate) fn get_or_make(&self, gpu: &Gpu, make: impl FnOnce() -> Result<CudaSlice<T>>) -> Result<Pointer> {
         if let Some(slice) = self.0.get() {
             return Ok(gpu.pointer(slice));
         }
-        let slice = gpu.upload(&values())?;
+        let slice = make()?;
         Ok(gpu.pointer(self.0.get_or_init(|| slice)))
     }
 }

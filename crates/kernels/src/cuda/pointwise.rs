@@ -2,7 +2,7 @@
 
 use super::{Arg, BLOCK_THREADS, Gpu, Pointer};
 use candle_core::Result;
-use candle_core::cuda_backend::cudarc::driver::CudaSlice;
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DeviceRepr};
 use half::bf16;
 
 /// `x` as bf16.
@@ -43,31 +43,45 @@ pub(crate) unsafe fn multiply(gpu: &Gpu, xy: (Pointer, Pointer), count: usize) -
     unsafe { pairwise(gpu, "multiply", xy, count) }
 }
 
-/// Turns the heads of `x` `[T, heads, 2 half]` by the angles of a table, or back with a `sign` of -1.
+/// Cosines and then sines of `position * frequency`, `[T, F]` each.
+pub(crate) fn angles(gpu: &Gpu, positions: &[u32], frequencies: &[f64]) -> Result<CudaSlice<f32>> {
+    let count = positions.len() * frequencies.len();
+    let (y, positions, of_head) = (gpu.alloc(2 * count)?, gpu.upload(positions)?, gpu.upload(frequencies)?);
+    let args = [
+        Arg::Pointer(gpu.pointer(&positions)),
+        Arg::Pointer(gpu.pointer(&of_head)),
+        Arg::Pointer(gpu.pointer(&y)),
+        Arg::Size(count),
+        Arg::Int(frequencies.len() as i32),
+    ];
+    // SAFETY: the angles were made of their size.
+    unsafe { gpu.launch_over("angles", count, &args)? };
+    Ok(y)
+}
+
+/// Turns the heads of `x` `[T, heads, 2 half]` by the angles of a table into `y`, or back with a `sign` of -1.
 ///
 /// # Safety
-/// `x` leads to T times `heads` times `2 half` numbers, each table to T times `half`.
+/// `x` and `y`, which may be the same, lead to T times `heads` times `2 half` numbers, each table to T times `half`.
 pub(crate) unsafe fn rope(
     gpu: &Gpu,
-    x: Pointer,
+    (x, y): (Pointer, Pointer),
     (cosines, sines): (Pointer, Pointer),
     (tokens, heads, half): (usize, usize, usize),
     sign: f32,
-) -> Result<CudaSlice<f32>> {
+) -> Result<()> {
     const THREADS: u32 = 128;
-    let y = gpu.alloc(2 * tokens * heads * half)?;
     let args = [
         Arg::Pointer(x),
-        Arg::Pointer(gpu.pointer(&y)),
+        Arg::Pointer(y),
         Arg::Pointer(cosines),
         Arg::Pointer(sines),
         Arg::Int(heads as i32),
         Arg::Int(half as i32),
         Arg::Float(sign),
     ];
-    // SAFETY: as the caller says; `y` was made of the size of `x`.
-    unsafe { gpu.launch("rope", ((tokens, 1, 1), THREADS, 0), &args)? };
-    Ok(y)
+    // SAFETY: as the caller says.
+    unsafe { gpu.launch("rope", ((tokens, 1, 1), THREADS, 0), &args) }
 }
 
 /// `act(gate) * up`; the activation as cuda/elementwise.cuh numbers them.
@@ -139,17 +153,40 @@ pub(crate) unsafe fn gated_backward(
     Ok([d_gate, d_up])
 }
 
-/// One step of AdamW in place on `[parameters, gradient, first moments, second moments]`; the numbers are `beta1, beta2,
-/// eps, decay, step_size, correction, scale` of the kernel.
+/// One variable's step of AdamW, field by field as in cuda/elementwise.cuh.
+#[derive(Debug, Clone, Default)]
+#[repr(C)]
+pub(crate) struct AdamWRun {
+    pub(crate) parameters: Pointer,
+    pub(crate) gradient: Pointer,
+    pub(crate) first: Pointer,
+    pub(crate) second: Pointer,
+    pub(crate) count: usize,
+    pub(crate) beta1: f32,
+    pub(crate) beta2: f32,
+    pub(crate) eps: f32,
+    pub(crate) decay: f32,
+    pub(crate) step_size: f32,
+    pub(crate) correction: f32,
+    pub(crate) scale: f32,
+    pub(crate) _padding: f32,
+}
+
+// SAFETY: a plain struct of numbers, laid out as its twin in cuda/elementwise.cuh.
+unsafe impl DeviceRepr for AdamWRun {}
+
+/// Steps of AdamW in place.
 ///
 /// # Safety
-/// All lead to `count` numbers.
-pub(crate) unsafe fn adamw(gpu: &Gpu, pointers: [Pointer; 4], count: usize, numbers: [f32; 7]) -> Result<()> {
-    let mut args: Vec<Arg> = pointers.into_iter().map(Arg::Pointer).collect();
-    args.push(Arg::Size(count));
-    args.extend(numbers.into_iter().map(Arg::Float));
+/// The pointers of a run lead to its count of numbers.
+pub(crate) unsafe fn adamw(gpu: &Gpu, runs: &[AdamWRun]) -> Result<()> {
+    const MOST_BLOCKS: usize = 1024;
+    let most = runs.iter().map(|run| run.count).max().unwrap_or(0);
+    let blocks = most.div_ceil(4 * BLOCK_THREADS as usize).min(MOST_BLOCKS);
+    let on_gpu = gpu.upload(runs)?;
+    let args = [Arg::Pointer(gpu.pointer(&on_gpu))];
     // SAFETY: as the caller says.
-    unsafe { gpu.launch_over("adamw", count, &args) }
+    unsafe { gpu.launch("adamw", ((blocks, runs.len(), 1), BLOCK_THREADS, 0), &args) }
 }
 
 /// The sum of the squares of each of some runs of numbers, `(pointer, count)`.
@@ -160,12 +197,11 @@ pub(crate) unsafe fn sums_of_squares(gpu: &Gpu, runs: &[(Pointer, usize)]) -> Re
     /// Shares of one run: their sums come back, and are added on the host in one order.
     const SHARES: usize = 32;
     let sums = gpu.alloc::<f64>(runs.len() * SHARES)?;
-    for (i, (pointer, count)) in runs.iter().enumerate() {
-        let to = gpu.pointer(&sums) + (i * SHARES * size_of::<f64>()) as Pointer;
-        let args = [Arg::Pointer(*pointer), Arg::Size(*count), Arg::Pointer(to)];
-        // SAFETY: as the caller says; each run has a place for its shares.
-        unsafe { gpu.launch("sum_squares", ((SHARES, 1, 1), BLOCK_THREADS, 0), &args)? };
-    }
+    let on_gpu =
+        gpu.upload(&runs.iter().flat_map(|(pointer, count)| [*pointer, *count as u64]).collect::<Vec<u64>>())?;
+    let args = [Arg::Pointer(gpu.pointer(&on_gpu)), Arg::Pointer(gpu.pointer(&sums))];
+    // SAFETY: as the caller says; each run has a place for its shares.
+    unsafe { gpu.launch("sum_squares", ((SHARES, runs.len(), 1), BLOCK_THREADS, 0), &args)? };
     let sums = gpu.download(&sums)?;
     Ok(sums.chunks(SHARES).take(runs.len()).map(|shares| shares.iter().sum()).collect())
 }

@@ -116,7 +116,7 @@ pub fn run(x: &Tensor, spec: &Spec, layers: Vec<Layer<'_>>, places: &[Range<usiz
             Some(table) => {
                 let known = tables.iter().find(|(other, _)| std::ptr::eq(*other, table)).map(|(_, first)| *first);
                 let first = known.unwrap_or_else(|| {
-                    let (cos, sin) = table.all();
+                    let [cos, sin] = table.all();
                     let first = pack.add(cos.iter().chain(sin).map(|x| x.to_bits()));
                     tables.push((table, first));
                     first
@@ -134,7 +134,10 @@ pub fn run(x: &Tensor, spec: &Spec, layers: Vec<Layer<'_>>, places: &[Range<usiz
         let mask = [first, first + (t + 1).next_multiple_of(2)].map(|word| word as cuda::Pointer);
         let seen = |token| layer.mask.intervals(token).iter().map(|(from, to)| to - from).sum::<u32>() as usize;
         num_keys = (0..t).map(seen).max().unwrap_or(0).max(num_keys);
-        let kv = layer.kv.room(gpu, end)?;
+        // Where all places up to the end are written, nothing has to be cleared.
+        let num_held = layer.kv.num_tokens();
+        let is_filled = places.iter().filter(|place| **place as usize >= num_held).count() == end - num_held;
+        let kv = layer.kv.room(gpu, end, is_filled)?;
         on_gpu.push(cuda::FewLayer { norms: [norm.pointer, feed_forward_norm.pointer], maps, kv, angles, mask });
         kept.extend([norm, feed_forward_norm]);
     }
@@ -172,7 +175,7 @@ impl Layer<'_> {
         }
         let end = places.iter().map(|place| *place as usize + 1).max().unwrap_or(0).max(self.kv.num_tokens());
         if self.norms.iter().any(|norm| norm.elem_count() != d)
-            || self.rope.is_some_and(|table| table.all().0.len() != t * h / 2)
+            || self.rope.is_some_and(|table| (table.num_tokens(), 2 * table.half()) != (t, h))
             || (self.mask.num_queries(), places.len()) != (t, t)
             || self.mask.end() > end
             || self.kv.width() != kv

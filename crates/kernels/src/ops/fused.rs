@@ -208,14 +208,14 @@ pub fn norm_linears<const N: usize>(x: &Tensor, norm: Norm<'_>, maps: [Map<'_>; 
     outputs.try_into().map_err(|_| candle_core::Error::Msg("norm_linears: another number of maps".into()))
 }
 
-/// `residual + x W^T`.
+/// `residual + x W^T`. On a GPU the sum takes the place of `residual`: all who share its memory see it.
 ///
 /// # Shapes
 /// `residual: [T, out]`, `x: [T, in]` -> `[T, out]`.
 ///
 /// # Errors
 /// When shapes disagree, or [`can_fuse`] would say no.
-pub fn add_linear(residual: &Tensor, x: &Tensor, map: Map<'_>) -> Result<Tensor> {
+pub fn add_linear(residual: Tensor, x: &Tensor, map: Map<'_>) -> Result<Tensor> {
     let ((t, d), (rows, out)) = (x.dims2()?, residual.dims2()?);
     check("add_linear", x, &[map], &[(out, d)])?;
     if rows != t || residual.track_op() {
@@ -223,10 +223,11 @@ pub fn add_linear(residual: &Tensor, x: &Tensor, map: Map<'_>) -> Result<Tensor>
     }
     #[cfg(feature = "cuda")]
     if let Some(gpu) = cuda::Gpu::with(x)? {
-        let (onto, read, on_gpu) = (cuda::Read::of(residual)?, cuda::Read::of(x)?, OnGpu::new(gpu, &[map])?);
+        let sum = residual.contiguous()?;
+        let (onto, read, on_gpu) = (cuda::Read::of(&sum)?, cuda::Read::of(x)?, OnGpu::new(gpu, &[map])?);
         // SAFETY: `check` has compared the shapes.
-        let y = unsafe { cuda::add_linear(gpu, (onto.pointer, read.pointer), on_gpu.maps[0], t)? };
-        return Ok(gpu.tensor(y, (t, out)));
+        unsafe { cuda::add_linear(gpu, (onto.pointer, read.pointer), on_gpu.maps[0], t)? };
+        return Ok(sum);
     }
     let run = |residual: &[f32], x: &[f32], map: Ready<'_>, rows: &[u32]| {
         let per_task = task_rows(t);
@@ -241,29 +242,31 @@ pub fn add_linear(residual: &Tensor, x: &Tensor, map: Map<'_>) -> Result<Tensor>
         // SAFETY: the tasks have all rows, and `product` writes each number of its rows.
         unsafe { filled(t * out, fill) }
     };
-    let y = with_values(residual, |residual| {
+    let y = with_values(&residual, |residual| {
         with_values(x, |x| map.with(|ready| run(residual, x, ready, rows_of(&[map]))))
     })???;
     tensor(y, (t, out))
 }
 
-/// `x + (act(norm(x) G^T) * norm(x) U^T) D^T`: the feed-forward half of a layer.
+/// `x + (act(norm(x) G^T) * norm(x) U^T) D^T`: the feed-forward half of a layer. On a GPU the sum takes
+/// the place of `x`: all who share its memory see it.
 ///
 /// # Shapes
 /// `x: [T, D]`, maps gate and up `[F, D]`, down `[D, F]` -> `[T, D]`.
 ///
 /// # Errors
 /// When shapes disagree, or [`can_fuse`] would say no.
-pub fn feed_forward(x: &Tensor, norm: Norm<'_>, maps: [Map<'_>; 3], activation: Activation) -> Result<Tensor> {
+pub fn feed_forward(x: Tensor, norm: Norm<'_>, maps: [Map<'_>; 3], activation: Activation) -> Result<Tensor> {
     let ((t, d), f) = (x.dims2()?, maps[0].weight.dims()?.0);
-    check("feed_forward", x, &maps, &[(f, d), (f, d), (d, f)])?;
+    check("feed_forward", &x, &maps, &[(f, d), (f, d), (d, f)])?;
     check_norm("feed_forward", norm, d)?;
     #[cfg(feature = "cuda")]
-    if let Some(gpu) = cuda::Gpu::with(x)? {
-        let (read, (norm, _norm), on_gpu) = (cuda::Read::of(x)?, norm.on_gpu()?, OnGpu::new(gpu, &maps)?);
+    if let Some(gpu) = cuda::Gpu::with(&x)? {
+        let sum = x.contiguous()?;
+        let (read, (norm, _norm), on_gpu) = (cuda::Read::of(&sum)?, norm.on_gpu()?, OnGpu::new(gpu, &maps)?);
         // SAFETY: `check` has compared the shapes.
-        let y = unsafe { cuda::feed_forward(gpu, read.pointer, norm, on_gpu.maps, (t, activation.number()))? };
-        return Ok(gpu.tensor(y, (t, d)));
+        unsafe { cuda::feed_forward(gpu, read.pointer, norm, on_gpu.maps, (t, activation.number()))? };
+        return Ok(sum);
     }
     let rms = RmsNorm { eps: norm.eps, offset: norm.offset };
     let rows = rows_of(&maps);
@@ -280,7 +283,7 @@ pub fn feed_forward(x: &Tensor, norm: Norm<'_>, maps: [Map<'_>; 3], activation: 
         unsafe { filled(t * d, fill) }
     };
     let [gate, up, down] = maps;
-    let y = with_values(x, |x| {
+    let y = with_values(&x, |x| {
         with_values(norm.weight, |w| gate.with(|gate| up.with(|up| down.with(|down| run(x, w, [gate, up, down]))))?)?
     })???;
     tensor(y, (t, d))

@@ -10,63 +10,74 @@ use rayon::prelude::*;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::mem::MaybeUninit;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-/// Cosine and sine of every angle of a run of tokens: `[T, H / 2]` each, f32.
+/// Cosine and sine of every angle of a run of tokens: `[T, H / 2]` each, f32, made where they are first used.
 #[derive(Debug)]
 pub struct RopeTable {
-    cos: Vec<f32>,
-    sin: Vec<f32>,
-    half: usize,
+    positions: Vec<u32>,
+    frequencies: Vec<f64>,
+    on_host: OnceLock<[Vec<f32>; 2]>,
     #[cfg(feature = "cuda")]
-    on_gpu: cuda::Beside<[cuda::Uploaded<f32>; 2]>,
+    on_gpu: cuda::Beside<cuda::Uploaded<f32>>,
 }
 
 impl RopeTable {
     /// Angles `position * frequency` for `frequencies` (radians per position, H / 2 of them).
     pub fn new(positions: &[u32], frequencies: &[f64]) -> Self {
-        let half = frequencies.len();
-        // Packed rows begin anew again and again: each position's angles are found once.
-        let mut first_of = HashMap::new();
-        let [mut cos, mut sin] = [(); 2].map(|()| Vec::with_capacity(positions.len() * half));
-        for (token, position) in positions.iter().enumerate() {
-            match first_of.entry(*position) {
-                Entry::Occupied(first) => {
-                    let first: usize = *first.get();
-                    cos.extend_from_within(first * half..(first + 1) * half);
-                    sin.extend_from_within(first * half..(first + 1) * half);
-                }
-                Entry::Vacant(place) => {
-                    place.insert(token);
-                    let angles = || frequencies.iter().map(|f| f64::from(*position) * f);
-                    cos.extend(angles().map(|a| a.cos() as f32));
-                    sin.extend(angles().map(|a| a.sin() as f32));
-                }
-            }
-        }
         Self {
-            cos,
-            sin,
-            half,
+            positions: positions.to_vec(),
+            frequencies: frequencies.to_vec(),
+            on_host: OnceLock::new(),
             #[cfg(feature = "cuda")]
             on_gpu: cuda::Beside::default(),
         }
     }
 
+    /// H / 2.
+    pub(super) fn half(&self) -> usize {
+        self.frequencies.len()
+    }
+
+    pub(super) fn num_tokens(&self) -> usize {
+        self.positions.len()
+    }
+
     /// Cosines and sines of all tokens.
-    #[cfg(feature = "cuda")]
-    pub(super) fn all(&self) -> (&[f32], &[f32]) {
-        (&self.cos, &self.sin)
+    pub(super) fn all(&self) -> &[Vec<f32>; 2] {
+        self.on_host.get_or_init(|| {
+            let half = self.half();
+            // Packed rows begin anew again and again: each position's angles are found once.
+            let mut first_of = HashMap::new();
+            let [mut cos, mut sin] = [(); 2].map(|()| Vec::with_capacity(self.positions.len() * half));
+            for (token, position) in self.positions.iter().enumerate() {
+                match first_of.entry(*position) {
+                    Entry::Occupied(first) => {
+                        let first: usize = *first.get();
+                        cos.extend_from_within(first * half..(first + 1) * half);
+                        sin.extend_from_within(first * half..(first + 1) * half);
+                    }
+                    Entry::Vacant(place) => {
+                        place.insert(token);
+                        let angles = || self.frequencies.iter().map(|f| f64::from(*position) * f);
+                        cos.extend(angles().map(|a| a.cos() as f32));
+                        sin.extend(angles().map(|a| a.sin() as f32));
+                    }
+                }
+            }
+            [cos, sin]
+        })
     }
 
     /// Angles of a token: cosines and sines.
     fn of_token(&self, token: usize) -> (&[f32], &[f32]) {
-        let angles = token * self.half..(token + 1) * self.half;
-        (&self.cos[angles.clone()], &self.sin[angles])
+        let [cos, sin] = self.all();
+        let angles = token * self.half()..(token + 1) * self.half();
+        (&cos[angles.clone()], &sin[angles])
     }
 
     fn rotate(&self, x: &[f32], heads: usize, sign: f32) -> Vec<f32> {
-        let (half, width) = (self.half, 2 * self.half);
+        let (half, width) = (self.half(), 2 * self.half());
         let fill = |y: &mut [MaybeUninit<f32>]| {
             y.par_chunks_mut(heads * width).zip(x.par_chunks(heads * width)).enumerate().with_min_len(64).for_each(
                 |(t, (y, x))| {
@@ -86,7 +97,7 @@ impl RopeTable {
     }
 
     fn rotate_in_place(&self, x: &mut [f32], heads: usize) {
-        let (half, width) = (self.half, 2 * self.half);
+        let (half, width) = (self.half(), 2 * self.half());
         x.par_chunks_mut(heads * width).enumerate().with_min_len(64).for_each(|(t, x)| {
             let (cos, sin) = self.of_token(t);
             for x in x.chunks_mut(width) {
@@ -118,18 +129,32 @@ fn turned<'a>(
 #[cfg(feature = "cuda")]
 impl RopeTable {
     /// # Safety
-    /// `x` leads to `[tokens, heads, H]` numbers, and the table was made for so many tokens.
+    /// `x` and `y`, which may be the same, lead to `[tokens, heads, H]` numbers, and the table was made for so many tokens.
     unsafe fn rotate_on(
+        &self,
+        gpu: &cuda::Gpu,
+        (x, y): (cuda::Pointer, cuda::Pointer),
+        (tokens, heads): (usize, usize),
+        sign: f32,
+    ) -> Result<()> {
+        let cosines = self.on_gpu.0.get_or_make(gpu, || cuda::angles(gpu, &self.positions, &self.frequencies))?;
+        let table = (cosines, cuda::at(cosines, self.positions.len() * self.half()));
+        // SAFETY: as the caller says; sines lie behind cosines.
+        unsafe { cuda::rope(gpu, (x, y), table, (tokens, heads, self.half()), sign) }
+    }
+
+    /// As [`Self::rotate_on`], into memory of its own.
+    unsafe fn rotated_on(
         &self,
         gpu: &cuda::Gpu,
         x: cuda::Pointer,
         (tokens, heads): (usize, usize),
         sign: f32,
     ) -> Result<CudaSlice<f32>> {
-        let [cosines, sines] = &self.on_gpu.0;
-        let table = (cosines.get(gpu, || self.cos.clone())?, sines.get(gpu, || self.sin.clone())?);
-        // SAFETY: as the caller says.
-        unsafe { cuda::rope(gpu, x, table, (tokens, heads, self.half), sign) }
+        let y = gpu.alloc(2 * tokens * heads * self.half())?;
+        // SAFETY: as the caller says; `y` was made of the size of `x`.
+        unsafe { self.rotate_on(gpu, (x, gpu.pointer(&y)), (tokens, heads), sign)? };
+        Ok(y)
     }
 }
 
@@ -147,13 +172,13 @@ pub fn rope(x: &Tensor, table: &Arc<RopeTable>) -> Result<Tensor> {
     x.contiguous()?.apply_op1(Rope(Arc::clone(table)))
 }
 
-/// As [`rope`]; outside any graph on the CPU without a copy, so that all who share the memory of `x` see it turned.
+/// As [`rope`]; outside any graph without a copy, so that all who share the memory of `x` see it turned.
 ///
 /// # Errors
 /// As of [`rope`].
 pub fn rope_in_place(x: Tensor, table: &Arc<RopeTable>) -> Result<Tensor> {
     check(&x, table)?;
-    if x.track_op() || !x.device().is_cpu() || !x.is_contiguous() {
+    if x.track_op() || !x.is_contiguous() {
         return rope(&x, table);
     }
     x.inplace_op1(&Rope(Arc::clone(table)))?;
@@ -162,13 +187,8 @@ pub fn rope_in_place(x: Tensor, table: &Arc<RopeTable>) -> Result<Tensor> {
 
 fn check(x: &Tensor, table: &RopeTable) -> Result<()> {
     let (t, _, width) = x.dims3()?;
-    if width != 2 * table.half || t * table.half != table.cos.len() {
-        bail!(
-            "rope: expected {} tokens of heads of {}, found {:?}",
-            table.cos.len() / table.half.max(1),
-            2 * table.half,
-            x.shape()
-        );
+    if width != 2 * table.half() || t != table.num_tokens() {
+        bail!("rope: expected {} tokens of heads of {}, found {:?}", table.num_tokens(), 2 * table.half(), x.shape());
     }
     Ok(())
 }
@@ -186,6 +206,13 @@ impl InplaceOp1 for Rope {
         }
         Ok(())
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        let (gpu, x) = cuda::operand(storage, layout, "rope")?;
+        // SAFETY: `rope_in_place` has compared the shape with the table.
+        unsafe { self.0.rotate_on(gpu, (x, x), (layout.dims()[0], layout.dims()[1]), 1.0) }
+    }
 }
 
 impl CustomOp1 for Rope {
@@ -202,7 +229,7 @@ impl CustomOp1 for Rope {
     fn cuda_fwd(&self, s: &candle_core::CudaStorage, l: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
         let (gpu, x) = cuda::operand(s, l, "rope")?;
         // SAFETY: `rope` has compared the shape with the table.
-        let y = unsafe { self.0.rotate_on(gpu, x, (l.dims()[0], l.dims()[1]), 1.0)? };
+        let y = unsafe { self.0.rotated_on(gpu, x, (l.dims()[0], l.dims()[1]), 1.0)? };
         Ok(gpu.output(y, l.shape()))
     }
 
@@ -211,7 +238,7 @@ impl CustomOp1 for Rope {
         if let Some(gpu) = cuda::Gpu::with(dy)? {
             let d = cuda::Read::of(dy)?;
             // SAFETY: a gradient has the shape of what it is of.
-            let dx = unsafe { self.0.rotate_on(gpu, d.pointer, (x.dims()[0], x.dims()[1]), -1.0)? };
+            let dx = unsafe { self.0.rotated_on(gpu, d.pointer, (x.dims()[0], x.dims()[1]), -1.0)? };
             return Ok(Some(gpu.tensor(dx, x.shape())));
         }
         // A rotation's transpose is the rotation back.

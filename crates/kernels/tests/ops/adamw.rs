@@ -1,7 +1,7 @@
 //! Steps of AdamW against those of torch.
 
 use crate::support::*;
-use kernels::{AdamW, Moments};
+use kernels::{AdamW, Moments, Result, Tensor, Update, Var, adamw};
 
 const RULE: AdamW = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 };
 const START: [f32; 4] = [0.5, -1.0, 0.0, 2.0];
@@ -20,6 +20,10 @@ const TORCH: [[f32; 4]; 10] = [
     [0.498_178_48, -1.002_431_3, -0.029_512_797, 2.013_692],
 ];
 
+fn step(var: &Var, gradient: &Tensor, moments: &mut Moments, (number, scale): (u64, f32)) -> Result<()> {
+    adamw(vec![Update { adamw: RULE, learning_rate: 0.01, var, gradient, moments }], (number, scale))
+}
+
 fn gradient(step: usize, factor: f32) -> Vec<f32> {
     (0..4).map(|i| factor * (((7 * i + 3 * step) % 11) as f32 - 5.0) / 8.0).collect()
 }
@@ -33,7 +37,7 @@ fn ten_steps_are_those_of_torch() {
         let mut moments = Moments::zeros(4);
         for (i, expected) in TORCH.iter().enumerate() {
             let grad = tensor(&gradient(i + 1, factor), [2, 2]);
-            RULE.step(&variable, &grad, &mut moments, (i as u64 + 1, 0.01, grad_scale)).unwrap();
+            step(&variable, &grad, &mut moments, (i as u64 + 1, grad_scale)).unwrap();
             for (found, expected) in values(&variable).iter().zip(expected) {
                 assert!((found - expected).abs() <= 3e-6, "step {}: {found}, torch {expected}", i + 1);
             }
@@ -45,10 +49,50 @@ fn ten_steps_are_those_of_torch() {
 fn wrong_sizes_and_step_zero_are_refused() {
     let variable = var(&START, [4]);
     let mut moments = Moments::zeros(4);
-    assert!(RULE.step(&variable, &tensor(&[0.0; 3], [3]), &mut moments, (1, 0.01, 1.0)).is_err());
-    assert!(RULE.step(&variable, &tensor(&[0.0; 4], [4]), &mut Moments::zeros(3), (1, 0.01, 1.0)).is_err());
+    assert!(step(&variable, &tensor(&[0.0; 3], [3]), &mut moments, (1, 1.0)).is_err());
+    assert!(step(&variable, &tensor(&[0.0; 4], [4]), &mut Moments::zeros(3), (1, 1.0)).is_err());
     let uneven = &mut Moments::new(vec![0.0; 4], vec![0.0; 3]);
-    assert!(RULE.step(&variable, &tensor(&[0.0; 4], [4]), uneven, (1, 0.01, 1.0)).is_err());
-    assert!(RULE.step(&variable, &tensor(&[0.0; 4], [4]), &mut moments, (0, 0.01, 1.0)).is_err());
+    assert!(step(&variable, &tensor(&[0.0; 4], [4]), uneven, (1, 1.0)).is_err());
+    assert!(step(&variable, &tensor(&[0.0; 4], [4]), &mut moments, (0, 1.0)).is_err());
     assert_eq!(values(&variable), START);
+}
+
+#[test]
+fn several_variables_at_once_are_each_as_alone() {
+    let mut rng = generator(31);
+    let slower = AdamW { beta1: 0.8, weight_decay: 0.0, ..RULE };
+    let of = |rng: &mut _, count: usize| (var(&uniform(rng, count), [count]), tensor(&uniform(rng, count), [count]));
+    let cases: Vec<(Var, Tensor, AdamW, f32)> =
+        [(3, RULE, 0.01), (5000, slower, 0.1), (1, slower, 0.02), (700, RULE, 0.3)]
+            .map(|(count, rule, rate)| {
+                let (variable, gradient) = of(&mut rng, count);
+                (variable, gradient, rule, rate)
+            })
+            .into();
+    let alone: Vec<Vec<f32>> = (cases.iter())
+        .map(|(variable, gradient, rule, learning_rate)| {
+            let (own, mut moments) =
+                (var(&values(variable), [variable.elem_count()]), Moments::zeros(variable.elem_count()));
+            for number in 1..=3 {
+                let moments = &mut moments;
+                let update = Update { adamw: *rule, learning_rate: *learning_rate, var: &own, gradient, moments };
+                adamw(vec![update], (number, 0.5)).unwrap();
+            }
+            values(&own)
+        })
+        .collect();
+    let mut moments: Vec<Moments> = cases.iter().map(|case| Moments::zeros(case.0.elem_count())).collect();
+    for number in 1..=3 {
+        let updates = cases.iter().zip(&mut moments).map(|((var, gradient, rule, rate), moments)| Update {
+            adamw: *rule,
+            learning_rate: *rate,
+            var,
+            gradient,
+            moments,
+        });
+        adamw(updates.collect(), (number, 0.5)).unwrap();
+    }
+    for ((variable, ..), alone) in cases.iter().zip(&alone) {
+        assert_eq!(&values(variable), alone);
+    }
 }

@@ -28,7 +28,9 @@ impl Weights {
     fn new(rng: &mut ChaCha8Rng, Sizes { d, f, heads: (n, k, h) }: &Sizes) -> Self {
         let shapes = [(n * h, *d), (k * h, *d), (k * h, *d), (*d, n * h), (*f, *d), (*f, *d), (*d, *f)];
         let matrices = shapes.map(|(out, input)| {
-            let numbers = uniform(rng, out * input).into_iter().map(|x| bf16::from_f32(0.3 * x).to_f32()).collect();
+            // Outputs about as large as inputs: scores of hundreds would turn roundings into differences.
+            let scale = (3.0 / input as f32).sqrt();
+            let numbers = uniform(rng, out * input).into_iter().map(|x| bf16::from_f32(scale * x).to_f32()).collect();
             Matrix::from_f32(numbers, out, input).unwrap()
         });
         let norms = [(); 2].map(|()| {

@@ -180,12 +180,16 @@ impl Decoder {
             dropout,
         };
         let mut x = self.embed(segment, adapter, soft)?;
-        if let Some(observe) = &mut observe {
-            observe(0, &x);
-        }
-        if observe.is_none()
-            && let Some(x) = run.few_rows(&self.layers, &x, &mut kv)?
-        {
+        let is_watched = observe.is_some();
+        // Who watches may keep what the next layer's state takes the place of.
+        let mut tell = |number, x: &Tensor| -> Result<(), Error> {
+            if let Some(observe) = &mut observe {
+                observe(number, &if x.device().is_cuda() { x.copy()? } else { x.clone() });
+            }
+            Ok(())
+        };
+        tell(0, &x)?;
+        if !is_watched && let Some(x) = run.few_rows(&self.layers, &x, &mut kv)? {
             return if keys_alone { Ok(x) } else { run.norm(&x, &self.norm) };
         }
         for (index, layer) in self.layers.iter().enumerate() {
@@ -197,9 +201,7 @@ impl Decoder {
                 return Ok(x);
             }
             x = run.layer(layer, index, &x, &mut kv)?;
-            if let Some(observe) = &mut observe {
-                observe(index + 1, &x);
-            }
+            tell(index + 1, &x)?;
         }
         run.norm(&x, &self.norm)
     }

@@ -221,6 +221,7 @@ impl Run<'_> {
         &self.specs[window.expect("the windows of all layers are listed")]
     }
 
+    /// The state behind a layer; it may take the place of `x`.
     pub(super) fn layer(&mut self, layer: &Layer, index: usize, x: &Tensor, kv: &mut Kv<'_>) -> Result<Tensor, Error> {
         if let Some(y) = self.halves(layer, index, x, kv)? {
             return Ok(y);
@@ -231,7 +232,7 @@ impl Run<'_> {
                 let y = self.linear(layer, index, O, &heads)?;
                 ops::add(x, &self.drop(self.norm(&y, post)?)?)?
             }
-            None => match self.fused((layer, index), [O], &heads, |[map]| add_linear(x, &heads, map))? {
+            None => match self.fused((layer, index), [O], &heads, |[map]| add_linear(x.clone(), &heads, map))? {
                 Some(sum) => sum,
                 None => {
                     let y = self.linear(layer, index, O, &heads)?;
@@ -241,8 +242,9 @@ impl Run<'_> {
         };
         let norm = self.fused_norm(&layer.feed_forward_norm);
         if layer.post_norms.is_none()
-            && let Some(y) = self
-                .fused((layer, index), [GATE, UP, DOWN], &x, |maps| feed_forward(&x, norm, maps, self.activation()))?
+            && let Some(y) = self.fused((layer, index), [GATE, UP, DOWN], &x, |maps| {
+                feed_forward(x.clone(), norm, maps, self.activation())
+            })?
         {
             return Ok(y);
         }

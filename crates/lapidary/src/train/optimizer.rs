@@ -1,7 +1,7 @@
 //! AdamW over groups of variables, with clipping of the global gradient norm.
 
 use crate::Error;
-use kernels::{AdamW, Moments, Tensor, Var, sums_of_squares};
+use kernels::{AdamW, Moments, Tensor, Update, Var, adamw, sums_of_squares};
 
 /// What kind of parameter a variable is: decides its learning rate and decay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,18 +49,18 @@ pub fn global_norm(gradients: &[Option<Tensor>]) -> Result<f64, Error> {
 ///
 /// # Errors
 /// When a gradient differs from its variable in size.
-pub fn step(
-    params: &mut [Param],
-    gradients: &[Option<Tensor>],
+pub fn step<'a>(
+    params: &'a mut [Param],
+    gradients: &'a [Option<Tensor>],
     (number, norm, max_grad_norm): (u64, f64, f64),
     settings: impl Fn(Group) -> (AdamW, f64),
 ) -> Result<(), Error> {
     let scale = (max_grad_norm / (norm + 1e-6)).min(1.0) as f32;
-    for (param, gradient) in params.iter_mut().zip(gradients) {
-        if let Some(gradient) = gradient {
-            let (adamw, learning_rate) = settings(param.group);
-            adamw.step(&param.var, gradient, &mut param.moments, (number, learning_rate as f32, scale))?;
-        }
-    }
-    Ok(())
+    let update = |(param, gradient): (&'a mut Param, &'a Option<Tensor>)| {
+        let (rule, learning_rate) = settings(param.group);
+        let Param { var, moments, .. } = param;
+        let gradient = gradient.as_ref()?;
+        Some(Update { adamw: rule, learning_rate: learning_rate as f32, var, gradient, moments })
+    };
+    Ok(adamw(params.iter_mut().zip(gradients).filter_map(update).collect(), (number, scale))?)
 }
