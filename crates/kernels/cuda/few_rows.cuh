@@ -69,23 +69,33 @@ __device__ __forceinline__ void ask_for(const __nv_bfloat16 *row, int width) {
 template <int ROWS, int N>
 __device__ __forceinline__ void dots(const __nv_bfloat16 *const (&weights)[N], int width, const float *x,
                                      float (&sums)[N][ROWS]) {
+    constexpr int AT_ONCE = ROWS == 1 ? 6 : 3;
 #pragma unroll
     for (int n = 0; n < N; n++)
 #pragma unroll
         for (int r = 0; r < ROWS; r++) sums[n][r] = 0.0f;
-#pragma unroll(ROWS == 1 ? 6 : 3)
-    for (int i = threadIdx.x % 32 * EIGHT; i < width; i += 32 * EIGHT) {
-        uint4 bits[N];
+    for (int first = threadIdx.x % 32 * EIGHT; first < width; first += AT_ONCE * 32 * EIGHT) {
+        uint4 bits[AT_ONCE][N];
 #pragma unroll
-        for (int n = 0; n < N; n++) bits[n] = __ldg((const uint4 *)(weights[n] + i));
+        for (int u = 0; u < AT_ONCE; u++) {
+            int i = first + u * 32 * EIGHT;
 #pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-            float4 low = *(const float4 *)(x + r * width + i), high = *(const float4 *)(x + r * width + i + 4);
+            for (int n = 0; n < N; n++) bits[u][n] = i < width ? __ldg((const uint4 *)(weights[n] + i)) : uint4{0, 0, 0, 0};
+        }
 #pragma unroll
-            for (int n = 0; n < N; n++) {
-                sums[n][r] += low_half(bits[n].x) * low.x + high_half(bits[n].x) * low.y + low_half(bits[n].y) * low.z +
-                              high_half(bits[n].y) * low.w + low_half(bits[n].z) * high.x + high_half(bits[n].z) * high.y +
-                              low_half(bits[n].w) * high.z + high_half(bits[n].w) * high.w;
+        for (int u = 0; u < AT_ONCE; u++) {
+            int i = first + u * 32 * EIGHT;
+            if (i >= width) break;
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) {
+                float4 low = *(const float4 *)(x + r * width + i), high = *(const float4 *)(x + r * width + i + 4);
+#pragma unroll
+                for (int n = 0; n < N; n++) {
+                    uint4 w = bits[u][n];
+                    sums[n][r] += low_half(w.x) * low.x + high_half(w.x) * low.y + low_half(w.y) * low.z +
+                                  high_half(w.y) * low.w + low_half(w.z) * high.x + high_half(w.z) * high.y +
+                                  low_half(w.w) * high.z + high_half(w.w) * high.w;
+                }
             }
         }
     }
@@ -290,15 +300,26 @@ __device__ __forceinline__ void join_shares(const FewRows &a, float *to) {
         float2 sum = {0.0f, 0.0f};
         if (i < a.rows * width) {
             const float *shares = a.shares + (size_t)(i / h) * a.num_shares * (h + 2);
-            float most = -INFINITY, total = 0.0f;
-#pragma unroll 8
-            for (int s = 0; s < a.num_shares; s++) most = fmaxf(most, fresh(shares + s * (h + 2) + h));
-#pragma unroll 8
-            for (int s = 0; s < a.num_shares; s++) {
-                const float *share = shares + s * (h + 2);
-                float2 stats = __ldcg((const float2 *)(share + h)), part = __ldcg((const float2 *)(share + i % h));
-                float weight = weight_of(stats.x, most);
-                total += weight * stats.y, sum.x += weight * part.x, sum.y += weight * part.y;
+            float most[2] = {-INFINITY, -INFINITY}, total = 0.0f;
+            // Eight shares are on their way at once.
+            for (int first = 0; first < a.num_shares; first += 8) {
+                float2 stats[8], part[8];
+#pragma unroll
+                for (int u = 0; u < 8; u++) {
+                    const float *share = shares + (first + u) * (h + 2);
+                    bool is_there = first + u < a.num_shares;
+                    stats[u] = is_there ? __ldcg((const float2 *)(share + h)) : float2{-INFINITY, 0.0f};
+                    part[u] = is_there ? __ldcg((const float2 *)(share + i % h)) : float2{0.0f, 0.0f};
+                }
+#pragma unroll
+                for (int u = 0; u < 8; u++) most[1] = fmaxf(most[1], stats[u].x);
+                float kept = weight_of(most[0], most[1]);
+                total *= kept, sum.x *= kept, sum.y *= kept, most[0] = most[1];
+#pragma unroll
+                for (int u = 0; u < 8; u++) {
+                    float weight = weight_of(stats[u].x, most[1]);
+                    total += weight * stats[u].y, sum.x += weight * part[u].x, sum.y += weight * part[u].y;
+                }
             }
             sum.x /= total, sum.y /= total;
         }

@@ -16,6 +16,7 @@ mod cpu;
 mod cuda;
 #[cfg(target_arch = "x86_64")]
 mod f32_product;
+mod fetch;
 mod kv;
 mod matrix;
 pub mod ops;
@@ -25,6 +26,7 @@ mod vector;
 
 pub use adamw::{AdamW, Moments, Update, adamw, sums_of_squares};
 pub use candle_core::{Device, Error, Result, Tensor, Var, backprop::GradStore};
+pub use fetch::Fetch;
 pub use kv::KvLayer;
 pub use matrix::Matrix;
 pub use memmap2::Mmap;

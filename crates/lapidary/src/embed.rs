@@ -5,8 +5,8 @@ use crate::eval::standardise::{Moments, Standardisation};
 use crate::model::{AdapterView, Decoder, ForwardOptions, Kv, Segment};
 use crate::text::Tokenizer;
 use crate::text::tokenizer::MAX_TEXT_BYTES;
-use kernels::Tensor;
 use kernels::ops::{self, MANY_KEYS};
+use kernels::{Fetch, Tensor};
 use layout::{Layout, Method, TokenId, pack};
 
 /// What happens to pooled vectors, and how many tokens run at once.
@@ -219,8 +219,10 @@ impl Embedder<'_> {
         let mut embeddings =
             Embeddings { vectors: vec![Vec::new(); rows.len()], num_truncated: 0, num_tokens: lengths.iter().sum() };
         let (mut done, num_tokens) = (0, embeddings.num_tokens);
-        let mut take = |(batch, vectors): (Vec<usize>, Tensor)| -> Result<(), Error> {
-            for (i, mut vector) in batch.iter().zip(vectors.to_vec2()?) {
+        let d = self.decoder.config().hidden_size;
+        let mut take = |(batch, vectors): (Vec<usize>, Fetch)| -> Result<(), Error> {
+            for (i, vector) in batch.iter().zip(vectors.finish()?.chunks(d)) {
+                let mut vector = vector.to_vec();
                 self.finish(&mut vector, options).map_err(|e| Error::Internal(format!("text {}: {e}", i + 1)))?;
                 embeddings.vectors[*i] = vector;
             }
@@ -238,7 +240,7 @@ impl Embedder<'_> {
         };
         let mut running = None;
         for batch in pack(&lengths, batch_tokens) {
-            let vectors = self.run(batch.iter().map(|i| &rows[*i]).collect::<Vec<_>>().as_slice())?;
+            let vectors = Fetch::start(&self.run(batch.iter().map(|i| &rows[*i]).collect::<Vec<_>>().as_slice())?)?;
             let before = running.replace((batch, vectors));
             if let Some(done) = if runs_on { before } else { running.take() } {
                 take(done)?;

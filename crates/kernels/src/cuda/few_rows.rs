@@ -1,9 +1,9 @@
 //! All layers of a decoder for a few tokens in one launch (cuda/few_rows.cuh).
 
 use super::{Arg, Gpu, Pointer};
-use candle_core::Result;
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, sys};
+use candle_core::{Result, bail};
 
 /// As in cuda/few_rows.cuh.
 const THREADS: u32 = 512;
@@ -129,8 +129,7 @@ impl FewRows {
         (self.num_shares, self.num_layers) = (num_shares as i32, layers.len() as i32);
         let (of_places, of_arrived) = (pack.add(places.iter().copied()), pack.add([0]));
         let of_layers = pack.add([]);
-        let mut on_gpu: CudaSlice<u32> =
-            gpu.alloc(of_layers + layers.len() * size_of::<FewLayer>() / size_of::<u32>())?;
+        let on_gpu: CudaSlice<u32> = gpu.alloc(of_layers + layers.len() * size_of::<FewLayer>() / size_of::<u32>())?;
         let base = gpu.pointer(&on_gpu);
         for layer in &mut layers {
             for place in layer.angles.iter_mut().chain(&mut layer.mask).filter(|place| **place != NONE) {
@@ -140,7 +139,10 @@ impl FewRows {
             let pointers = [&layer.norms[..], &layer.maps, &layer.kv, &layer.angles, &layer.mask].concat();
             pack.add(pointers.into_iter().flat_map(|pointer| [pointer as u32, (pointer >> 32) as u32]));
         }
-        gpu.stream.memcpy_htod(&pack.0, &mut on_gpu).w()?;
+        // SAFETY: what was set aside is as long as the pack.
+        if !unsafe { gpu.send(&pack.0, base)? } {
+            bail!("few_rows: masks and angles of {} words are too many", pack.0.len());
+        }
         (self.layers, self.places) = (words_on(base, of_layers), words_on(base, of_places));
         self.arrived = words_on(base, of_arrived);
         let (name, shared) = self.kernel();

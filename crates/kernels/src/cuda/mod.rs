@@ -11,6 +11,7 @@ mod matrix;
 mod pointwise;
 mod product;
 mod rows;
+mod staging;
 
 pub(crate) use attention::{Attention, AttentionSums, DeviceMask, Kind, attention, attention_backward};
 pub(crate) use few_rows::{FewLayer, FewRows, NONE, Pack};
@@ -22,6 +23,8 @@ pub(crate) use product::{Mat, Precision, Product};
 pub(crate) use rows::{
     add_to_rows, clear_rows, gather_rows, place_rows, rms_norm, rms_norm_backward, scale_rows, weighted_rows,
 };
+
+pub(crate) use staging::Download;
 
 use candle_core::cuda_backend::cudarc::driver::{
     CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg, sys,
@@ -46,6 +49,7 @@ pub(crate) struct Gpu {
     stream: Arc<CudaStream>,
     module: Arc<CudaModule>,
     functions: Mutex<HashMap<&'static str, CudaFunction>>,
+    staging: Mutex<staging::Staging>,
 }
 
 /// What a kernel is given.
@@ -171,7 +175,13 @@ impl Gpu {
         let image = candle_core::cuda_backend::cudarc::nvrtc::Ptx::from_binary(MODULE.to_vec());
         let module = stream.context().load_module(image).w()?;
         // One for each GPU of the process, until its end.
-        let gpu = Box::leak(Box::new(Self { device: device.clone(), stream, module, functions: Mutex::default() }));
+        let gpu = Box::leak(Box::new(Self {
+            device: device.clone(),
+            stream,
+            module,
+            functions: Mutex::default(),
+            staging: Mutex::default(),
+        }));
         gpus.push((device.id(), gpu));
         Ok(gpu)
     }
@@ -220,8 +230,8 @@ impl Gpu {
         args: &[Arg],
         together: bool,
     ) -> Result<()> {
-        /// What every kernel may have without asking.
-        const PLAIN_SHARED: usize = 48 << 10;
+        /// What every kernel may have without asking, beside what it holds for itself.
+        const PLAIN_SHARED: usize = 40 << 10;
         if [blocks.0, blocks.1, blocks.2].contains(&0) {
             return Ok(());
         }
@@ -277,10 +287,9 @@ impl Gpu {
     }
 
     pub(crate) fn upload<T: DeviceRepr + Clone + Default + 'static>(&self, values: &[T]) -> Result<CudaSlice<T>> {
-        if values.is_empty() {
-            return self.alloc(1);
-        }
-        self.device.clone_htod(values)
+        let slice = self.alloc(values.len())?;
+        // SAFETY: the slice was made for the values.
+        if unsafe { self.send(values, self.pointer(&slice))? } { Ok(slice) } else { self.device.clone_htod(values) }
     }
 
     pub(crate) fn download<T: DeviceRepr>(&self, slice: &CudaSlice<T>) -> Result<Vec<T>> {
