@@ -111,7 +111,17 @@ pub fn penalise_repetition(logits: &mut [f32], seen: &BTreeSet<TokenId>, penalty
 
 /// The most probable token; the lowest id of equals. None without logits.
 pub fn greedy(logits: &[f32]) -> Option<TokenId> {
-    (0..).zip(logits).min_by(more_probable).map(|(id, _)| id)
+    /// Maxima side by side, which the compiler keeps in vectors.
+    const MAXIMA: usize = 16;
+    let (chunks, rest) = logits.as_chunks::<MAXIMA>();
+    let more = |most: f32, logit: f32| if logit > most { logit } else { most };
+    let mut most = [f32::NEG_INFINITY; MAXIMA];
+    for chunk in chunks {
+        most.iter_mut().zip(chunk).for_each(|(most, logit)| *most = more(*most, *logit));
+    }
+    let most = most.iter().chain(rest).copied().fold(f32::NEG_INFINITY, more);
+    // Those that are no less, what is not a number among them, are compared one by one.
+    (0..).zip(logits).filter(|(_, logit)| !(**logit < most)).min_by(more_probable).map(|(id, _)| id)
 }
 
 fn more_probable(a: &(TokenId, &f32), b: &(TokenId, &f32)) -> Ordering {
@@ -189,7 +199,9 @@ impl Sampler {
     /// # Errors
     /// When the logits are not finite.
     pub fn next_token(&mut self, logits: &[f32]) -> Result<TokenId, Error> {
-        if let Some(bad) = logits.iter().position(|logit| !logit.is_finite()) {
+        // Without a way out of the loop the compiler keeps it in vectors.
+        let is_finite = logits.iter().fold(true, |all, logit| all & logit.is_finite());
+        if !is_finite && let Some(bad) = logits.iter().position(|logit| !logit.is_finite()) {
             return Err(Error::NotFinite(format!("the logit of token {bad} is {}", logits[bad])));
         }
         let mut logits = std::borrow::Cow::Borrowed(logits);
@@ -247,6 +259,20 @@ mod tests {
         frequency_penalty: 0.0,
         seed: Some(0),
     };
+
+    #[test]
+    fn greedy_takes_the_first_of_the_most_probable_wherever_it_stands() {
+        let mut rng = Rng::seed_from_u64(5);
+        for count in [0usize, 1, 15, 16, 17, 100] {
+            let of_few = |rng: &mut Rng| (0..count).map(|_| rng.random_range(-4i32..4) as f32).collect::<Vec<f32>>();
+            for _ in 0..20 {
+                let logits = of_few(&mut rng);
+                assert_eq!(greedy(&logits), (0..).zip(&logits).min_by(more_probable).map(|(id, _)| id), "{logits:?}");
+            }
+        }
+        assert_eq!(greedy(&[f32::NEG_INFINITY; 3]), Some(0));
+        assert_eq!(greedy(&[-0.0, 0.0]), Some(1));
+    }
 
     #[test]
     fn temperature_is_softmax_of_divided_logits() {

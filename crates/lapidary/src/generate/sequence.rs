@@ -3,7 +3,7 @@
 use super::sampling::Sampler;
 use crate::Error;
 use crate::model::{AdapterView, Decoder, ForwardOptions, Kv, KvCache, Segment};
-use kernels::Tensor;
+use kernels::{Fetch, Tensor};
 use layout::{Anchors, TokenId};
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -108,7 +108,7 @@ impl<'a> Sequence<'a> {
         hidden: &Tensor,
     ) -> Result<Self, Error> {
         let num_before = cache.num_tokens() as u32;
-        let logits = decoder.logits(hidden)?.flatten_all()?.to_vec1()?;
+        let logits = Fetch::start(&decoder.logits(hidden)?)?.finish()?;
         Ok(Self { cache, num_before, first_position: next_position, logits, ..Self::new(decoder, adapter) })
     }
 
@@ -149,7 +149,7 @@ impl<'a> Sequence<'a> {
         let mut before = std::mem::replace(self, Self::new(self.decoder, self.adapter).in_view(self.anchors));
         let options = ForwardOptions { adapter: self.adapter, bf16_attention: true, ..ForwardOptions::default() };
         let hidden = self.decoder.forward(&segment, Kv::Append(&mut before.cache), options)?;
-        before.logits = self.decoder.logits(&hidden.narrow(0, last, 1)?)?.flatten_all()?.to_vec1()?;
+        before.logits = Fetch::start(&self.decoder.logits(&hidden.narrow(0, last, 1)?)?)?.finish()?;
         before.ids = row;
         before.forget()?;
         *self = before;
