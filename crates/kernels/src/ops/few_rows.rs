@@ -80,6 +80,46 @@ pub fn can_run<'a>(_: &Tensor, _: &Spec, _: impl Iterator<Item = [&'a Weight; 7]
     false
 }
 
+/// What layers share, in the words that go to the GPU.
+#[cfg(feature = "cuda")]
+#[derive(Default)]
+struct Words<'a> {
+    pack: cuda::Pack,
+    tables: Vec<(&'a RopeTable, usize)>,
+    masks: Vec<(&'a AttentionMask, usize)>,
+}
+
+#[cfg(feature = "cuda")]
+impl<'a> Words<'a> {
+    /// Where cosines and sines of a table lie.
+    fn angles(&mut self, table: Option<&'a RopeTable>) -> [cuda::Pointer; 2] {
+        let Some(table) = table else { return [cuda::NONE; 2] };
+        let [cos, sin] = table.all();
+        let known = self.tables.iter().find(|(other, _)| std::ptr::eq(*other, table)).map(|(_, first)| *first);
+        let first = known.unwrap_or_else(|| {
+            let first = self.pack.add(cos.iter().chain(sin).map(|x| x.to_bits()));
+            self.tables.push((table, first));
+            first
+        });
+        [first as cuda::Pointer, (first + cos.len()) as cuda::Pointer]
+    }
+
+    /// Where offsets and intervals of a mask lie.
+    fn mask(&mut self, mask: &'a AttentionMask) -> [cuda::Pointer; 2] {
+        let num_offsets = mask.offsets().len();
+        let known = self.masks.iter().find(|(other, _)| std::ptr::eq(*other, mask)).map(|(_, first)| *first);
+        let first = known.unwrap_or_else(|| {
+            let first = self.pack.add(mask.offsets().iter().copied());
+            let intervals = (0..mask.num_queries()).flat_map(|token| mask.intervals(token));
+            self.pack.add(intervals.flat_map(|(from, to)| [*from, *to]));
+            self.masks.push((mask, first));
+            first
+        });
+        // What is added begins at an even word.
+        [first, first + num_offsets.next_multiple_of(2)].map(|word| word as cuda::Pointer)
+    }
+}
+
 /// The state of T tokens after all layers; their keys and values go to T places of each layer's, of which each run of
 /// `places` has the next.
 ///
@@ -90,63 +130,42 @@ pub fn can_run<'a>(_: &Tensor, _: &Spec, _: impl Iterator<Item = [&'a Weight; 7]
 /// When shapes disagree, or [`can_run`] would say no.
 #[cfg(feature = "cuda")]
 pub fn run(x: &Tensor, spec: &Spec, layers: Vec<Layer<'_>>, places: &[Range<usize>]) -> Result<Tensor> {
-    let ((t, d), (_, _, h)) = (x.dims2()?, spec.heads);
+    let (t, d) = x.dims2()?;
     if !can_run(x, spec, layers.iter().map(|layer| layer.maps)) {
         bail!("few_rows: asked for what `can_run` refuses");
     }
-    let Some(gpu) = cuda::Gpu::with(x)? else { bail!("few_rows: expected a state on a GPU") };
-    let (places, mut inner): (Vec<u32>, _) = (places.iter().cloned().flatten().map(|place| place as u32).collect(), 0);
-    let (mut num_keys, mut pack, mut kept, mut on_gpu) = (0, cuda::Pack::default(), Vec::new(), Vec::new());
-    let (mut tables, mut masks): (Vec<(&RopeTable, usize)>, Vec<(&AttentionMask, usize)>) = (Vec::new(), Vec::new());
+    let (Some(gpu), Some(first)) = (cuda::Gpu::with(x)?, layers.first()) else { return Ok(x.clone()) };
+    let inner = first.maps[4].dims()?.0;
+    let places: Vec<u32> = places.iter().cloned().flatten().map(|place| place as u32).collect();
+    let (mut words, mut num_keys, mut kept, mut on_gpu) = (Words::default(), 0, Vec::new(), Vec::new());
     for layer in layers {
-        let of_layer = layer.maps[4].dims()?.0;
-        if inner != 0 && inner != of_layer {
-            bail!("few_rows: layers of {inner} and of {of_layer} gates");
-        }
-        inner = of_layer;
-        let end = layer.check((t, d), spec, &places)?;
-        let [norm, feed_forward_norm] = [cuda::Read::of(layer.norms[0])?, cuda::Read::of(layer.norms[1])?];
+        let end = layer.check((t, d, inner), spec, &places)?;
+        let [before, between] = [cuda::Read::of(layer.norms[0])?, cuda::Read::of(layer.norms[1])?];
         let mut maps = [0; 7];
         for (to, map) in maps.iter_mut().zip(layer.maps) {
             let Weight::Frozen(matrix) = map else { bail!("few_rows: expected a frozen weight packed as bf16") };
             *to = matrix.on(gpu)?.pointer(gpu);
         }
-        let angles = match layer.rope {
-            None => [cuda::NONE; 2],
-            Some(table) => {
-                let known = tables.iter().find(|(other, _)| std::ptr::eq(*other, table)).map(|(_, first)| *first);
-                let first = known.unwrap_or_else(|| {
-                    let [cos, sin] = table.all();
-                    let first = pack.add(cos.iter().chain(sin).map(|x| x.to_bits()));
-                    tables.push((table, first));
-                    first
-                });
-                [first as cuda::Pointer, (first + t * h / 2) as cuda::Pointer]
-            }
-        };
-        let known = masks.iter().find(|(other, _)| std::ptr::eq(*other, layer.mask)).map(|(_, first)| *first);
-        let first = known.unwrap_or_else(|| {
-            let first = pack.add(layer.mask.offsets().iter().copied());
-            pack.add((0..t).flat_map(|token| layer.mask.intervals(token)).flat_map(|(from, to)| [*from, *to]));
-            masks.push((layer.mask, first));
-            first
-        });
-        let mask = [first, first + (t + 1).next_multiple_of(2)].map(|word| word as cuda::Pointer);
         let seen = |token| layer.mask.intervals(token).iter().map(|(from, to)| to - from).sum::<u32>() as usize;
         num_keys = (0..t).map(seen).max().unwrap_or(0).max(num_keys);
         // Where all places up to the end are written, nothing has to be cleared.
         let num_held = layer.kv.num_tokens();
         let is_filled = places.iter().filter(|place| **place as usize >= num_held).count() == end - num_held;
-        let kv = layer.kv.room(gpu, end, is_filled)?;
-        on_gpu.push(cuda::FewLayer { norms: [norm.pointer, feed_forward_norm.pointer], maps, kv, angles, mask });
-        kept.extend([norm, feed_forward_norm]);
+        on_gpu.push(cuda::FewLayer {
+            norms: [before.pointer, between.pointer],
+            maps,
+            kv: layer.kv.room(gpu, end, is_filled)?,
+            angles: words.angles(layer.rope),
+            mask: words.mask(layer.mask),
+        });
+        kept.extend([before, between]);
     }
     let (read, y) = (cuda::Read::of(x)?, gpu.alloc(t * d)?);
     let sizes = cuda::FewRows { x: gpu.pointer(&y), ..spec.sizes((t, d), inner) };
     // SAFETY: `check` has compared the shapes of each layer, its mask and the places with its keys; `y` has the size of `x`.
     unsafe {
         gpu.copy(read.pointer, sizes.x, t * d)?;
-        sizes.run(gpu, (pack, on_gpu), &places, num_keys)?;
+        sizes.run(gpu, (words.pack, on_gpu), &places, num_keys)?;
     }
     Ok(gpu.tensor(y, (t, d)))
 }
@@ -163,8 +182,8 @@ pub fn run(_: &Tensor, _: &Spec, _: Vec<Layer<'_>>, _: &[Range<usize>]) -> Resul
 #[cfg(feature = "cuda")]
 impl Layer<'_> {
     /// Keys that there will be, after the shapes have been compared.
-    fn check(&self, (t, d): (usize, usize), spec: &Spec, places: &[u32]) -> Result<usize> {
-        let ((heads, kv_heads, h), inner) = (spec.heads, self.maps[4].dims()?.0);
+    fn check(&self, (t, d, inner): (usize, usize, usize), spec: &Spec, places: &[u32]) -> Result<usize> {
+        let (heads, kv_heads, h) = spec.heads;
         let (q, kv) = (heads * h, kv_heads * h);
         for (map, expected) in
             self.maps.iter().zip([(q, d), (kv, d), (kv, d), (d, q), (inner, d), (inner, d), (d, inner)])

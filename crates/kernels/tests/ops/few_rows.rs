@@ -75,8 +75,8 @@ fn compare(sizes: &Sizes, t: usize, num_keys: usize, (softcap, activation): (Opt
         Spec { heads: sizes.heads, eps: 1e-5, offset: 0.25, scale: 1.0 / (h as f32).sqrt(), softcap, activation };
     let layers: Vec<Weights> = (0..NUM_LAYERS).map(|_| Weights::new(&mut rng, sizes)).collect();
     let x = tensor(&uniform(&mut rng, t * sizes.d), [t, sizes.d]);
-    let places = match t {
-        1 => vec![num_keys..num_keys + 1],
+    let places: Vec<Range<usize>> = match t {
+        1 => std::iter::once(num_keys..num_keys + 1).collect(),
         _ => vec![num_keys + 3..num_keys + 2 + t, 1..2],
     };
     let mut mask = AttentionMask::new();

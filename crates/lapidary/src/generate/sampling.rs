@@ -121,7 +121,7 @@ pub fn greedy(logits: &[f32]) -> Option<TokenId> {
     }
     let most = most.iter().chain(rest).copied().fold(f32::NEG_INFINITY, more);
     // Those that are no less, what is not a number among them, are compared one by one.
-    (0..).zip(logits).filter(|(_, logit)| !(**logit < most)).min_by(more_probable).map(|(id, _)| id)
+    (0..).zip(logits).filter(|(_, logit)| **logit >= most || logit.is_nan()).min_by(more_probable).map(|(id, _)| id)
 }
 
 fn more_probable(a: &(TokenId, &f32), b: &(TokenId, &f32)) -> Ordering {

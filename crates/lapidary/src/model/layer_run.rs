@@ -201,7 +201,7 @@ impl Run<'_> {
             Kv::None | Kv::Past(_) => return Ok(None),
             Kv::Append(cache) => {
                 let first = cache.layers.first().map_or(0, |layer| layer.num_tokens());
-                (&mut cache.layers, vec![first..first + x.dim(0)?])
+                (&mut cache.layers, std::iter::once(first..first + x.dim(0)?).collect())
             }
             Kv::Pool(pass) => (&mut pass.pool.layers, self.places.clone()),
         };
