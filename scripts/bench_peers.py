@@ -2,8 +2,11 @@
 
 usage: bench_peers.py PEER JOB, with JOB as `crates/lapidary/examples/workload.rs` has it; prints the same lines.
        bench_peers.py convert MODEL.gguf OUT_DIR
+       bench_peers.py products
 PEER is `torch` (transformers, in the job's `dtype`), `sentence-transformers`, `llama-cpp` or `reference` (the PyTorch GEM
-in the job's `reference`). `convert` writes the weights dequantised, as transformers reads them. Threads are those of
+in the job's `reference`). `convert` writes the weights dequantised, as transformers reads them. `products` prints what torch's linear maps
+reach on rows of the shapes that `crates/kernels/examples/peak.rs` has: of bf16 numbers in and out, of those with rows and
+outputs that are f32 as ours are, and of f32. Threads are those of
 OMP_NUM_THREADS.
 
 llama-cpp-python is compiled when it is installed. On a CPU with AMX, GCC 12 sets its tiles up wrongly and it ends by a
@@ -49,6 +52,30 @@ def started(work):
     ticks = int(open("/proc/self/stat").read().rsplit(")", 1)[1].split()[19])
     wall = float(open("/proc/uptime").read().split()[0]) - ticks / 100
     tell(1, time.process_time(), wall)
+
+
+
+def products():
+    import torch
+    import torch.nn.functional as F
+    torch.set_num_threads(THREADS)
+    tokens, rates = 2048, {}
+    for out, width in [(576, 576), (192, 576), (1536, 576), (576, 1536)]:
+        w, x = torch.randn(out, width), torch.randn(tokens, width)
+        half_w, half_x = w.bfloat16(), x.bfloat16()
+        works = {"bf16": lambda: F.linear(half_x, half_w), "bf16_of_f32": lambda: F.linear(x.bfloat16(), half_w).float(),
+                 "f32": lambda: F.linear(x, w)}
+        for name, work in works.items():
+            with torch.inference_mode():
+                work()
+                best = 0.0
+                for _ in range(9):
+                    clock = time.perf_counter()
+                    for _ in range(4):
+                        work()
+                    best = max(best, 4 * 2 * tokens * out * width / (time.perf_counter() - clock))
+            rates[f"torch_{name}_{out}x{width}"] = best
+    print(json.dumps(rates), flush=True)
 
 
 def lines_of(job):
@@ -251,5 +278,7 @@ PEERS = {"torch": torch_peer, "sentence-transformers": sentence_transformers_pee
 if __name__ == "__main__":
     if sys.argv[1] == "convert":
         convert(*sys.argv[2:4])
+    elif sys.argv[1] == "products":
+        products()
     else:
         PEERS[sys.argv[1]](json.loads(sys.argv[2]))

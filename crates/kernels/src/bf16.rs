@@ -209,12 +209,18 @@ impl Packed {
             return;
         }
         assert!(x.len().is_multiple_of(k) && summands.end <= self.k, "product: sizes disagree");
-        let x = Rounded::of(self.format(), x, k);
-        // SAFETY: as the caller says.
-        unsafe {
+        let run = |x: &[f32], y: &mut [MaybeUninit<f32>]| {
+            let x = Rounded::of(self.format(), x, k);
             let term = Term { from: summands.start, ..Term::new(&x, self) };
-            sum_of_products(units, &[term], columns, (y, y_stride), keep)
+            // SAFETY: as the caller says.
+            unsafe { sum_of_products(units, &[term], columns.clone(), (y, y_stride), keep) };
         };
+        // Rows enough for all threads: a task rounds its own, which stay in the caches near its core.
+        if x.len() / k >= TASK_ROWS * rayon::current_num_threads() {
+            x.par_chunks(TASK_ROWS * k).zip(y.par_chunks_mut(TASK_ROWS * y_stride)).for_each(|(x, y)| run(x, y));
+        } else {
+            run(x, y);
+        }
     }
 }
 
