@@ -2,7 +2,7 @@
 
 usage: gpu_bench.py --workload PROGRAM --model MODEL.gguf --texts LINES.txt [--rounds N] [--only NAME]... [--out FILE.md]
 PROGRAM is the example `workload` built with the feature `cuda`. Both sides use bf16; PyTorch is `gpu_peers.py` beside this
-file, on weights of the same shape, with SDPA and torch.compile, and with CUDA graphs for decoding.
+file, on weights of the same shape, with SDPA and torch.compile, and with CUDA graphs but for embedding.
 Needs PyTorch with CUDA, and CUDA's libraries where the loader finds them.
 """
 import argparse, json, statistics, subprocess, sys
@@ -31,6 +31,10 @@ def contests(model, texts):
         "decode, 256 tokens behind 512": (
             {**ours, "work": "decode", "prompt_tokens": 512, "new_tokens": 256},
             {"work": "decode", "prompt_tokens": 512, "new_tokens": 256, "rows": 1},
+        ),
+        "decode, 64 tokens behind 512, eight rows": (
+            {**ours, "work": "decode", "prompt_tokens": 512, "new_tokens": 64, "rows": 8},
+            {"work": "decode", "prompt_tokens": 512, "new_tokens": 64, "rows": 8},
         ),
     }
 

@@ -1,10 +1,11 @@
 #pragma once
 
-#include "common.cuh"
 #include "elementwise.cuh"
+#include "few_rows_attention.cuh"
+#include "few_rows_common.cuh"
 
 // All layers of a decoder for a few tokens in one launch: a token at a time, what a kernel does is over before the host has
-// asked for the next one. The blocks, as many as the GPU runs at once, meet after each of a layer's five steps:
+// asked for the next one. The blocks, one for each multiprocessor, meet after each of a layer's five steps:
 //
 //   norm, products of q, k and v, rotation; keys and values go to their places
 //   scores and sums of a share of the keys, for the heads that share a key head
@@ -13,39 +14,6 @@
 //   product with down, added to the state
 //
 // Weights are bf16, all else is f32; a warp takes an output, whose weights its lanes read 16 bytes at a time.
-
-constexpr int FEW_THREADS = 512;
-constexpr int FEW_WARPS = FEW_THREADS / 32;
-constexpr int EIGHT = 8;       // numbers that a lane takes at once
-constexpr int FEW_GROUP = 4;   // heads that are scored together
-
-struct FewLayer {
-    const float *input_norm, *feed_forward_norm;
-    const __nv_bfloat16 *q, *k, *v, *o, *gate, *up, *down;
-    float *keys, *values;           // [S, K, H]
-    const float *cosines, *sines;   // [T, H / 2]; none: no rotation
-    const uint32_t *offsets;        // intervals of token t: offsets[t]..offsets[t + 1]
-    const uint2 *intervals;         // keys from..to
-};
-
-struct FewRows {
-    const FewLayer *layers;
-    const uint32_t *places;        // of each token's keys and values
-    float *x;                      // [T, D]
-    float *q, *shares, *hidden;    // [T, N, H], [T, N, shares, H + 2], [T, F]
-    unsigned *arrived;             // 0
-    int num_layers, rows, width, inner, heads, kv_heads, head_dim, num_shares, activation;
-    float eps, offset, scale, softcap;
-};
-
-// What other blocks have written is read past the first-level cache.
-__device__ __forceinline__ float fresh(const float *from) { return __ldcg(from); }
-
-__device__ __forceinline__ void fresh8(const float *from, float (&to)[EIGHT]) {
-    float4 low = __ldcg((const float4 *)from), high = __ldcg((const float4 *)from + 1);
-    to[0] = low.x, to[1] = low.y, to[2] = low.z, to[3] = low.w;
-    to[4] = high.x, to[5] = high.y, to[6] = high.z, to[7] = high.w;
-}
 
 // All blocks of the grid meet; `expected` counts arrivals. What a block wrote before is seen by all after.
 __device__ __forceinline__ void meet(unsigned *arrived, unsigned &expected) {
@@ -160,11 +128,11 @@ __device__ __forceinline__ const __nv_bfloat16 *row_of(const FewRows &a, const F
 }
 
 template <int ROWS>
-__device__ __forceinline__ void heads_step(const FewRows &a, const FewLayer &layer, float *shared, int warp, int warps) {
+__device__ __forceinline__ void heads_step(const FewRows &a, const FewLayer &layer, float *shared) {
     float scales[ROWS];
     take_normed<ROWS>(a, layer.input_norm, shared, scales);
     int half = a.head_dim / 2, lane = threadIdx.x % 32, tasks = (a.heads + 2 * a.kv_heads) * half;
-    for (int task = warp; task < tasks; task += warps) {
+    for (int task = few_warp(); task < tasks; task += few_warps()) {
         HeadPair pair = head_pair(a, task);
         const __nv_bfloat16 *first = row_of(a, layer, pair);
         const __nv_bfloat16 *const rows[2] = {first, first + (size_t)half * a.width};
@@ -182,112 +150,6 @@ __device__ __forceinline__ void heads_step(const FewRows &a, const FewLayer &lay
                                        : (pair.kind == 1 ? layer.keys : layer.values) +
                                              (key_row * a.kv_heads + pair.head) * a.head_dim;
             to[pair.at] = x * c - y * s, to[pair.at + half] = y * c + x * s;
-        }
-    }
-}
-
-// Sums over keys, weighted by exp(score - most), and the weights' total.
-struct Share {
-    float sums[EIGHT], most, total;
-};
-
-__device__ __forceinline__ float weight_of(float most, float now) { return most == -INFINITY ? 0.0f : expf(most - now); }
-
-// `from` of each lane joined with that of the lane `distance` away.
-__device__ __forceinline__ void join_lanes(Share &share, int distance) {
-    float other = __shfl_xor_sync(ALL_LANES, share.most, distance), now = fmaxf(share.most, other);
-    float mine = weight_of(share.most, now), its = weight_of(other, now);
-    share.total = share.total * mine + __shfl_xor_sync(ALL_LANES, share.total, distance) * its;
-#pragma unroll
-    for (int i = 0; i < EIGHT; i++) {
-        share.sums[i] = share.sums[i] * mine + __shfl_xor_sync(ALL_LANES, share.sums[i], distance) * its;
-    }
-    share.most = now;
-}
-
-// The n-th key that a token sees, for an n that only grows.
-struct Keys {
-    const uint2 *intervals;
-    uint32_t at, before;
-
-    __device__ __forceinline__ uint32_t nth(uint32_t n) {
-        while (n - before >= intervals[at].y - intervals[at].x) {
-            before += intervals[at].y - intervals[at].x;
-            at++;
-        }
-        return intervals[at].x + (n - before);
-    }
-};
-
-// A share of one token's keys for one key head: H / 8 lanes a key, and then all lanes and warps joined.
-__device__ __forceinline__ void share_of_keys(const FewRows &a, const FewLayer &layer, float *shared, int token,
-                                              int kv_head, int number) {
-    int h = a.head_dim, group = a.heads / a.kv_heads, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    int lanes = h / EIGHT, slots = FEW_THREADS / lanes, column = lane % lanes * EIGHT;
-    uint32_t first = layer.offsets[token], count = 0;
-    for (uint32_t i = first; i < layer.offsets[token + 1]; i++) count += layer.intervals[i].y - layer.intervals[i].x;
-    uint32_t from = (uint64_t)count * number / a.num_shares, to = (uint64_t)count * (number + 1) / a.num_shares;
-    for (int of_group = 0; of_group < group; of_group += FEW_GROUP) {
-        int head = kv_head * group + of_group, here = min(FEW_GROUP, group - of_group);
-        float *q = shared + FEW_WARPS * FEW_GROUP * (h + 2);  // [FEW_GROUP, H]
-        for (int i = threadIdx.x; i < FEW_GROUP * h; i += FEW_THREADS) {
-            q[i] = i < here * h ? fresh(a.q + (size_t)(token * a.heads + head) * h + i) : 0.0f;
-        }
-        __syncthreads();
-        Share found[FEW_GROUP];
-#pragma unroll
-        for (int g = 0; g < FEW_GROUP; g++) {
-            found[g].most = -INFINITY, found[g].total = 0.0f;
-#pragma unroll
-            for (int i = 0; i < EIGHT; i++) found[g].sums[i] = 0.0f;
-        }
-        Keys keys = {layer.intervals, first, 0};
-        // All lanes of a warp go round equally often, because they add up their scores together.
-        for (uint32_t base = from; base < to; base += slots) {
-            uint32_t n = base + threadIdx.x / lanes;
-            bool sees = n < to;
-            size_t at = ((size_t)keys.nth(sees ? n : base) * a.kv_heads + kv_head) * h + column;
-            float k[EIGHT], v[EIGHT];
-            fresh8(layer.keys + at, k);
-            fresh8(layer.values + at, v);
-#pragma unroll
-            for (int g = 0; g < FEW_GROUP; g++) {
-                float s = 0.0f;
-#pragma unroll
-                for (int i = 0; i < EIGHT; i++) s += q[g * h + column + i] * k[i];
-                for (int distance = lanes / 2; distance > 0; distance /= 2) s += __shfl_xor_sync(ALL_LANES, s, distance);
-                s *= a.scale;
-                if (a.softcap != 0.0f) s = a.softcap * tanhf(s / a.softcap);
-                if (!sees) continue;
-                float now = fmaxf(found[g].most, s), kept = weight_of(found[g].most, now), p = expf(s - now);
-                found[g].most = now, found[g].total = found[g].total * kept + p;
-#pragma unroll
-                for (int i = 0; i < EIGHT; i++) found[g].sums[i] = found[g].sums[i] * kept + p * v[i];
-            }
-        }
-        __syncthreads();
-#pragma unroll
-        for (int g = 0; g < FEW_GROUP; g++) {
-            if (g >= here) continue;
-            for (int distance = lanes; distance < 32; distance *= 2) join_lanes(found[g], distance);
-            float *of_warp = shared + (warp * FEW_GROUP + g) * (h + 2);
-            if (lane < lanes) {
-#pragma unroll
-                for (int i = 0; i < EIGHT; i++) of_warp[column + i] = found[g].sums[i];
-            }
-            if (lane == 0) of_warp[h] = found[g].most, of_warp[h + 1] = found[g].total;
-        }
-        __syncthreads();
-        for (int i = threadIdx.x; i < here * (h + 2); i += FEW_THREADS) {
-            int g = i / (h + 2), at = i % (h + 2);
-            const float *of_warps = shared + g * (h + 2);
-            float most = -INFINITY, sum = 0.0f;
-            for (int w = 0; w < FEW_WARPS; w++) most = fmaxf(most, of_warps[w * FEW_GROUP * (h + 2) + h]);
-            for (int w = 0; w < FEW_WARPS; w++) {
-                const float *one = of_warps + w * FEW_GROUP * (h + 2);
-                sum += one[at] * weight_of(one[h], most);
-            }
-            a.shares[((size_t)(token * a.heads + head + g) * a.num_shares + number) * (h + 2) + at] = at == h ? most : sum;
         }
     }
 }
@@ -330,10 +192,9 @@ __device__ __forceinline__ void join_shares(const FewRows &a, float *to) {
 
 // Adds the products of `x` `[ROWS, width]`, in shared memory, with a matrix to the state.
 template <int ROWS>
-__device__ __forceinline__ void add_product(const FewRows &a, const __nv_bfloat16 *matrix, int width, const float *x,
-                                            int warp, int warps) {
+__device__ __forceinline__ void add_product(const FewRows &a, const __nv_bfloat16 *matrix, int width, const float *x) {
     int lane = threadIdx.x % 32;
-    for (int out = warp; out < a.width; out += warps) {
+    for (int out = few_warp(); out < a.width; out += few_warps()) {
         const __nv_bfloat16 *const rows[1] = {matrix + (size_t)out * width};
         float *to = a.x + (size_t)lane * a.width + out, before = lane < a.rows ? fresh(to) : 0.0f, sums[1][ROWS];
         dots<ROWS, 1>(rows, width, x, sums);
@@ -345,10 +206,10 @@ __device__ __forceinline__ void add_product(const FewRows &a, const __nv_bfloat1
 }
 
 template <int ROWS>
-__device__ __forceinline__ void gates_step(const FewRows &a, const FewLayer &layer, float *shared, int warp, int warps) {
+__device__ __forceinline__ void gates_step(const FewRows &a, const FewLayer &layer, float *shared) {
     float scales[ROWS];
     take_normed<ROWS>(a, layer.feed_forward_norm, shared, scales);
-    for (int out = warp; out < a.inner; out += warps) {
+    for (int out = few_warp(); out < a.inner; out += few_warps()) {
         size_t row = (size_t)out * a.width;
         const __nv_bfloat16 *const rows[2] = {layer.gate + row, layer.up + row};
         float sums[2][ROWS];
@@ -366,7 +227,7 @@ template <int ROWS>
 __device__ __forceinline__ void few_rows(const FewRows &a) {
     extern __shared__ float4 few_rows_memory[];
     float *shared = (float *)few_rows_memory;
-    int warps = gridDim.x * FEW_WARPS, warp = blockIdx.x + threadIdx.x / 32 * gridDim.x;
+    int warp = few_warp();
     unsigned expected = 0;
     int attended = a.heads * a.head_dim;
     // In turns, so that one is read while the next comes.
@@ -380,22 +241,19 @@ __device__ __forceinline__ void few_rows(const FewRows &a) {
     for (int number = 0; number < a.num_layers; number++) {
         const FewLayer &layer = turns[number % 2];
         if (number + 1 < a.num_layers) fetch(number + 1);
-        heads_step<ROWS>(a, layer, shared, warp, warps);
+        heads_step<ROWS>(a, layer, shared);
         if (warp < a.width) ask_for(layer.o + (size_t)warp * attended, attended);
         meet(a.arrived, expected);
         int shares = a.rows * a.kv_heads * a.num_shares;
-        for (int task = blockIdx.x; task < shares; task += gridDim.x) {
-            int of_head = task / a.num_shares;
-            share_of_keys(a, layer, shared, of_head / a.kv_heads, of_head % a.kv_heads, task % a.num_shares);
-        }
+        for (int task = blockIdx.x; task < shares; task += gridDim.x) share_of_keys(a, layer, shared, task);
         if (warp < a.inner) ask_for(layer.gate + (size_t)warp * a.width, a.width);
         if (warp < a.inner) ask_for(layer.up + (size_t)warp * a.width, a.width);
         meet(a.arrived, expected);
         join_shares<ROWS>(a, shared);
-        add_product<ROWS>(a, layer.o, attended, shared, warp, warps);
+        add_product<ROWS>(a, layer.o, attended, shared);
         if (warp < a.width) ask_for(layer.down + (size_t)warp * a.inner, a.inner);
         meet(a.arrived, expected);
-        gates_step<ROWS>(a, layer, shared, warp, warps);
+        gates_step<ROWS>(a, layer, shared);
         if (number + 1 < a.num_layers && warp < (a.heads + 2 * a.kv_heads) * a.head_dim / 2) {
             const __nv_bfloat16 *next = row_of(a, turns[(number + 1) % 2], head_pair(a, warp));
             ask_for(next, a.width);
@@ -403,7 +261,7 @@ __device__ __forceinline__ void few_rows(const FewRows &a) {
         }
         meet(a.arrived, expected);
         take_rows<ROWS>(a, a.hidden, a.inner, shared);
-        add_product<ROWS>(a, layer.down, a.inner, shared, warp, warps);
+        add_product<ROWS>(a, layer.down, a.inner, shared);
         meet(a.arrived, expected);
     }
 }

@@ -8,8 +8,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use crate::amx;
-use crate::cpu::{self, Output, View, rows_of};
-use crate::vector::LANES;
+use crate::cpu::Output;
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -19,6 +18,7 @@ use std::sync::OnceLock;
 mod avx512;
 mod blocks;
 mod int8;
+mod portable;
 #[cfg(test)]
 mod tests;
 mod transposed;
@@ -209,17 +209,22 @@ impl Packed {
             return;
         }
         assert!(x.len().is_multiple_of(k) && summands.end <= self.k, "product: sizes disagree");
-        let run = |x: &[f32], y: &mut [MaybeUninit<f32>]| {
+        let (t, n, threads) = (x.len() / k, columns.len(), rayon::current_num_threads());
+        if n == 0 {
+            return;
+        }
+        assert!(n <= y_stride && (t - 1) * y_stride + n <= y.len(), "product: sizes disagree");
+        let run = |x: &[f32], y: &mut [MaybeUninit<f32>], threads: usize| {
             let x = Rounded::of(self.format(), x, k);
             let term = Term { from: summands.start, ..Term::new(&x, self) };
             // SAFETY: as the caller says.
-            unsafe { sum_of_products(units, &[term], columns.clone(), (y, y_stride), keep) };
+            unsafe { shared_sum(units, &[term], columns.clone(), (y, y_stride, keep), threads) };
         };
         // Rows enough for all threads: a task rounds its own, which stay in the caches near its core.
-        if x.len() / k >= TASK_ROWS * rayon::current_num_threads() {
-            x.par_chunks(TASK_ROWS * k).zip(y.par_chunks_mut(TASK_ROWS * y_stride)).for_each(|(x, y)| run(x, y));
+        if t >= TASK_ROWS * threads {
+            x.par_chunks(TASK_ROWS * k).zip(y.par_chunks_mut(TASK_ROWS * y_stride)).for_each(|(x, y)| run(x, y, 1));
         } else {
-            run(x, y);
+            run(x, y, threads);
         }
     }
 }
@@ -253,6 +258,21 @@ pub(crate) unsafe fn sum_of_products(
     (y, y_stride): (&mut [MaybeUninit<f32>], usize),
     keep: bool,
 ) {
+    // SAFETY: as the caller says.
+    unsafe { shared_sum(units, terms, columns, (y, y_stride, keep), rayon::current_num_threads()) }
+}
+
+/// As [`sum_of_products`], shared out among so many threads.
+///
+/// # Safety
+/// As of [`sum_of_products`].
+unsafe fn shared_sum(
+    units: Units,
+    terms: &[Term<'_>],
+    columns: Range<usize>,
+    (y, y_stride, keep): (&mut [MaybeUninit<f32>], usize, bool),
+    threads: usize,
+) {
     let (t, n) = (terms.first().map_or(0, |term| term.x.rows), columns.len());
     if t == 0 || n == 0 {
         return;
@@ -269,7 +289,7 @@ pub(crate) unsafe fn sum_of_products(
     let panels = columns.start / BLOCK..columns.end.div_ceil(BLOCK);
     // Few rows: their panels are shared out among the threads; many: the rows are.
     let tasks = t.div_ceil(TASK_ROWS);
-    let shares = rayon::current_num_threads().div_ceil(tasks).min(panels.len());
+    let shares = threads.div_ceil(tasks).min(panels.len());
     let per_share = panels.len().div_ceil(shares);
     let output = Output { first: y.as_mut_ptr().cast::<f32>(), stride: y_stride };
     (0..tasks * shares).into_par_iter().for_each(|task| {
@@ -373,56 +393,6 @@ impl Job<'_> {
                             let c = c.add(row * self.output.stride + column);
                             *c = if self.keep { *c + value } else { *value };
                         }
-                    }
-                }
-            }
-        }
-    }
-
-    /// # Safety
-    /// As of [`Self::run`].
-    unsafe fn portable(&self) {
-        let rows = self.rows.len();
-        let mut y = vec![0f32; rows * BLOCK];
-        let (mut x, mut b) = (Vec::new(), Vec::new());
-        for panel in self.panels.clone() {
-            for (i, term) in self.terms.iter().enumerate() {
-                let format = term.matrix.format();
-                let k = term.lines.len() * format.step();
-                if self.terms.len() > 1 || x.is_empty() {
-                    x.clear();
-                    for row in self.rows.clone() {
-                        let lines = &term.x.lines[row * term.x.steps..][term.lines.clone()];
-                        x.extend(lines.iter().flat_map(|line| line.numbers(format)));
-                    }
-                }
-                b.resize(k * BLOCK, 0.0);
-                // Summands of a column that stand side by side in a line of sixteen columns.
-                let together = format.step() / LANES;
-                let lines = &term.matrix.lines[panel * term.matrix.lines_of_panel() + term.from..];
-                for (i, row) in b.chunks_mut(BLOCK * together).enumerate() {
-                    for (half, line) in lines[2 * i..2 * i + 2].iter().enumerate() {
-                        for (at, number) in line.numbers(format).enumerate() {
-                            row[at % together * BLOCK + half * LANES + at / together] = number;
-                        }
-                    }
-                }
-                let (x, b): (View<'_>, View<'_>) = (rows_of(&x, k), rows_of(&b, BLOCK));
-                cpu::gemm(&mut y, BLOCK, (rows, BLOCK, k), x, b, i > 0);
-                if let Some(columns) = &term.matrix.columns {
-                    for (y, row) in y.chunks_mut(BLOCK).zip(&term.x.scales[self.rows.clone()]) {
-                        y.iter_mut().zip(&columns.scales[panel * BLOCK..]).for_each(|(y, column)| *y *= row * column);
-                    }
-                }
-            }
-            let first_column = panel * BLOCK - self.columns.start;
-            let columns = BLOCK.min(self.columns.len() - first_column);
-            for (row, y) in y.chunks(BLOCK).enumerate() {
-                for (column, y) in y.iter().enumerate().take(columns) {
-                    // SAFETY: the output has these rows and columns; with `keep` they hold numbers.
-                    unsafe {
-                        let c = self.output.row(row).first.add(first_column + column);
-                        *c = if self.keep { *c + y } else { *y };
                     }
                 }
             }

@@ -212,8 +212,9 @@ impl Embedder<'_> {
         options: &EmbedOptions,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Embeddings, Error> {
-        /// Of a GPU.
+        /// Of a GPU: so many that it runs one while the next is laid out, none so small that it waits for the host.
         const LEAST_BATCHES: usize = 4;
+        /// As of [`LEAST_BATCHES`].
         const LEAST_TOKENS: usize = 8192;
         let lengths: Vec<usize> = rows.iter().map(Layout::num_tokens).collect();
         let mut embeddings =
@@ -233,7 +234,6 @@ impl Embedder<'_> {
         // A GPU runs one batch while the next is laid out; on the CPU each is done when it comes back.
         let runs_on = !self.decoder.device().is_cpu();
         let batch_tokens = if runs_on {
-            // With batches enough for that, but none so small that it would wait for the host.
             options.batch_tokens.min(num_tokens.div_ceil(LEAST_BATCHES).max(LEAST_TOKENS))
         } else {
             options.batch_tokens

@@ -1,9 +1,9 @@
 //! All layers of a decoder for a few tokens in one launch (cuda/few_rows.cuh).
 
-use super::{Arg, Gpu, Pointer};
+use super::{Arg, Gpu, Pointer, at};
+use candle_core::Result;
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, sys};
-use candle_core::{Result, bail};
 
 /// As in cuda/few_rows.cuh.
 const THREADS: u32 = 512;
@@ -72,11 +72,6 @@ impl Pack {
     }
 }
 
-/// The address so many words on.
-pub(crate) fn words_on(pointer: Pointer, words: usize) -> Pointer {
-    pointer + (words * size_of::<u32>()) as Pointer
-}
-
 impl FewRows {
     /// Rows that the kernel is made for, and bytes of shared memory.
     fn kernel(&self) -> (&'static str, usize) {
@@ -122,10 +117,10 @@ impl FewRows {
         let for_each = (blocks / (rows * self.kv_heads as usize)).max(1);
         let num_shares = num_keys.div_ceil(KEYS_OF_SHARE).clamp(1, MOST_SHARES.min(for_each));
         let (of_q, of_shares) = (rows * heads * h, rows * heads * num_shares * (h + 2));
-        let room = gpu.alloc::<f32>(of_q.next_multiple_of(4) + rows * self.inner as usize + of_shares)?;
+        let room = gpu.alloc::<f32>(of_q + rows * self.inner as usize + of_shares)?;
         self.q = gpu.pointer(&room);
-        self.hidden = words_on(self.q, of_q.next_multiple_of(4));
-        self.shares = words_on(self.hidden, rows * self.inner as usize);
+        self.hidden = at(self.q, of_q);
+        self.shares = at(self.hidden, rows * self.inner as usize);
         (self.num_shares, self.num_layers) = (num_shares as i32, layers.len() as i32);
         let (of_places, of_arrived) = (pack.add(places.iter().copied()), pack.add([0]));
         let of_layers = pack.add([]);
@@ -133,18 +128,16 @@ impl FewRows {
         let base = gpu.pointer(&on_gpu);
         for layer in &mut layers {
             for place in layer.angles.iter_mut().chain(&mut layer.mask).filter(|place| **place != NONE) {
-                *place = words_on(base, *place as usize);
+                *place = at(base, *place as usize);
             }
             layer.angles.iter_mut().filter(|place| **place == NONE).for_each(|place| *place = 0);
             let pointers = [&layer.norms[..], &layer.maps, &layer.kv, &layer.angles, &layer.mask].concat();
             pack.add(pointers.into_iter().flat_map(|pointer| [pointer as u32, (pointer >> 32) as u32]));
         }
         // SAFETY: what was set aside is as long as the pack.
-        if !unsafe { gpu.send(&pack.0, base)? } {
-            bail!("few_rows: masks and angles of {} words are too many", pack.0.len());
-        }
-        (self.layers, self.places) = (words_on(base, of_layers), words_on(base, of_places));
-        self.arrived = words_on(base, of_arrived);
+        unsafe { gpu.send(&pack.0, base)? };
+        (self.layers, self.places) = (at(base, of_layers), at(base, of_places));
+        self.arrived = at(base, of_arrived);
         let (name, shared) = self.kernel();
         // SAFETY: as the caller says; what lies between was made of its size, and the counter is zero.
         unsafe { gpu.launch_together(name, ((blocks, 1, 1), THREADS, shared), &[Arg::FewRows(self)]) }

@@ -287,9 +287,13 @@ impl Gpu {
     }
 
     pub(crate) fn upload<T: DeviceRepr + Clone + Default + 'static>(&self, values: &[T]) -> Result<CudaSlice<T>> {
+        if size_of_val(values) > staging::MOST_BYTES {
+            return self.device.clone_htod(values);
+        }
         let slice = self.alloc(values.len())?;
-        // SAFETY: the slice was made for the values.
-        if unsafe { self.send(values, self.pointer(&slice))? } { Ok(slice) } else { self.device.clone_htod(values) }
+        // SAFETY: the slice was made for the values, which are not too many.
+        unsafe { self.send(values, self.pointer(&slice))? };
+        Ok(slice)
     }
 
     pub(crate) fn download<T: DeviceRepr>(&self, slice: &CudaSlice<T>) -> Result<Vec<T>> {

@@ -2,9 +2,9 @@
 //! GPU reads and writes by itself. A copy from or to other memory waits for all work that was asked for before it.
 
 use super::{Gpu, Pointer};
-use candle_core::Result;
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream, result, sys};
+use candle_core::{Result, bail};
 use std::sync::{MutexGuard, PoisonError};
 
 /// Memory of the host that stays where it is.
@@ -37,7 +37,7 @@ pub(super) struct Ring {
 /// Of a ring.
 const HALF_BYTES: usize = 4 << 20;
 /// More bytes than this at once are copied from where they lie.
-const MOST_BYTES: usize = 1 << 20;
+pub(super) const MOST_BYTES: usize = 1 << 20;
 
 impl Ring {
     /// A place for so many bytes, at most [`MOST_BYTES`].
@@ -76,14 +76,20 @@ impl Gpu {
         self.staging.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Copies plain numbers to the GPU; false, and nothing done, where they are too many for it.
+    /// Copies plain numbers to the GPU.
+    ///
+    /// # Errors
+    /// When they take more than [`MOST_BYTES`].
     ///
     /// # Safety
     /// The pointer leads to room for them.
-    pub(super) unsafe fn send<T>(&self, values: &[T], to: Pointer) -> Result<bool> {
+    pub(super) unsafe fn send<T>(&self, values: &[T], to: Pointer) -> Result<()> {
         let bytes = size_of_val(values);
-        if bytes == 0 || bytes > MOST_BYTES {
-            return Ok(bytes == 0);
+        if bytes == 0 {
+            return Ok(());
+        }
+        if bytes > MOST_BYTES {
+            bail!("expected at most {MOST_BYTES} bytes at once, found {bytes}");
         }
         let mut staging = self.staging();
         let ring = match &mut staging.ring {
@@ -103,8 +109,7 @@ impl Gpu {
             sys::cuMemcpyHtoDAsync_v2(to, from.cast(), bytes, self.stream.cu_stream())
         }
         .result()
-        .w()?;
-        Ok(true)
+        .w()
     }
 
     /// Begins to copy numbers to the host.

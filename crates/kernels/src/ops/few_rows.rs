@@ -67,11 +67,16 @@ impl Spec {
 
 /// Whether [`run`] can take these layers for `x`, given the maps of each.
 #[cfg(feature = "cuda")]
-pub fn can_run<'a>(x: &Tensor, spec: &Spec, mut maps: impl Iterator<Item = [&'a Weight; 7]>) -> bool {
+pub fn can_run<'a>(x: &Tensor, spec: &Spec, maps: impl Iterator<Item = [&'a Weight; 7]>) -> bool {
     let Ok((t, d)) = x.dims2() else { return false };
-    let is_bf16 = |map: &&Weight| matches!(map, Weight::Frozen(matrix) if matrix.packed().is_some_and(|packed| packed.format() == Format::Bf16));
-    let fits = |maps: &[&Weight; 7]| maps[4].dims().is_ok_and(|(inner, _)| spec.sizes((t, d), inner).fits());
-    x.device().is_cuda() && !x.track_op() && maps.all(|maps| maps.iter().all(is_bf16) && fits(&maps))
+    let is_bf16 = |map: &&Weight| {
+        let Weight::Frozen(matrix) = map else { return false };
+        matrix.packed().is_some_and(|packed| packed.format() == Format::Bf16)
+    };
+    let mut inners = maps.map(|maps| maps[4].dims().ok().filter(|_| maps.iter().all(is_bf16)).map(|(inner, _)| inner));
+    let Some(Some(inner)) = inners.next() else { return false };
+    let is_alike = inners.all(|other| other == Some(inner));
+    x.device().is_cuda() && !x.track_op() && is_alike && spec.sizes((t, d), inner).fits()
 }
 
 /// Whether [`run`] can take these layers for `x`: not on a CPU.
@@ -137,10 +142,18 @@ pub fn run(x: &Tensor, spec: &Spec, layers: Vec<Layer<'_>>, places: &[Range<usiz
     let (Some(gpu), Some(first)) = (cuda::Gpu::with(x)?, layers.first()) else { return Ok(x.clone()) };
     let inner = first.maps[4].dims()?.0;
     let places: Vec<u32> = places.iter().cloned().flatten().map(|place| place as u32).collect();
+    let mut sorted = places.clone();
+    sorted.sort_unstable();
+    if sorted.windows(2).any(|pair| pair[0] == pair[1]) {
+        bail!("few_rows: two tokens at one place of {places:?}");
+    }
     let (mut words, mut num_keys, mut kept, mut on_gpu) = (Words::default(), 0, Vec::new(), Vec::new());
     for layer in layers {
         let end = layer.check((t, d, inner), spec, &places)?;
         let [before, between] = [cuda::Read::of(layer.norms[0])?, cuda::Read::of(layer.norms[1])?];
+        if [&before, &between].iter().any(|norm| norm.pointer % 16 != 0) {
+            bail!("few_rows: expected norms that begin at a multiple of 16 bytes");
+        }
         let mut maps = [0; 7];
         for (to, map) in maps.iter_mut().zip(layer.maps) {
             let Weight::Frozen(matrix) = map else { bail!("few_rows: expected a frozen weight packed as bf16") };

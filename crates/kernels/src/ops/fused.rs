@@ -225,6 +225,9 @@ pub fn add_linear(residual: Tensor, x: &Tensor, map: Map<'_>) -> Result<Tensor> 
     if let Some(gpu) = cuda::Gpu::with(x)? {
         let sum = residual.contiguous()?;
         let (onto, read, on_gpu) = (cuda::Read::of(&sum)?, cuda::Read::of(x)?, OnGpu::new(gpu, &[map])?);
+        if onto.pointer == read.pointer {
+            bail!("add_linear: the rows share the memory of the residual, which the sum takes");
+        }
         // SAFETY: `check` has compared the shapes.
         unsafe { cuda::add_linear(gpu, (onto.pointer, read.pointer), on_gpu.maps[0], t)? };
         return Ok(sum);

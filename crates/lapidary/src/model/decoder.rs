@@ -139,7 +139,7 @@ impl Decoder {
         kernels::on_pool(|| self.run(segment, Kv::Append(cache), options, true)).map(drop)
     }
 
-    /// With `keys_alone` the last layer ends with its keys, and what comes back is what it was given.
+    /// With `keys_alone` the last layer may end with its keys, and what comes back is not to be used.
     fn run(
         &self,
         segment: &Segment,
@@ -184,7 +184,7 @@ impl Decoder {
         // Who watches may keep what the next layer's state takes the place of.
         let mut tell = |number, x: &Tensor| -> Result<(), Error> {
             if let Some(observe) = &mut observe {
-                observe(number, &if x.device().is_cuda() { x.copy()? } else { x.clone() });
+                observe(number, &x.copy()?);
             }
             Ok(())
         };

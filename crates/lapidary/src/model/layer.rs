@@ -91,6 +91,12 @@ impl Layer {
         })
     }
 
+    /// Whether it has no biases, and norms before its halves alone.
+    pub(super) fn is_plain(&self) -> bool {
+        let is_biased = self.linears.iter().any(|linear| linear.bias.is_some());
+        !is_biased && self.qk_norms.is_none() && self.post_norms.is_none()
+    }
+
     /// The weights of its linear maps.
     pub(super) fn maps(&self) -> [&Weight; 7] {
         self.linears.each_ref().map(|linear| &linear.weight)

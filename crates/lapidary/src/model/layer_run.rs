@@ -162,9 +162,8 @@ impl Run<'_> {
         let map = |i: usize| Map { weight: &layer.linears[i].weight, update: updates[i].as_ref() };
         let (attention, feed_forward) = ([Q, K, V, O].map(map), [GATE, UP, DOWN].map(map));
         let norms = [&layer.input_norm, &layer.feed_forward_norm].map(|norm| self.fused_norm(norm));
-        let is_plain = self.dropout.is_none() && layer.qk_norms.is_none() && layer.post_norms.is_none();
-        let is_biased = layer.linears.iter().any(|linear| linear.bias.is_some());
-        if !is_plain || is_biased || !can_halve(x, norms[0], &attention) || !can_halve(x, norms[1], &feed_forward) {
+        let is_plain = self.dropout.is_none() && layer.is_plain();
+        if !is_plain || !can_halve(x, norms[0], &attention) || !can_halve(x, norms[1], &feed_forward) {
             return Ok(None);
         }
         let rope = layer.config.rope.map(|rope| &self.tables[rope]);
@@ -177,10 +176,6 @@ impl Run<'_> {
 
     /// All layers at once for a few positions that nothing adapts, where the device has that: the state behind them.
     pub(super) fn few_rows(&self, layers: &[Layer], x: &Tensor, kv: &mut Kv<'_>) -> Result<Option<Tensor>, Error> {
-        let is_plain = |layer: &Layer| {
-            let is_biased = layer.linears.iter().any(|linear| linear.bias.is_some());
-            !is_biased && layer.qk_norms.is_none() && layer.post_norms.is_none()
-        };
         let spec = few_rows::Spec {
             heads: (self.config.num_attention_heads, self.config.num_key_value_heads, self.config.head_dim),
             eps: self.config.rms_norm_eps,
@@ -192,7 +187,7 @@ impl Run<'_> {
         let is_adapted = self.adapter.is_some() && !self.adapted.is_empty();
         if is_adapted
             || self.dropout.is_some()
-            || !layers.iter().all(is_plain)
+            || !layers.iter().all(Layer::is_plain)
             || !few_rows::can_run(x, &spec, layers.iter().map(Layer::maps))
         {
             return Ok(None);

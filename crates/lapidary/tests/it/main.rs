@@ -8,6 +8,7 @@ mod damage;
 mod engine;
 mod engine_compressed;
 mod eval;
+mod few_tokens;
 mod gemma3_270m;
 mod generate;
 mod golden_families;
