@@ -14,7 +14,7 @@ use layout::{Layout, Method, TokenId, pack};
 pub struct EmbedOptions {
     /// Longer texts are cut to this many tokens, and counted; 0: the model's limit.
     pub max_tokens: usize,
-    /// Tokens of one forward pass.
+    /// Tokens of one forward pass, at most; 0: 2,048, on a GPU 32,768.
     pub batch_tokens: usize,
     /// Apply the stored standardisation, if there is one.
     pub standardise: bool,
@@ -24,7 +24,7 @@ pub struct EmbedOptions {
 
 impl Default for EmbedOptions {
     fn default() -> Self {
-        Self { max_tokens: 0, batch_tokens: 2048, standardise: true, normalise: true }
+        Self { max_tokens: 0, batch_tokens: 0, standardise: true, normalise: true }
     }
 }
 
@@ -212,6 +212,8 @@ impl Embedder<'_> {
         options: &EmbedOptions,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Embeddings, Error> {
+        const CPU_TOKENS: usize = 2048;
+        const GPU_TOKENS: usize = 32_768;
         /// Of a GPU: so many that it runs one while the next is laid out, none so small that it waits for the host.
         const LEAST_BATCHES: usize = 4;
         /// As of [`LEAST_BATCHES`].
@@ -233,13 +235,14 @@ impl Embedder<'_> {
         };
         // A GPU runs one batch while the next is laid out; on the CPU each is done when it comes back.
         let runs_on = !self.decoder.device().is_cpu();
-        let batch_tokens = if runs_on {
-            options.batch_tokens.min(num_tokens.div_ceil(LEAST_BATCHES).max(LEAST_TOKENS))
-        } else {
-            options.batch_tokens
+        let batch_tokens = match (options.batch_tokens, runs_on) {
+            (0, true) => GPU_TOKENS,
+            (0, false) => CPU_TOKENS,
+            (asked, _) => asked,
         };
+        let shared_out = if runs_on { num_tokens.div_ceil(LEAST_BATCHES).max(LEAST_TOKENS) } else { usize::MAX };
         let mut running = None;
-        for batch in pack(&lengths, batch_tokens) {
+        for batch in pack(&lengths, batch_tokens.min(shared_out)) {
             let vectors = Fetch::start(&self.run(batch.iter().map(|i| &rows[*i]).collect::<Vec<_>>().as_slice())?)?;
             let before = running.replace((batch, vectors));
             if let Some(done) = if runs_on { before } else { running.take() } {

@@ -59,8 +59,8 @@ pub(crate) struct VectorArgs {
     /// Cut longer texts; 0: at the model's limit
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Vectors")]
     max_tokens: usize,
-    /// Tokens run at once: more take more memory
-    #[arg(long, value_name = "N", default_value_t = EmbedOptions::default().batch_tokens, help_heading = "Vectors")]
+    /// Tokens run at once: more take more memory; 0: 2048, on a GPU 32768
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Vectors")]
     batch_tokens: usize,
 }
 
@@ -69,7 +69,7 @@ impl VectorArgs {
     pub(crate) fn options(&self) -> EmbedOptions {
         EmbedOptions {
             max_tokens: self.max_tokens,
-            batch_tokens: self.batch_tokens.max(1),
+            batch_tokens: self.batch_tokens,
             standardise: !self.no_standardise,
             normalise: !self.no_normalise,
         }
