@@ -6,8 +6,8 @@ usage: bench_peers.py PEER JOB, with JOB as `crates/lapidary/examples/workload.r
 PEER is `torch` (transformers, in the job's `dtype`), `sentence-transformers`, `llama-cpp` or `reference` (the PyTorch GEM
 in the job's `reference`). `convert` writes the weights dequantised, as transformers reads them. `products` prints what torch's linear maps
 reach on rows of the shapes that `crates/kernels/examples/peak.rs` has: of bf16 numbers in and out, of those with rows and
-outputs that are f32 as ours are, and of f32. Threads are those of
-OMP_NUM_THREADS.
+outputs that are f32, and of f32; and, where oneDNN is installed beside it (the package onednn-cpu-gomp), what that reaches of
+bf16 rows with f32 outputs as ours are, which torch does not offer, and of bf16 outputs. Threads are those of OMP_NUM_THREADS.
 
 llama-cpp-python is compiled when it is installed. On a CPU with AMX, GCC 12 sets its tiles up wrongly and it ends by a
 protection fault; clang 14 does not see that its tile code applies. At its best there it is built with CC=clang CXX=clang++ and
@@ -55,27 +55,95 @@ def started(work):
 
 
 
+TOKENS, SHAPES = 2048, [(576, 576), (192, 576), (1536, 576), (576, 1536)]
+
+
+def best_rate(shape, work):
+    """The best of nine tries of four; the first warms up."""
+    work()
+    best = 0.0
+    for _ in range(9):
+        clock = time.perf_counter()
+        for _ in range(4):
+            work()
+        best = max(best, 4 * 2 * TOKENS * shape[0] * shape[1] / (time.perf_counter() - clock))
+    return best
+
+
 def products():
     import torch
     import torch.nn.functional as F
     torch.set_num_threads(THREADS)
-    tokens, rates = 2048, {}
-    for out, width in [(576, 576), (192, 576), (1536, 576), (576, 1536)]:
-        w, x = torch.randn(out, width), torch.randn(tokens, width)
+    rates = {}
+    for out, width in SHAPES:
+        w, x = torch.randn(out, width), torch.randn(TOKENS, width)
         half_w, half_x = w.bfloat16(), x.bfloat16()
-        works = {"bf16": lambda: F.linear(half_x, half_w), "bf16_of_f32": lambda: F.linear(x.bfloat16(), half_w).float(),
-                 "f32": lambda: F.linear(x, w)}
+        works = {"torch_bf16": lambda: F.linear(half_x, half_w), "torch_f32": lambda: F.linear(x, w),
+                 "torch_bf16_of_f32": lambda: F.linear(x.bfloat16(), half_w).float()}
+        library = Path(sys.prefix) / "lib/libdnnl.so.3"
+        if library.exists():
+            for kind, dtype in [("f32", torch.float32), ("bf16", torch.bfloat16)]:
+                works[f"onednn_bf16_to_{kind}"] = onednn_product(library, (half_x, half_w), dtype)
         for name, work in works.items():
             with torch.inference_mode():
-                work()
-                best = 0.0
-                for _ in range(9):
-                    clock = time.perf_counter()
-                    for _ in range(4):
-                        work()
-                    best = max(best, 4 * 2 * tokens * out * width / (time.perf_counter() - clock))
-            rates[f"torch_{name}_{out}x{width}"] = best
+                rates[f"{name}_{out}x{width}"] = best_rate((out, width), work)
     print(json.dumps(rates), flush=True)
+
+
+def onednn_product(library, operands, dtype):
+    """A product by oneDNN's C interface (version 3): rows and weights of bf16, the weights packed as it likes them."""
+    import ctypes, torch
+    from ctypes import byref, c_int, c_int64, c_void_p
+    x, w = operands
+    dnnl = ctypes.CDLL(str(library))
+    DTYPES, CPU, ROWS, ANY = {torch.bfloat16: 2, torch.float32: 3}, 1, 3, 1
+    SRC, DST, WEIGHTS, FROM, TO, WEIGHTS_DESC = 1, 17, 33, 1, 17, 131
+
+    class Argument(ctypes.Structure):
+        _fields_ = [("name", c_int), ("memory", c_void_p)]
+
+    def call(name, *arguments):
+        status = getattr(dnnl, "dnnl_" + name)(*arguments)
+        assert status == 0, f"dnnl_{name}: {status}"
+
+    def made(name, *arguments):
+        found = c_void_p()
+        call(name, byref(found), *arguments)
+        return found
+
+    def desc(shape, dtype, tag):
+        return made("memory_desc_create_with_tag", c_int(len(shape)), (c_int64 * 12)(*shape), DTYPES[dtype], tag)
+
+    def memory(desc, place):
+        return made("memory_create", desc, engine, c_void_p(place))
+
+    def execute(primitive, arguments):
+        call("primitive_execute", primitive, stream, len(arguments), (Argument * len(arguments))(*arguments))
+
+    engine = made("engine_create", CPU, ctypes.c_size_t(0))
+    stream = made("stream_create", engine, 0)
+    columns, y = w.t().contiguous(), torch.empty(len(x), len(w), dtype=dtype)
+    descs = [desc(x.shape, x.dtype, ROWS), desc(columns.shape, w.dtype, ANY), desc(y.shape, dtype, ROWS)]
+    product = made("matmul_primitive_desc_create", engine, descs[0], descs[1], None, descs[2], None)
+    dnnl.dnnl_primitive_desc_query_md.restype = c_void_p
+    packed_desc = c_void_p(dnnl.dnnl_primitive_desc_query_md(product, WEIGHTS_DESC, 0))
+    plain_desc = desc(columns.shape, w.dtype, ROWS)
+    packed = memory(packed_desc, -1)
+    packing = made("reorder_primitive_desc_create", plain_desc, engine, packed_desc, engine, None)
+    plain = memory(plain_desc, columns.data_ptr())
+    execute(made("primitive_create", packing), [Argument(FROM, plain), Argument(TO, packed)])
+    primitive = made("primitive_create", product)
+    places = [(SRC, memory(descs[0], x.data_ptr())), (WEIGHTS, packed), (DST, memory(descs[2], y.data_ptr()))]
+    arguments = [Argument(name, place) for name, place in places]
+
+    def run():
+        execute(primitive, arguments)
+        return x, y  # they live as long as this
+
+    run()
+    call("stream_wait", stream)
+    torch.testing.assert_close(y.float(), x.float() @ w.float().t(), rtol=2e-2, atol=0.5)
+    return run
 
 
 def lines_of(job):

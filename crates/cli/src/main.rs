@@ -20,6 +20,9 @@ use context::Context;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+#[global_allocator]
+static ALLOCATOR: lapidary::Allocator = lapidary::Allocator;
+
 /// Cut any decoder-only language model into a GEM: one set of weights that chats, embeds and reads compressed
 /// documents.
 #[derive(Debug, Parser)]

@@ -2,7 +2,7 @@
 //! bf16 numbers in registers, reading memory, and products of the shapes in a model's layers. Prints one JSON object:
 //! operations a second (a multiply-add is two) and bytes a second, of all threads together (`RAYON_NUM_THREADS`).
 
-use kernels::ops::{Weight, linear};
+use kernels::ops::{RoundedProduct, Weight, linear};
 use kernels::{Device, Matrix, Tensor};
 use rayon::prelude::*;
 use std::hint::black_box;
@@ -15,8 +15,15 @@ const TOKENS: usize = 2048;
 /// Each figure is the best of so many tries: others use the machine too.
 const TRIES: usize = 9;
 
+#[global_allocator]
+static ALLOCATOR: kernels::Allocator = kernels::Allocator;
+
 fn main() -> Result<(), kernels::Error> {
     kernels::prepare_process();
+    kernels::on_pool(print_all)
+}
+
+fn print_all() -> Result<(), kernels::Error> {
     let threads = rayon::current_num_threads();
     let units = units();
     let mut lines: Vec<String> = units.iter().map(|(name, flops)| format!("\"{name}\": {flops:.4e}")).collect();
@@ -25,6 +32,9 @@ fn main() -> Result<(), kernels::Error> {
         for bf16 in [false, true] {
             let name = if bf16 { "bf16" } else { "f32" };
             lines.push(format!("\"product_{name}_{out}x{input}\": {:.4e}", product(out, input, bf16)?));
+        }
+        if let Some(rate) = product_of_rounded(out, input)? {
+            lines.push(format!("\"product_bf16_rows_{out}x{input}\": {rate:.4e}"));
         }
     }
     println!("{{\"threads\": {threads}, {}}}", lines.join(", "));
@@ -53,17 +63,34 @@ fn read_bandwidth(threads: usize) -> f64 {
     })
 }
 
-/// Operations a second of `[TOKENS, input] x [input, out]`.
+fn numbers(count: usize) -> Vec<f32> {
+    (0..count).map(|i| ((i * 7919) % 1000) as f32 / 500.0 - 1.0).collect()
+}
+
+/// Operations a second of `[TOKENS, input] x [input, out]`, which `work` does.
+fn rate(out: usize, input: usize, mut work: impl FnMut()) -> f64 {
+    best(4.0 * (2 * TOKENS * input * out) as f64, || (0..4).for_each(|_| work()))
+}
+
+/// Of f32 rows.
 fn product(out: usize, input: usize, bf16: bool) -> Result<f64, kernels::Error> {
-    let number = |i: usize| ((i * 7919) % 1000) as f32 / 500.0 - 1.0;
-    let matrix = Matrix::from_f32((0..out * input).map(number).collect(), out, input)?;
+    let matrix = Matrix::from_f32(numbers(out * input), out, input)?;
     let weight = Weight::Frozen(Arc::new(if bf16 { matrix.to_bf16() } else { matrix }));
-    let x = Tensor::from_vec((0..TOKENS * input).map(number).collect::<Vec<f32>>(), (TOKENS, input), &Device::Cpu)?;
+    let x = Tensor::from_vec(numbers(TOKENS * input), (TOKENS, input), &Device::Cpu)?;
     linear(&x, &weight, None, None)?;
-    Ok(best(4.0 * (2 * TOKENS * input * out) as f64, || {
-        for _ in 0..4 {
-            black_box(linear(&x, &weight, None, None).ok());
-        }
+    Ok(rate(out, input, || {
+        black_box(linear(&x, &weight, None, None).ok());
+    }))
+}
+
+/// Of rows that are bf16 already, where there are units for them.
+fn product_of_rounded(out: usize, input: usize) -> Result<Option<f64>, kernels::Error> {
+    let matrix = Matrix::from_f32(numbers(out * input), out, input)?.to_bf16();
+    let product = RoundedProduct::new(&numbers(TOKENS * input), &matrix);
+    Ok(product.map(|product| {
+        rate(out, input, || {
+            black_box(product.run());
+        })
     }))
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The intrinsics are not stable in Rust, so the instructions are written out. No tile outlives one `asm` block.
 
-use crate::bf16::{BLOCK, Format};
+use crate::bf16::{BLOCK, FEW_ROWS, Format};
 use std::arch::asm;
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -86,16 +86,30 @@ impl Drop for Tiles {
 #[derive(Clone, Copy)]
 pub(crate) struct Ahead {
     next: *const u16,
-    /// All lines of a panel with this block, or four with each step.
-    whole: bool,
+    lines: Lines,
+}
+
+/// What is fetched with each step.
+#[derive(Clone, Copy)]
+enum Lines {
+    None,
+    Four,
+    /// Those of a step of a panel.
+    All,
 }
 
 impl Ahead {
     /// The share of block `block` in fetching the panel at `panel`, which the same rows meet next: an eighth, or all of it
-    /// where `num_blocks` is one, which waits for memory anyway. The panel need not be one of ours: what is asked for is not
-    /// read.
+    /// where `num_blocks` is one, which waits for memory anyway. Many rows meet panels that have stayed. The panel need not be
+    /// one of ours: what is asked for is not read.
     pub(crate) fn new(panel: *const u16, (block, num_blocks): (usize, usize), steps: usize) -> Self {
-        Self { next: panel.wrapping_add(block * steps * 4 * BLOCK), whole: num_blocks == 1 }
+        const FEW: usize = FEW_ROWS / BLOCK;
+        let lines = match num_blocks {
+            1 => Lines::All,
+            2..=FEW => Lines::Four,
+            _ => Lines::None,
+        };
+        Self { next: panel.wrapping_add(block * steps * 4 * BLOCK), lines }
     }
 }
 
@@ -142,7 +156,8 @@ macro_rules! dots {
 /// The sums of a block, with instructions that fetch among those of a step. A macro, because a loop over a number of lines
 /// takes a twentieth of a product that does not wait for memory.
 macro_rules! sums {
-    ($dot:literal, [$($fetch:literal),*], [$($more:literal),*], $a:expr, $a_stride:expr, $b:expr, $next:expr, $steps:expr, $c:expr, $c_stride:expr, $keep:expr) => {
+    ($dot:literal, [$($fetch:literal),*], [$($more:literal),*], $of:ident) => {{
+        let ((a, a_stride), (b, next), steps, (c, c_stride, keep)) = $of;
         asm!(
             start!(),
             "3:",
@@ -159,55 +174,42 @@ macro_rules! sums {
             "dec {steps}",
             "jnz 3b",
             end!(),
-            keep = inout(reg) u32::from($keep) => _,
-            a = inout(reg) $a => _,
-            a_low = inout(reg) $a.byte_add(16 * $a_stride) => _,
-            a_stride = in(reg) $a_stride,
-            b = inout(reg) $b => _,
-            next = inout(reg) $next => _,
+            keep = inout(reg) u32::from(keep) => _,
+            a = inout(reg) a => _,
+            a_low = inout(reg) a.byte_add(16 * a_stride) => _,
+            a_stride = in(reg) a_stride,
+            b = inout(reg) b => _,
+            next = inout(reg) next => _,
             b_stride = in(reg) 128usize,
-            steps = inout(reg) $steps => _,
-            c = in(reg) $c,
-            c_low = in(reg) $c.add(16 * $c_stride),
-            c_stride = in(reg) $c_stride * size_of::<f32>(),
+            steps = inout(reg) steps => _,
+            c = in(reg) c,
+            c_low = in(reg) c.add(16 * c_stride),
+            c_stride = in(reg) c_stride * size_of::<f32>(),
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
         )
-    };
+    }};
 }
 
-/// The same of either kind of fetching; what both ask for stands once.
+/// The same of each kind of fetching.
 macro_rules! block {
-    ($dot:literal, ($a:expr, $a_stride:expr), ($b:expr, $ahead:expr), $steps:expr, ($c:expr, $c_stride:expr, $keep:expr)) => {
-        if $ahead.whole {
-            sums!(
-                $dot,
-                ["mov {keep:e}, 32", "4:", "prefetcht1 [{next}]", "add {next}, 64", "dec {keep:e}", "jnz 4b"],
-                [],
-                $a,
-                $a_stride,
-                $b,
-                $ahead.next,
-                $steps,
-                $c,
-                $c_stride,
-                $keep
-            )
-        } else {
-            sums!(
+    ($dot:literal, $lines:expr, $of:ident) => {
+        match $lines {
+            // An operand must be named.
+            Lines::None => sums!($dot, [], ["/* {next} */"], $of),
+            Lines::Four => sums!(
                 $dot,
                 ["prefetcht1 [{next}]", "prefetcht1 [{next} + 64]"],
                 ["prefetcht1 [{next} + 128]", "prefetcht1 [{next} + 192]", "add {next}, 256"],
-                $a,
-                $a_stride,
-                $b,
-                $ahead.next,
-                $steps,
-                $c,
-                $c_stride,
-                $keep
-            )
+                $of
+            ),
+            Lines::All => sums!(
+                $dot,
+                ["mov {keep:e}, 32", "4:", "prefetcht1 [{next}]", "add {next}, 64", "dec {keep:e}", "jnz 4b"],
+                [],
+                $of
+            ),
         }
     };
 }
@@ -222,16 +224,17 @@ macro_rules! block {
 #[inline]
 pub(crate) unsafe fn block(
     format: Format,
-    (a, a_stride): (*const u16, usize),
+    a: (*const u16, usize),
     (b, ahead): (*const u16, Ahead),
     steps: usize,
-    (c, c_stride, keep): (*mut f32, usize, bool),
+    output: (*mut f32, usize, bool),
 ) {
+    let of = (a, (b, ahead.next), steps, output);
     // SAFETY: the instructions exist here; they read and write what the caller says is there.
     unsafe {
         match format {
-            Format::Bf16 => block!("tdpbf16ps", (a, a_stride), (b, ahead), steps, (c, c_stride, keep)),
-            Format::Int8 => block!("tdpbssd", (a, a_stride), (b, ahead), steps, (c, c_stride, keep)),
+            Format::Bf16 => block!("tdpbf16ps", ahead.lines, of),
+            Format::Int8 => block!("tdpbssd", ahead.lines, of),
         }
     }
 }

@@ -28,8 +28,16 @@ pub(crate) use transposed::transposed_product;
 
 /// Columns of a panel, and rows and columns of a block of outputs.
 pub(crate) const BLOCK: usize = 32;
-/// Rows that a task takes: their bf16 form stays in a core's second-level cache while the panels pass by.
-const TASK_ROWS: usize = 128;
+/// The most rows of a task that meets panels in turn: the rows stay in a core's second-level cache.
+pub(crate) const FEW_ROWS: usize = 256;
+/// The most rows of a task that meets groups of panels.
+const MANY_ROWS: usize = 2048;
+/// Bytes of a group: it stays in the second-level cache while the rows pass by.
+const GROUP_BYTES: usize = 1 << 20;
+/// Bytes of a panel, and of 32 rows, up to which the rows stay in the nearest cache while a group passes by.
+const NEAR_BYTES: usize = 48 << 10;
+/// Rows that are rounded at a time.
+const ROUNDED_ROWS: usize = 512;
 
 /// 32 bf16 numbers in a cache line of their own.
 #[repr(C, align(64))]
@@ -221,12 +229,25 @@ impl Packed {
             unsafe { shared_sum(units, &[term], columns.clone(), (y, y_stride, keep), threads) };
         };
         // Rows enough for all threads: a task rounds its own, which stay in the caches near its core.
-        if t >= TASK_ROWS * threads {
-            x.par_chunks(TASK_ROWS * k).zip(y.par_chunks_mut(TASK_ROWS * y_stride)).for_each(|(x, y)| run(x, y, 1));
+        if t >= ROUNDED_ROWS * threads {
+            let rows = x.par_chunks(ROUNDED_ROWS * k);
+            rows.zip(y.par_chunks_mut(ROUNDED_ROWS * y_stride)).for_each(|(x, y)| run(x, y, 1));
         } else {
             run(x, y, threads);
         }
     }
+}
+
+/// Bytes of what a block of rows meets to become a block of outputs.
+fn bytes_of_panel(terms: &[Term<'_>]) -> usize {
+    terms.iter().map(|term| term.lines.len() * BLOCK * size_of::<Line>()).sum()
+}
+
+/// Rows of a task. Several threads have two of them each, where there are rows enough: one that is kept from its work leaves
+/// the rest to the others.
+fn task_rows(t: usize, threads: usize) -> usize {
+    let tasks = if threads == 1 { 1 } else { 2 * threads };
+    t.div_ceil(tasks).next_multiple_of(BLOCK).max(FEW_ROWS)
 }
 
 /// Rows by a matrix, or a part of the rows by a part of it.
@@ -288,12 +309,15 @@ unsafe fn shared_sum(
     }
     let panels = columns.start / BLOCK..columns.end.div_ceil(BLOCK);
     // Few rows: their panels are shared out among the threads; many: the rows are.
-    let tasks = t.div_ceil(TASK_ROWS);
+    let bytes_of_panel = bytes_of_panel(terms);
+    let most = if bytes_of_panel <= NEAR_BYTES { MANY_ROWS } else { FEW_ROWS };
+    let task_rows = task_rows(t, threads).min(most);
+    let tasks = t.div_ceil(task_rows);
     let shares = threads.div_ceil(tasks).min(panels.len());
     let per_share = panels.len().div_ceil(shares);
     let output = Output { first: y.as_mut_ptr().cast::<f32>(), stride: y_stride };
     (0..tasks * shares).into_par_iter().for_each(|task| {
-        let rows = task / shares * TASK_ROWS..(task / shares * TASK_ROWS + TASK_ROWS).min(t);
+        let rows = task / shares * task_rows..((task / shares + 1) * task_rows).min(t);
         let from = panels.start + task % shares * per_share;
         let panels = from..(from + per_share).min(panels.end);
         // SAFETY: the assertions above keep row `rows.start` inside of `y`.
@@ -370,34 +394,46 @@ impl Job<'_> {
                 block(Operands { a, b, steps, matrix: term.matrix, panel, place }, c, keep || i > 0);
             }
         };
-        for panel in self.panels.clone() {
+        for (panel, first) in places(self.rows.clone(), self.panels.clone(), bytes_of_panel(self.terms)) {
             let first_column = panel * BLOCK - self.columns.start;
             let columns = BLOCK.min(self.columns.len() - first_column);
-            for first in self.rows.clone().step_by(BLOCK) {
-                let rows = BLOCK.min(self.rows.end - first);
-                // SAFETY: the output has these rows and this column.
-                let c = unsafe { self.output.row(first - self.rows.start).first.add(first_column) };
-                if rows == BLOCK && columns == BLOCK && scaled.is_none() {
-                    run(panel, first, (c, self.output.stride), self.keep);
-                    continue;
-                }
-                let mut whole = [[0f32; BLOCK]; BLOCK];
-                run(panel, first, (whole.as_mut_ptr().cast(), BLOCK), false);
-                if let Some(Term { x, matrix, .. }) = scaled {
-                    matrix.scale_sums(&x.scales[first..first + BLOCK], panel, &mut whole);
-                }
-                for (row, values) in whole.iter().enumerate().take(rows) {
-                    for (column, value) in values.iter().enumerate().take(columns) {
-                        // SAFETY: the output has these rows and columns; with `keep` they hold numbers.
-                        unsafe {
-                            let c = c.add(row * self.output.stride + column);
-                            *c = if self.keep { *c + value } else { *value };
-                        }
+            let rows = BLOCK.min(self.rows.end - first);
+            // SAFETY: the output has these rows and this column.
+            let c = unsafe { self.output.row(first - self.rows.start).first.add(first_column) };
+            if rows == BLOCK && columns == BLOCK && scaled.is_none() {
+                run(panel, first, (c, self.output.stride), self.keep);
+                continue;
+            }
+            let mut whole = [[0f32; BLOCK]; BLOCK];
+            run(panel, first, (whole.as_mut_ptr().cast(), BLOCK), false);
+            if let Some(Term { x, matrix, .. }) = scaled {
+                matrix.scale_sums(&x.scales[first..first + BLOCK], panel, &mut whole);
+            }
+            for (row, values) in whole.iter().enumerate().take(rows) {
+                for (column, value) in values.iter().enumerate().take(columns) {
+                    // SAFETY: the output has these rows and columns; with `keep` they hold numbers.
+                    unsafe {
+                        let c = c.add(row * self.output.stride + column);
+                        *c = if self.keep { *c + value } else { *value };
                     }
                 }
             }
         }
     }
+}
+
+/// The panel and the first row of each block. Few rows meet panels of so many bytes in turn. Of many rows, 32 after the other
+/// meet a group of panels; their outputs then lie side by side.
+fn places(rows: Range<usize>, panels: Range<usize>, bytes_of_panel: usize) -> impl Iterator<Item = (usize, usize)> {
+    let num_groups = match rows.len() {
+        0..=FEW_ROWS => panels.len(),
+        _ => (panels.len() * bytes_of_panel).div_ceil(GROUP_BYTES),
+    };
+    let per_group = panels.len().div_ceil(num_groups.max(1)).max(1);
+    panels.clone().step_by(per_group).flat_map(move |group| {
+        let panels = group..(group + per_group).min(panels.end);
+        rows.clone().step_by(BLOCK).flat_map(move |first| panels.clone().map(move |panel| (panel, first)))
+    })
 }
 
 impl Line {

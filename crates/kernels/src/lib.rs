@@ -7,6 +7,7 @@
 //! H head_dim, F intermediate_size, V vocabulary.
 
 mod adamw;
+mod allocator;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod bf16;
@@ -25,6 +26,7 @@ mod storage_type;
 mod vector;
 
 pub use adamw::{AdamW, Moments, Update, adamw, sums_of_squares};
+pub use allocator::Allocator;
 pub use candle_core::{Device, Error, Result, Tensor, Var, backprop::GradStore};
 pub use fetch::Fetch;
 pub use kv::KvLayer;

@@ -22,6 +22,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+#[global_allocator]
+static ALLOCATOR: lapidary::Allocator = lapidary::Allocator;
+
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 #[derive(Deserialize)]

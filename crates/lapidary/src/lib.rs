@@ -24,6 +24,6 @@ pub mod train;
 
 pub use error::Error;
 pub use gem::{Lapidary, fingerprint_of};
-pub use kernels::{Device, cuda_device, has_bf16_units, on_pool, physical_memory, prepare_process};
+pub use kernels::{Allocator, Device, cuda_device, has_bf16_units, on_pool, physical_memory, prepare_process};
 pub use layout;
 pub use model::ModelFiles;

@@ -27,5 +27,7 @@ pub use linear::{LowRank, Weight, linear};
 pub use pool::pool;
 pub use rms_norm::rms_norm;
 pub use rope::{RopeTable, rope, rope_in_place};
+#[doc(hidden)]
+pub use rounded::RoundedProduct;
 pub use rows::Rows;
 pub use swiglu::{Activation, gated};

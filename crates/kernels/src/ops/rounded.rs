@@ -146,3 +146,23 @@ impl<'a> Back<'a> {
         summed(&terms, shape)
     }
 }
+
+/// A map's product with rows that are bf16 already, as they are behind a norm and in training. For benchmarks.
+#[doc(hidden)]
+pub struct RoundedProduct<'a> {
+    x: Rounded,
+    packed: &'a Packed,
+}
+
+impl<'a> RoundedProduct<'a> {
+    /// `x: [T, in]`; `None` where the matrix is not packed as bf16.
+    pub fn new(x: &[f32], matrix: &'a Matrix) -> Option<Self> {
+        let packed = matrix.packed_bf16()?;
+        Some(Self { x: Rounded::of(Format::Bf16, x, matrix.cols()), packed })
+    }
+
+    /// `[T, out]`, as f32.
+    pub fn run(&self) -> Vec<f32> {
+        forward(self.packed, None, &self.x).y
+    }
+}
