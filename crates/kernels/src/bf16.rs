@@ -18,12 +18,14 @@ use std::sync::OnceLock;
 mod avx512;
 mod blocks;
 mod int8;
+mod job;
 mod portable;
 #[cfg(test)]
 mod tests;
 mod transposed;
 
 pub(crate) use blocks::{Blocks, ByLine, Outputs, Rounded};
+use job::Job;
 pub(crate) use transposed::transposed_product;
 
 /// Columns of a panel, and rows and columns of a block of outputs.
@@ -32,8 +34,6 @@ pub(crate) const BLOCK: usize = 32;
 pub(crate) const FEW_ROWS: usize = 256;
 /// The most rows of a task that meets groups of panels.
 const MANY_ROWS: usize = 2048;
-/// Bytes of a group: it stays in the second-level cache while the rows pass by.
-const GROUP_BYTES: usize = 1 << 20;
 /// Bytes of a panel, and of 32 rows, up to which the rows stay in the nearest cache while a group passes by.
 const NEAR_BYTES: usize = 48 << 10;
 /// Rows that are rounded at a time.
@@ -175,6 +175,11 @@ impl Packed {
     /// What its numbers are.
     pub(crate) fn format(&self) -> Format {
         if self.columns.is_some() { Format::Int8 } else { Format::Bf16 }
+    }
+
+    /// Of a panel.
+    fn bytes_of_panel(&self) -> usize {
+        self.lines_of_panel() * size_of::<Line>()
     }
 
     fn lines_of_panel(&self) -> usize {
@@ -326,114 +331,6 @@ unsafe fn shared_sum(
         // and the columns, which the assertions above keep inside of `y`; the caller answers for what is read there.
         unsafe { Job { terms, rows, columns: columns.clone(), panels, output, keep }.run(units) };
     });
-}
-
-/// Some rows times some panels.
-struct Job<'a> {
-    terms: &'a [Term<'a>],
-    rows: Range<usize>,
-    columns: Range<usize>,
-    panels: Range<usize>,
-    /// Where the first of the rows goes.
-    output: Output,
-    keep: bool,
-}
-
-/// What a block of 32 x 32 outputs is a product of: bytes between the rows of `a`, the lines of a row, a panel of the matrix,
-/// and which of so many blocks of rows it is.
-struct Operands<'a> {
-    a: (*const u16, usize),
-    b: *const u16,
-    steps: usize,
-    matrix: &'a Packed,
-    panel: usize,
-    place: (usize, usize),
-}
-
-impl Job<'_> {
-    /// # Safety
-    /// The output has the job's rows and columns, which nobody else writes; with `keep` they hold numbers.
-    unsafe fn run(&self, units: Units) {
-        match units {
-            #[cfg(target_arch = "x86_64")]
-            Units::Amx => {
-                let _tiles = amx::Tiles::new();
-                // SAFETY: the units were found to be there, the tiles are set up, and the caller answers for the rest.
-                unsafe {
-                    self.blocks(|Operands { a, b, steps, matrix, place, .. }, (c, stride), keep| {
-                        let next = b.wrapping_add(matrix.lines_of_panel() * BLOCK);
-                        let ahead = amx::Ahead::new(next, place, steps);
-                        amx::block(matrix.format(), a, (b, ahead), steps, (c, stride, keep));
-                    });
-                }
-            }
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: the units were found to be there, and the caller answers for the rest.
-            Units::Avx512 => unsafe {
-                self.blocks(|of, c, keep| avx512::block_of(of.matrix, of.panel, (of.a, of.b, of.steps), c, keep))
-            },
-            // SAFETY: as the caller says.
-            Units::Portable => unsafe { self.portable() },
-        }
-    }
-
-    /// Runs `block(operands, (c, c_stride), keep)` on blocks of 32 x 32 outputs: numbers of `c` between rows.
-    ///
-    /// # Safety
-    /// As of [`Self::run`], and `block` reads 32 rows of `steps` lines at `a`, 32 times `steps` lines at `b`, and
-    /// writes 32 x 32 numbers at `c`.
-    unsafe fn blocks(&self, block: impl Fn(Operands<'_>, (*mut f32, usize), bool)) {
-        let scaled = self.terms.first().filter(|term| term.matrix.columns.is_some());
-        let run = |panel: usize, first: usize, c: (*mut f32, usize), keep: bool| {
-            for (i, term) in self.terms.iter().enumerate() {
-                let (steps, lines_of_panel) = (term.lines.len(), term.matrix.lines_of_panel());
-                let b = &term.matrix.lines[panel * lines_of_panel + term.from..][..steps * BLOCK];
-                let a = &term.x.lines[first * term.x.steps..(first + BLOCK) * term.x.steps][term.lines.start..];
-                let (a, b) = ((a.as_ptr().cast::<u16>(), term.x.steps * 64), b.as_ptr().cast::<u16>());
-                let place = ((first - self.rows.start) / BLOCK, self.rows.len().div_ceil(BLOCK));
-                block(Operands { a, b, steps, matrix: term.matrix, panel, place }, c, keep || i > 0);
-            }
-        };
-        for (panel, first) in places(self.rows.clone(), self.panels.clone(), bytes_of_panel(self.terms)) {
-            let first_column = panel * BLOCK - self.columns.start;
-            let columns = BLOCK.min(self.columns.len() - first_column);
-            let rows = BLOCK.min(self.rows.end - first);
-            // SAFETY: the output has these rows and this column.
-            let c = unsafe { self.output.row(first - self.rows.start).first.add(first_column) };
-            if rows == BLOCK && columns == BLOCK && scaled.is_none() {
-                run(panel, first, (c, self.output.stride), self.keep);
-                continue;
-            }
-            let mut whole = [[0f32; BLOCK]; BLOCK];
-            run(panel, first, (whole.as_mut_ptr().cast(), BLOCK), false);
-            if let Some(Term { x, matrix, .. }) = scaled {
-                matrix.scale_sums(&x.scales[first..first + BLOCK], panel, &mut whole);
-            }
-            for (row, values) in whole.iter().enumerate().take(rows) {
-                for (column, value) in values.iter().enumerate().take(columns) {
-                    // SAFETY: the output has these rows and columns; with `keep` they hold numbers.
-                    unsafe {
-                        let c = c.add(row * self.output.stride + column);
-                        *c = if self.keep { *c + value } else { *value };
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// The panel and the first row of each block. Few rows meet panels of so many bytes in turn. Of many rows, 32 after the other
-/// meet a group of panels; their outputs then lie side by side.
-fn places(rows: Range<usize>, panels: Range<usize>, bytes_of_panel: usize) -> impl Iterator<Item = (usize, usize)> {
-    let num_groups = match rows.len() {
-        0..=FEW_ROWS => panels.len(),
-        _ => (panels.len() * bytes_of_panel).div_ceil(GROUP_BYTES),
-    };
-    let per_group = panels.len().div_ceil(num_groups.max(1)).max(1);
-    panels.clone().step_by(per_group).flat_map(move |group| {
-        let panels = group..(group + per_group).min(panels.end);
-        rows.clone().step_by(BLOCK).flat_map(move |first| panels.clone().map(move |panel| (panel, first)))
-    })
 }
 
 impl Line {

@@ -3,11 +3,13 @@
 //!
 //! `growth TEXTS.txt OUT_DIR MODEL.gguf [MODEL.gguf[=stored]...]`, built beside `workload` in release; texts one a line, 256
 //! and more, 8,200 tokens and more; the first model is the one whose sizes vary. With `=stored` a model keeps its file's
-//! numbers, else it has bf16. Threads are those of `RAYON_NUM_THREADS`.
+//! numbers, else it has bf16. Threads are those of `RAYON_NUM_THREADS`. Whole commands, which take up to an hour, are measured
+//! by hand: what OUT_DIR/growth-commands.json has of them becomes part of the page.
 
 use lapidary::report::bars::Series;
 use lapidary::report::html::{Block, Cell, Figure, Page, Section, Table};
 use lapidary::report::{lines, markdown};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::error::Error;
 use std::path::Path;
@@ -15,17 +17,37 @@ use std::process::{Command, Stdio};
 
 /// Work of which one size varies.
 struct Growth {
-    heading: &'static str,
-    /// What the size counts.
-    size: &'static str,
-    /// What grows with it, by the algorithm.
-    expected: &'static str,
+    about: About,
     sizes: Vec<usize>,
     job: Box<dyn Fn(usize) -> Value>,
 }
 
+#[derive(Deserialize)]
+struct About {
+    heading: String,
+    /// What the size counts.
+    size: String,
+    /// How the cost grows with it, by the algorithm.
+    expected: String,
+    #[serde(default)]
+    note: String,
+}
+
+/// Runs by hand: sizes, CPU seconds, and MiB at the most.
+#[derive(Deserialize)]
+struct ByHand {
+    #[serde(flatten)]
+    about: About,
+    measured: Vec<(usize, f64, f64)>,
+}
+
+fn about(heading: &str, size: &str, expected: &str) -> About {
+    About { heading: heading.into(), size: size.into(), expected: expected.into(), note: String::new() }
+}
+
 /// One run of a size.
 struct Measured {
+    size: usize,
     cpu_secs: f64,
     peak_mib: f64,
     /// Floating point operations of products with weights.
@@ -41,10 +63,22 @@ fn main() -> Result<(), Box<dyn Error>> {
     for growth in all(texts) {
         let mut measured = Vec::new();
         for size in &growth.sizes {
-            eprintln!("{}: {size}", growth.heading);
-            measured.push(run(first, (growth.job)(*size))?);
+            eprintln!("{}: {size}", growth.about.heading);
+            measured.push(Measured { size: *size, ..run(first, (growth.job)(*size))? });
         }
-        sections.push(section(&growth, &measured)?);
+        sections.push(section(&growth.about, &measured)?);
+    }
+    let by_hand = Path::new(out).join("growth-commands.json");
+    if by_hand.is_file() {
+        for ByHand { about, measured } in serde_json::from_str::<Vec<ByHand>>(&std::fs::read_to_string(by_hand)?)? {
+            let measured = measured.iter().map(|(size, cpu_secs, peak_mib)| Measured {
+                size: *size,
+                cpu_secs: *cpu_secs,
+                peak_mib: *peak_mib,
+                flops: 0.0,
+            });
+            sections.push(section(&about, &measured.collect::<Vec<_>>())?);
+        }
     }
     sections.push(models(texts, &arguments[2..])?);
     let page = Page {
@@ -73,39 +107,37 @@ fn all(texts: &str) -> Vec<Growth> {
     let (of_texts, of_k, of_length) = (texts.clone(), texts.clone(), texts);
     vec![
         Growth {
-            heading: "Embedding: texts",
-            size: "texts",
-            expected: "linear",
+            about: about("Embedding: texts", "texts", "linear"),
             sizes: powers(4, 8, 1),
             job: Box::new(move |n| json!({"work": "embed", "texts": of_texts, "num_texts": n})),
         },
         Growth {
-            heading: "Embedding: special tokens behind each text",
-            size: "special tokens",
-            expected: "linear, from the cost of the text on",
+            about: about(
+                "Embedding: special tokens behind each text",
+                "special tokens",
+                "linear, from the cost of the text on",
+            ),
             sizes: powers(0, 6, 1),
             job: Box::new(move |k| json!({"work": "embed", "texts": of_k, "num_texts": 32, "num_special_tokens": k})),
         },
         Growth {
-            heading: "A prompt: length",
-            size: "tokens",
-            expected: "linear, and quadratic in attention",
+            about: about("A prompt: length", "tokens", "linear, and quadratic in attention"),
             sizes: powers(5, 13, 2),
             job: Box::new(move |n| json!({"work": "prefill", "texts": of_length, "tokens": n})),
         },
         Growth {
-            heading: "A contrastive step: rows of 32 tokens",
-            size: "rows",
-            expected: "linear; memory levels out at a micro-batch, but for what the frozen parts keep",
+            about: about(
+                "A contrastive step: rows of 32 tokens",
+                "rows",
+                "linear; memory levels out at a micro-batch, but for what the frozen parts keep",
+            ),
             sizes: powers(0, 8, 2),
             job: Box::new(
                 |n| json!({"work": "train", "scope": "special", "full": false, "rows": n, "tokens": 32, "dropout": "delete"}),
             ),
         },
         Growth {
-            heading: "A contrastive step of 8 rows: length",
-            size: "tokens",
-            expected: "linear, and quadratic in attention",
+            about: about("A contrastive step of 8 rows: length", "tokens", "linear, and quadratic in attention"),
             sizes: powers(5, 9, 1),
             job: Box::new(
                 |n| json!({"work": "train", "scope": "special", "full": false, "rows": 8, "tokens": n, "dropout": "delete"}),
@@ -128,7 +160,7 @@ fn run(model: &str, mut job: Value) -> Result<Measured, Box<dyn Error>> {
         _ => return Err(format!("{} {job}: {}", workload.display(), output.status).into()),
     };
     let number = |key: &str| line[key].as_f64().ok_or_else(|| format!("{line}: no {key}"));
-    Ok(Measured { cpu_secs: number("cpu_secs")?, peak_mib: number("peak_mib")?, flops: number("flops")? })
+    Ok(Measured { size: 0, cpu_secs: number("cpu_secs")?, peak_mib: number("peak_mib")?, flops: number("flops")? })
 }
 
 /// The slope of the line through the logarithms, by least squares.
@@ -141,34 +173,35 @@ fn exponent(sizes: &[usize], values: &[f64]) -> f64 {
     covariance / points.iter().map(|point| (point.0 - x).powi(2)).sum::<f64>()
 }
 
-fn section(growth: &Growth, measured: &[Measured]) -> Result<Section, Box<dyn Error>> {
+fn section(about: &About, measured: &[Measured]) -> Result<Section, Box<dyn Error>> {
+    let sizes: Vec<usize> = measured.iter().map(|one| one.size).collect();
     let secs: Vec<f64> = measured.iter().map(|one| one.cpu_secs).collect();
-    let each: Vec<f64> = growth.sizes.iter().zip(&secs).map(|(size, secs)| 1e3 * secs / *size as f64).collect();
+    let each: Vec<f64> = measured.iter().map(|one| 1e3 * one.cpu_secs / one.size as f64).collect();
     let row = |i: usize| {
-        let since =
-            if i == 0 { "–".into() } else { format!("{:.2}", exponent(&growth.sizes[i - 1..=i], &secs[i - 1..=i])) };
+        let since = if i == 0 { "–".into() } else { format!("{:.2}", exponent(&sizes[i - 1..=i], &secs[i - 1..=i])) };
         let memory = format!("{:.0}", measured[i].peak_mib);
-        [growth.sizes[i].to_string(), format!("{:.3}", secs[i]), format!("{:.3}", each[i]), since, memory]
+        [sizes[i].to_string(), format!("{:.3}", secs[i]), format!("{:.3}", each[i]), since, memory]
             .map(Cell::new)
             .to_vec()
     };
-    let columns = [growth.size, "CPU s", "ms each", "exponent from the size before", "peak MiB"];
+    let columns = [about.size.as_str(), "CPU s", "ms each", "exponent from the size before", "peak MiB"];
     let table = Table {
         columns: columns.map(str::to_owned).to_vec(),
         rows: (0..secs.len()).map(row).collect(),
         ..Table::default()
     };
-    let places: Vec<String> = growth.sizes.iter().map(ToString::to_string).collect();
+    let places: Vec<String> = sizes.iter().map(ToString::to_string).collect();
     let series = Series { name: "ms each".into(), values: each.iter().copied().map(Some).collect() };
     let figure = Figure {
-        png: lines::line_comparison(growth.heading, &places, &[series], &[])?,
+        png: lines::line_comparison(&about.heading, &places, &[series], &[])?,
         caption: String::new(),
-        alternative: format!("CPU milliseconds for one of the {} by their number.", growth.size),
+        alternative: format!("CPU milliseconds for one of the {} by their number.", about.size),
     };
-    let fitted = exponent(&growth.sizes, &secs);
-    let text = format!("By the algorithm: {}. Fitted exponent of all sizes: {fitted:.2}.", growth.expected);
-    let blocks = vec![Block::Paragraph(text), Block::Table(table), Block::Figure(figure)];
-    Ok(Section { heading: growth.heading.into(), blocks })
+    let fitted = exponent(&sizes, &secs);
+    let text =
+        format!("By the algorithm: {}. Fitted exponent of all sizes: {fitted:.2}. {}", about.expected, about.note);
+    let blocks = vec![Block::Paragraph(text.trim().into()), Block::Table(table), Block::Figure(figure)];
+    Ok(Section { heading: about.heading.clone(), blocks })
 }
 
 fn models(texts: &str, models: &[String]) -> Result<Section, Box<dyn Error>> {
