@@ -115,7 +115,7 @@ fn all(texts: &str) -> Vec<Growth> {
             about: about(
                 "Embedding: special tokens behind each text",
                 "special tokens",
-                "linear, from the cost of the text on",
+                "linear, from the cost of the text on, which they share",
             ),
             sizes: powers(0, 6, 1),
             job: Box::new(move |k| json!({"work": "embed", "texts": of_k, "num_texts": 32, "num_special_tokens": k})),
