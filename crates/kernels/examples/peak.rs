@@ -72,7 +72,7 @@ fn rate(out: usize, input: usize, mut work: impl FnMut()) -> f64 {
     best(4.0 * (2 * TOKENS * input * out) as f64, || (0..4).for_each(|_| work()))
 }
 
-/// Of f32 rows.
+/// Operations a second of a product with f32 rows.
 fn product(out: usize, input: usize, bf16: bool) -> Result<f64, kernels::Error> {
     let matrix = Matrix::from_f32(numbers(out * input), out, input)?;
     let weight = Weight::Frozen(Arc::new(if bf16 { matrix.to_bf16() } else { matrix }));
@@ -83,7 +83,7 @@ fn product(out: usize, input: usize, bf16: bool) -> Result<f64, kernels::Error> 
     }))
 }
 
-/// Of rows that are bf16 already, where there are units for them.
+/// Operations a second of a product with rows that are bf16 already, where there are units for them.
 fn product_of_rounded(out: usize, input: usize) -> Result<Option<f64>, kernels::Error> {
     let matrix = Matrix::from_f32(numbers(out * input), out, input)?.to_bf16();
     let product = RoundedProduct::new(&numbers(TOKENS * input), &matrix);

@@ -36,7 +36,6 @@ unsafe fn line_within(base: *mut u8) -> *mut u8 {
         return base;
     }
     let skipped = LINE - base.addr() % LINE;
-    debug_assert!(skipped >= size_of::<*mut u8>());
     // SAFETY: `base` is aligned to an address, so that the line begins one address behind it or more, and it has `LINE` bytes
     // more than were asked for.
     unsafe {
@@ -48,7 +47,7 @@ unsafe fn line_within(base: *mut u8) -> *mut u8 {
 
 // SAFETY: what is not large is the system's. A large piece lies within a piece of the system's, whose address stands before
 // it, and has as many bytes as were asked for; whether a piece is large follows from its layout, which is the same when it is
-// given back. The default `realloc` goes through `alloc` and `dealloc`.
+// given back. What grows or shrinks across the border, or is large, is copied into a piece of its own.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if !is_large(layout) {

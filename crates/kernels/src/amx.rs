@@ -89,6 +89,9 @@ pub(crate) struct Ahead {
     lines: Lines,
 }
 
+// Four lines with each step of so many blocks are a panel.
+const _: () = assert!(FEW_ROWS / BLOCK * 4 == BLOCK);
+
 /// What is fetched with each step.
 #[derive(Clone, Copy)]
 enum Lines {

@@ -30,13 +30,15 @@ pub(crate) use transposed::transposed_product;
 
 /// Columns of a panel, and rows and columns of a block of outputs.
 pub(crate) const BLOCK: usize = 32;
+/// Rows below which work is shared out by panels.
+const LEAST_ROWS: usize = 128;
 /// The most rows of a task that meets panels in turn: the rows stay in a core's second-level cache.
 pub(crate) const FEW_ROWS: usize = 256;
 /// The most rows of a task that meets groups of panels.
 const MANY_ROWS: usize = 2048;
 /// Bytes of a panel, and of 32 rows, up to which the rows stay in the nearest cache while a group passes by.
 const NEAR_BYTES: usize = 48 << 10;
-/// Rows that are rounded at a time.
+/// The most rows that are rounded at a time.
 const ROUNDED_ROWS: usize = 512;
 
 /// 32 bf16 numbers in a cache line of their own.
@@ -177,11 +179,6 @@ impl Packed {
         if self.columns.is_some() { Format::Int8 } else { Format::Bf16 }
     }
 
-    /// Of a panel.
-    fn bytes_of_panel(&self) -> usize {
-        self.lines_of_panel() * size_of::<Line>()
-    }
-
     fn lines_of_panel(&self) -> usize {
         self.k.div_ceil(self.format().step()) * BLOCK
     }
@@ -235,8 +232,8 @@ impl Packed {
         };
         // Rows enough for all threads: a task rounds its own, which stay in the caches near its core.
         if t >= ROUNDED_ROWS * threads {
-            let rows = x.par_chunks(ROUNDED_ROWS * k);
-            rows.zip(y.par_chunks_mut(ROUNDED_ROWS * y_stride)).for_each(|(x, y)| run(x, y, 1));
+            let rows = evened(t, t.div_ceil(ROUNDED_ROWS).next_multiple_of(threads));
+            x.par_chunks(rows * k).zip(y.par_chunks_mut(rows * y_stride)).for_each(|(x, y)| run(x, y, 1));
         } else {
             run(x, y, threads);
         }
@@ -244,15 +241,20 @@ impl Packed {
 }
 
 /// Bytes of what a block of rows meets to become a block of outputs.
-fn bytes_of_panel(terms: &[Term<'_>]) -> usize {
+fn bytes_met(terms: &[Term<'_>]) -> usize {
     terms.iter().map(|term| term.lines.len() * BLOCK * size_of::<Line>()).sum()
 }
 
-/// Rows of a task. Several threads have two of them each, where there are rows enough: one that is kept from its work leaves
-/// the rest to the others.
-fn task_rows(t: usize, threads: usize) -> usize {
-    let tasks = if threads == 1 { 1 } else { 2 * threads };
-    t.div_ceil(tasks).next_multiple_of(BLOCK).max(FEW_ROWS)
+/// Rows of a task: so many at the most, and of several threads two tasks each where there are rows enough, so that one that is
+/// kept from its work leaves the rest to the others.
+fn task_rows(t: usize, most: usize, threads: usize) -> usize {
+    let wanted = if threads == 1 { 1 } else { (2 * threads).min(t.div_ceil(LEAST_ROWS)) };
+    evened(t, wanted.max(t.div_ceil(most)))
+}
+
+/// Rows of each of so many tasks, but for the last: whole blocks.
+fn evened(t: usize, tasks: usize) -> usize {
+    t.div_ceil(tasks).next_multiple_of(BLOCK)
 }
 
 /// Rows by a matrix, or a part of the rows by a part of it.
@@ -314,9 +316,12 @@ unsafe fn shared_sum(
     }
     let panels = columns.start / BLOCK..columns.end.div_ceil(BLOCK);
     // Few rows: their panels are shared out among the threads; many: the rows are.
-    let bytes_of_panel = bytes_of_panel(terms);
-    let most = if bytes_of_panel <= NEAR_BYTES { MANY_ROWS } else { FEW_ROWS };
-    let task_rows = task_rows(t, threads).min(most);
+    let most = match units {
+        Units::Portable => LEAST_ROWS,
+        _ if bytes_met(terms) <= NEAR_BYTES => MANY_ROWS,
+        _ => FEW_ROWS,
+    };
+    let task_rows = task_rows(t, most, threads);
     let tasks = t.div_ceil(task_rows);
     let shares = threads.div_ceil(tasks).min(panels.len());
     let per_share = panels.len().div_ceil(shares);
@@ -328,7 +333,8 @@ unsafe fn shared_sum(
         // SAFETY: the assertions above keep row `rows.start` inside of `y`.
         let output = unsafe { output.row(rows.start) };
         // SAFETY: tasks have rows or columns of their own, so that no two write the same outputs; each stays within its rows
-        // and the columns, which the assertions above keep inside of `y`; the caller answers for what is read there.
+        // and the columns, which the assertions above keep inside of `y` and of the terms; the caller answers for what is read
+        // in `y`.
         unsafe { Job { terms, rows, columns: columns.clone(), panels, output, keep }.run(units) };
     });
 }

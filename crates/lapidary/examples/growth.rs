@@ -59,6 +59,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [texts, out, first, ..] = arguments.as_slice() else {
         return Err("expected TEXTS.txt OUT_DIR MODEL.gguf [MODEL.gguf[=stored]...]".into());
     };
+    let path = Path::new(out).join("growth-commands.json");
+    let by_hand: Vec<ByHand> = match std::fs::read_to_string(&path) {
+        Ok(text) => serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?,
+        Err(error) => {
+            eprintln!("no whole commands: {}: {error}", path.display());
+            Vec::new()
+        }
+    };
     let mut sections = Vec::new();
     for growth in all(texts) {
         let mut measured = Vec::new();
@@ -68,17 +76,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         sections.push(section(&growth.about, &measured)?);
     }
-    let by_hand = Path::new(out).join("growth-commands.json");
-    if by_hand.is_file() {
-        for ByHand { about, measured } in serde_json::from_str::<Vec<ByHand>>(&std::fs::read_to_string(by_hand)?)? {
-            let measured = measured.iter().map(|(size, cpu_secs, peak_mib)| Measured {
-                size: *size,
-                cpu_secs: *cpu_secs,
-                peak_mib: *peak_mib,
-                flops: 0.0,
-            });
-            sections.push(section(&about, &measured.collect::<Vec<_>>())?);
-        }
+    for ByHand { about, measured } in by_hand {
+        let measured = measured.iter().map(|(size, cpu_secs, peak_mib)| Measured {
+            size: *size,
+            cpu_secs: *cpu_secs,
+            peak_mib: *peak_mib,
+            flops: 0.0,
+        });
+        sections.push(section(&about, &measured.collect::<Vec<_>>())?);
     }
     sections.push(models(texts, &arguments[2..])?);
     let page = Page {

@@ -247,7 +247,7 @@ impl Blocks {
     pub(crate) fn product_of_few(&self, x: &Rounded, (b, panel): (&Packed, usize), (out, stride): (&mut [f32], usize)) {
         assert!(stride >= BLOCK && out.len() >= (BLOCK - 1) * stride + BLOCK, "product: no room for the outputs");
         assert!(b.columns.is_none(), "product: few rows are of bf16");
-        // As if many more rows were to come: what was just packed need not be fetched at once.
+        // As if many more rows were to come: what was just packed need not be fetched.
         // SAFETY: the assertion above.
         unsafe { self.run(x, (0, usize::MAX), (b, panel), (out.as_mut_ptr(), stride)) };
     }

@@ -2,7 +2,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::avx512;
-use super::{BLOCK, FEW_ROWS, Line, Packed, Term, Units, bytes_of_panel};
+use super::{BLOCK, FEW_ROWS, Line, Packed, Term, Units, bytes_met};
 #[cfg(target_arch = "x86_64")]
 use crate::amx;
 use crate::cpu::Output;
@@ -27,6 +27,8 @@ pub(super) struct Job<'a> {
 struct Operands<'a> {
     a: (*const u16, usize),
     b: *const u16,
+    /// The panel behind, if there is one.
+    next: *const u16,
     steps: usize,
     matrix: &'a Packed,
     panel: usize,
@@ -40,7 +42,7 @@ struct Sides<'a> {
     row: usize,
     b: *const u16,
     /// Bytes.
-    bytes_of_panel: usize,
+    panel: usize,
     steps: usize,
     matrix: &'a Packed,
 }
@@ -51,7 +53,7 @@ impl<'a> Sides<'a> {
             a: term.x.lines[term.lines.start..].as_ptr().cast(),
             row: term.x.steps * size_of::<Line>(),
             b: term.matrix.lines[term.from..].as_ptr().cast(),
-            bytes_of_panel: term.matrix.bytes_of_panel(),
+            panel: term.matrix.lines_of_panel() * size_of::<Line>(),
             steps: term.lines.len(),
             matrix: term.matrix,
         }
@@ -61,23 +63,26 @@ impl<'a> Sides<'a> {
     #[inline(always)]
     fn at(&self, panel: usize, first: usize, place: (usize, usize)) -> Operands<'a> {
         let a = self.a.wrapping_byte_add(first * self.row);
-        let b = self.b.wrapping_byte_add(panel * self.bytes_of_panel);
-        Operands { a: (a, self.row), b, steps: self.steps, matrix: self.matrix, panel, place }
+        let b = self.b.wrapping_byte_add(panel * self.panel);
+        let next = b.wrapping_byte_add(self.panel);
+        Operands { a: (a, self.row), b, next, steps: self.steps, matrix: self.matrix, panel, place }
     }
 }
 
 impl Job<'_> {
     /// # Safety
-    /// The output has the job's rows and columns, which nobody else writes; with `keep` they hold numbers.
+    /// The output has the job's rows and columns, which nobody else writes; with `keep` they hold numbers. Each term's rows have
+    /// the job's rows up to whole blocks and the term's lines; its matrix has the panels, each with as many summands from
+    /// `from` on.
     pub(super) unsafe fn run(&self, units: Units) {
         match units {
             #[cfg(target_arch = "x86_64")]
             Units::Amx => {
                 let _tiles = amx::Tiles::new();
-                // SAFETY: the units were found to be there, the tiles are set up, and the caller answers for the rest.
+                // SAFETY: the units were found to be there, the tiles are set up, and the caller answers for the rest: that the
+                // operands of its rows and panels are there.
                 unsafe {
-                    self.blocks(|Operands { a, b, steps, matrix, place, .. }, (c, stride), keep| {
-                        let next = b.wrapping_add(matrix.lines_of_panel() * BLOCK);
+                    self.blocks(|Operands { a, b, next, steps, matrix, place, .. }, (c, stride), keep| {
                         let ahead = amx::Ahead::new(next, place, steps);
                         amx::block(matrix.format(), a, (b, ahead), steps, (c, stride, keep));
                     });
@@ -96,8 +101,8 @@ impl Job<'_> {
     /// Runs `block(operands, (c, c_stride), keep)` on blocks of 32 x 32 outputs: numbers of `c` between rows.
     ///
     /// # Safety
-    /// As of [`Self::run`], rows and panels are those of the terms ([`shared_sum`] asserts it), and `block` reads 32 rows of `steps` lines at `a`, 32 times `steps` lines at `b`, and
-    /// writes 32 x 32 numbers at `c`.
+    /// As of [`Self::run`], and `block` reads 32 rows of `steps` lines at `a`, 32 times `steps` lines at `b`, and writes
+    /// 32 x 32 numbers at `c`.
     unsafe fn blocks(&self, block: impl Fn(Operands<'_>, (*mut f32, usize), bool)) {
         let scaled = self.terms.first().filter(|term| term.matrix.columns.is_some());
         // What does not change from block to block is found once: the loop must be short beside a block of few steps.
@@ -109,7 +114,7 @@ impl Job<'_> {
                 block(sides.at(panel, first, place), c, keep || i > 0);
             }
         };
-        for (panel, first) in places(self.rows.clone(), self.panels.clone(), bytes_of_panel(self.terms)) {
+        for (panel, first) in places(self.rows.clone(), self.panels.clone(), bytes_met(self.terms)) {
             let first_column = panel * BLOCK - self.columns.start;
             let columns = BLOCK.min(self.columns.len() - first_column);
             let rows = BLOCK.min(self.rows.end - first);
@@ -139,7 +144,11 @@ impl Job<'_> {
 
 /// The panel and the first row of each block. Few rows meet panels of so many bytes in turn. Of many rows, 32 after the other
 /// meet a group of panels; their outputs then lie side by side.
-fn places(rows: Range<usize>, panels: Range<usize>, bytes_of_panel: usize) -> impl Iterator<Item = (usize, usize)> {
+pub(super) fn places(
+    rows: Range<usize>,
+    panels: Range<usize>,
+    bytes_of_panel: usize,
+) -> impl Iterator<Item = (usize, usize)> {
     let num_groups = match rows.len() {
         0..=FEW_ROWS => panels.len(),
         _ => (panels.len() * bytes_of_panel).div_ceil(GROUP_BYTES),

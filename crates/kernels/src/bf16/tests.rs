@@ -135,3 +135,51 @@ fn written_rows_are_rounded_ones() {
         assert_eq!(pair.map(lines), [of_x, of_y]);
     }
 }
+
+/// Every block once, whatever the groups.
+#[test]
+fn places_are_all_blocks_once() {
+    for (rows, panels, bytes) in
+        [(1, 0..1, 64), (256, 2..9, 1 << 19), (257, 0..49, 36 << 10), (600, 3..52, 1 << 21), (600, 4..4, 64)]
+    {
+        let mut found: Vec<_> = job::places(32..32 + rows, panels.clone(), bytes).collect();
+        found.sort_unstable();
+        let all: Vec<_> =
+            panels.flat_map(|panel| (32..32 + rows).step_by(BLOCK).map(move |row| (panel, row))).collect();
+        assert_eq!(found, all);
+    }
+}
+
+/// Rows in groups of panels, shared out among any number of threads: the bits of each row alone.
+#[test]
+fn many_rows_have_the_bits_of_few() {
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(6);
+    let (k, n) = (576, 1537);
+    let mut numbers = |count| (0..count).map(|_| rng.random_range(-1f32..1.0)).collect::<Vec<f32>>();
+    let (values, x) = (numbers(k * n), numbers(2080 * k));
+    let packed = [Packed::new(&values, (k, n), |i, j| i * n + j), Packed::int8(&values, (k, n))];
+    let product = |units, packed: &Packed, x: &[f32], columns: Range<usize>, threads| {
+        let (rounded, width) = (Rounded::of(packed.format(), x, k), columns.len());
+        let run = |y: &mut [MaybeUninit<f32>]| {
+            // SAFETY: nothing is kept.
+            unsafe { shared_sum(units, &[Term::new(&rounded, packed)], columns, (y, width, false), threads) };
+        };
+        // SAFETY: a product writes all its outputs.
+        unsafe { filled(x.len() / k * width, run) }
+    };
+    for packed in &packed {
+        for units in Units::available(packed.format()).into_iter().filter(|units| *units != Units::Portable) {
+            for columns in [0..n, 640..1504] {
+                let width = columns.len();
+                let alone = [0, 255, 256, 599, 2079]
+                    .map(|row| (row, product(units, packed, &x[row * k..(row + 1) * k], columns.clone(), 1)));
+                for (t, threads) in [(257, 2), (600, 1), (600, 3), (600, 16), (2080, 1), (2080, 2)] {
+                    let all = product(units, packed, &x[..t * k], columns.clone(), threads);
+                    for (row, alone) in alone.iter().filter(|(row, _)| *row < t) {
+                        assert!(all[row * width..][..width] == **alone, "{units:?} {t} {threads} {columns:?} {row}");
+                    }
+                }
+            }
+        }
+    }
+}

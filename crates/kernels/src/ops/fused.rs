@@ -6,7 +6,7 @@ use super::linear::{LowRank, Weight};
 use super::rms_norm::RmsNorm;
 use super::row_update::RowUpdate;
 use super::swiglu::Activation;
-use crate::bf16::{BLOCK, Format, Packed, Rounded, Units};
+use crate::bf16::{BLOCK, FEW_ROWS, Format, Packed, Rounded, Units};
 use crate::cpu::{filled, tensor, with_values};
 #[cfg(feature = "cuda")]
 use crate::cuda;
@@ -16,9 +16,6 @@ use run::{Adapted, FeedForward, Normed, Ready, product};
 use std::mem::MaybeUninit;
 
 mod run;
-
-/// Rows that a task takes: with what is between the products they stay in a core's second-level cache.
-const TASK_ROWS: usize = 256;
 
 /// A linear map with its update.
 #[derive(Debug, Clone, Copy)]
@@ -117,8 +114,9 @@ impl Norm<'_> {
     }
 }
 
+/// Rows of a task: with what is between the products they stay in a core's second-level cache.
 fn task_rows(t: usize) -> usize {
-    t.div_ceil(rayon::current_num_threads()).next_multiple_of(BLOCK).min(TASK_ROWS)
+    t.div_ceil(rayon::current_num_threads()).next_multiple_of(BLOCK).min(FEW_ROWS)
 }
 
 fn rows_of<'a>(maps: &[Map<'a>]) -> &'a [u32] {
