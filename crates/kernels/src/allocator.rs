@@ -12,8 +12,8 @@ const LARGE: usize = 4096;
 /// lines, where the system's 16 bytes have every vector, read or written, touch two. A program that computes has it as its
 /// `#[global_allocator]`.
 ///
-/// The system's own way to align is not used: pieces that it frees do not fit what is asked for next, so that memory that is
-/// taken and given back again and again would grow.
+/// The system's own way to align is not used: a piece that glibc 2.36 frees does not fit the next request of the same size, so
+/// that it held twice the memory where large pieces were taken and given back in turn.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Allocator;
 
