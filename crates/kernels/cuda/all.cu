@@ -3,6 +3,7 @@
 #include "common.cuh"
 
 #include "attention.cuh"
+#include "attention_graph.cuh"
 #include "attention_tensor.cuh"
 #include "elementwise.cuh"
 #include "few_rows.cuh"

@@ -60,7 +60,6 @@ __device__ __forceinline__ float power_of_two(float x) {
     return y;
 }
 
-
 __device__ __forceinline__ uint32_t bf16_pair(float x, float y) {
     __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);
     return *(uint32_t *)&pair;
@@ -82,26 +81,42 @@ __device__ __forceinline__ int row_to_load() {
 }
 __device__ __forceinline__ int column_to_load() { return threadIdx.x % 8 * 4; }
 
+// Four numbers of a row from a column on, zeros behind its end and where `row` is null.
+__device__ __forceinline__ float4 four(const float *row, int column, int head_dim) {
+    int left = row ? head_dim - column : 0;
+    float4 x = {0.0f, 0.0f, 0.0f, 0.0f};
+    if (head_dim % 4 == 0) {
+        if (left > 0) x = *(const float4 *)(row + column);
+    } else {
+        if (left > 0) x.x = row[column];
+        if (left > 1) x.y = row[column + 1];
+        if (left > 2) x.z = row[column + 2];
+        if (left > 3) x.w = row[column + 3];
+    }
+    return x;
+}
+
+// Writes them.
+__device__ __forceinline__ void put_four(float *row, int column, int head_dim, float4 x) {
+    int left = head_dim - column;
+    if (head_dim % 4 == 0) {
+        if (left > 0) *(float4 *)(row + column) = x;
+    } else {
+        if (left > 0) row[column] = x.x;
+        if (left > 1) row[column + 1] = x.y;
+        if (left > 2) row[column + 2] = x.z;
+        if (left > 3) row[column + 3] = x.w;
+    }
+}
+
 // This thread's share of a tile, from its row `from` of four on; row i is row_of(i), or zeros where that is null.
 template <int PARTS, class RowOf>
 __device__ __forceinline__ void fetch(Fetched<PARTS> &x, int from, int head_dim, RowOf row_of) {
-    bool in_fours = head_dim % 4 == 0;
 #pragma unroll
     for (int r = 0; r < Shape<PARTS>::AT_ONCE; r++) {
         const float *row = row_of(row_to_load() + (from + r) * 16);
 #pragma unroll
-        for (int c = 0; c < PARTS; c++) {
-            int column = column_to_load() + 32 * c, left = row ? head_dim - column : 0;
-            x[r][c] = {0.0f, 0.0f, 0.0f, 0.0f};
-            if (in_fours) {
-                if (left > 0) x[r][c] = *(const float4 *)(row + column);
-            } else {
-                if (left > 0) x[r][c].x = row[column];
-                if (left > 1) x[r][c].y = row[column + 1];
-                if (left > 2) x[r][c].z = row[column + 2];
-                if (left > 3) x[r][c].w = row[column + 3];
-            }
-        }
+        for (int c = 0; c < PARTS; c++) x[r][c] = four(row, column_to_load() + 32 * c, head_dim);
     }
 }
 

@@ -22,6 +22,20 @@ KERNEL to_bf16(const float *x, __nv_bfloat16 *y, size_t count) {
     for (size_t i = 4 * fours + thread_number(); i < count; i += num_threads()) y[i] = __float2bfloat16(x[i]);
 }
 
+constexpr int MOST_RUNS = 8;
+
+struct Runs {
+    const float *x[MOST_RUNS];
+    size_t from[MOST_RUNS + 1];  // where a run begins in what comes out
+};
+
+// Blocks of the second dimension take a run each.
+KERNEL runs_to_bf16(Runs runs, __nv_bfloat16 *y) {
+    const float *x = runs.x[blockIdx.y];
+    size_t from = runs.from[blockIdx.y], count = runs.from[blockIdx.y + 1] - from;
+    for (size_t i = thread_number(); i < count; i += num_threads()) y[from + i] = __float2bfloat16(x[i]);
+}
+
 KERNEL add(const float *x, const float *y, float *sum, size_t count) {
     for (size_t i = thread_number(); i < count; i += num_threads()) sum[i] = x[i] + y[i];
 }
@@ -94,6 +108,23 @@ KERNEL gated_backward(const float *gate, const float *up, const float *dy, float
         Activated a = activate<false>(gate[i], activation);
         d_gate[i] = dy[i] * up[i] * a.slope;
         d_up[i] = dy[i] * a.value;
+    }
+}
+
+KERNEL gated_backward_bf16(const float *gate, const float *up, const float *dy, __nv_bfloat16 *d_gate,
+                           __nv_bfloat16 *d_up, size_t count, int activation) {
+    size_t fours = min(in_fours(count, gate, up), in_fours(count, dy, dy));
+    for (size_t i = thread_number(); i < fours; i += num_threads()) {
+        float4 g = ((const float4 *)gate)[i], u = ((const float4 *)up)[i], d = ((const float4 *)dy)[i];
+        Activated a = activate<true>(g.x, activation), b = activate<true>(g.y, activation);
+        Activated c = activate<true>(g.z, activation), e = activate<true>(g.w, activation);
+        ((Bf16x4 *)d_gate)[i] = round4({d.x * u.x * a.slope, d.y * u.y * b.slope, d.z * u.z * c.slope, d.w * u.w * e.slope});
+        ((Bf16x4 *)d_up)[i] = round4({d.x * a.value, d.y * b.value, d.z * c.value, d.w * e.value});
+    }
+    for (size_t i = 4 * fours + thread_number(); i < count; i += num_threads()) {
+        Activated a = activate<true>(gate[i], activation);
+        d_gate[i] = __float2bfloat16(dy[i] * up[i] * a.slope);
+        d_up[i] = __float2bfloat16(dy[i] * a.value);
     }
 }
 

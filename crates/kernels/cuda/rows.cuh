@@ -29,9 +29,9 @@ KERNEL rms_norm_bf16(const float *x, const float *w, __nv_bfloat16 *y, int rows,
     rms_norm_rows(x, w, y, rows, width, eps, offset);
 }
 
-// With g = dy * (w + offset) and r = 1 / rms: dx = r * g - x * r^3 * mean(g * x).
+// With g = dy * (w + offset) and r = 1 / rms: dx = r * g - x * r^3 * mean(g * x), and what is to be added to it.
 KERNEL rms_norm_dx(const float *x, const float *w, const float *dy, float *dx, int rows, int width, float eps,
-                   float offset) {
+                   float offset, const float *onto) {
     size_t row = thread_number() / 32;
     if (row >= rows) return;
     x += row * width;
@@ -40,7 +40,9 @@ KERNEL rms_norm_dx(const float *x, const float *w, const float *dy, float *dx, i
     float r = inverse_rms(x, width, eps), along = 0.0f;
     for (int i = threadIdx.x % 32; i < width; i += 32) along += dy[i] * (w[i] + offset) * x[i];
     float back = r * r * r * warp_sum(along) / width;
-    for (int i = threadIdx.x % 32; i < width; i += 32) dx[i] = dy[i] * (w[i] + offset) * r - x[i] * back;
+    for (int i = threadIdx.x % 32; i < width; i += 32) {
+        dx[i] = dy[i] * (w[i] + offset) * r - x[i] * back + (onto ? onto[row * width + i] : 0.0f);
+    }
 }
 
 // dw of the rows of a block, `[blocks, width]`: each warp its rows in turn, then the warps' sums.
@@ -87,15 +89,18 @@ KERNEL weighted_rows(const float *x, float *y, const uint32_t *offsets, const ui
 }
 
 // y[i] = x[rows[i]], a block a row.
-template <typename In>
-__device__ __forceinline__ void gather(const In *x, float *y, const uint32_t *rows, int width) {
+template <typename In, typename Out>
+__device__ __forceinline__ void gather(const In *x, Out *y, const uint32_t *rows, int width) {
     const In *from = x + (size_t)rows[blockIdx.x] * width;
-    float *to = y + (size_t)blockIdx.x * width;
-    for (int column = threadIdx.x; column < width; column += blockDim.x) to[column] = load(from + column);
+    Out *to = y + (size_t)blockIdx.x * width;
+    for (int column = threadIdx.x; column < width; column += blockDim.x) store(to + column, load(from + column));
 }
 
 KERNEL gather_rows(const float *x, float *y, const uint32_t *rows, int width) { gather(x, y, rows, width); }
 KERNEL gather_rows_bf16(const __nv_bfloat16 *x, float *y, const uint32_t *rows, int width) { gather(x, y, rows, width); }
+KERNEL gather_rows_as_they_are(const __nv_bfloat16 *x, __nv_bfloat16 *y, const uint32_t *rows, int width) {
+    gather(x, y, rows, width);
+}
 
 // y[rows[i]] += x[i]; no row twice.
 KERNEL add_to_rows(const float *x, float *y, const uint32_t *rows, int width) {

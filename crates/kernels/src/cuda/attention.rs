@@ -1,4 +1,4 @@
-//! Attention under visibility, and its gradients (cuda/attention.cuh).
+//! Attention under visibility, and its gradients (cuda/attention.cuh, attention_tensor.cuh, attention_graph.cuh).
 
 use super::{Arg, Gpu, Pointer};
 use crate::ops::{AttentionMask, AttentionSpec};
@@ -73,8 +73,13 @@ fn queries_of_tiles(mask: &AttentionMask, num_past: usize, num_new: usize) -> Ve
     queries.into_iter().flat_map(|(from, to)| [from.min(to), to]).collect()
 }
 
-/// Of each row the logarithm of its softmax sum: what the backward pass keeps of the forward pass.
-pub(crate) type AttentionSums = CudaSlice<f32>;
+/// What the backward pass keeps of the forward pass.
+pub(crate) struct AttentionSums {
+    /// Of each row the logarithm of its softmax sum.
+    of_rows: CudaSlice<f32>,
+    /// Whether products were of bf16 numbers, as they are on the way back then.
+    rounded: bool,
+}
 
 macro_rules! names {
     ($name:literal) => {
@@ -122,6 +127,11 @@ impl Attention {
     /// Blocks over `count` rows or keys of each key head.
     fn blocks(&self, count: usize) -> (usize, usize) {
         (count.div_ceil(TILE), self.kv_heads as usize)
+    }
+
+    /// Blocks over `count` rows or keys of each key head, of which a warp takes 16.
+    fn warp_blocks(&self, count: usize) -> (usize, usize, usize) {
+        (count.div_ceil(16 * WARPS), self.kv_heads as usize, 1)
     }
 
     /// Blocks over the rows of each key head.
@@ -181,13 +191,17 @@ unsafe fn attention_in_shares(gpu: &Gpu, a: Attention, num_shares: usize) -> Res
     Ok(out)
 }
 
+/// Numbers of a head for which registers hold sums of 16 rows and of what they are multiplied with.
+const WIDEST_ROUNDED: i32 = 128;
+
 /// How attention is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// In f32.
     Plain,
-    /// In f32, with the sums that a backward pass needs.
-    ForBackward,
+    /// With the sums that a backward pass needs; where it `rounds`, products of bf16 numbers on tensor cores, for heads that
+    /// are not too wide.
+    ForBackward { rounds: bool },
     /// Products of bf16 numbers, on tensor cores.
     Rounded,
 }
@@ -221,7 +235,7 @@ pub(crate) unsafe fn attention(gpu: &Gpu, a: Attention, kind: Kind) -> Result<(C
     const LEAST_SHARE: usize = 2 * TILE;
     let (x, y) = a.row_blocks();
     let num_shares = (ENOUGH_BLOCKS / (x * y).max(1)).min((a.num_past + a.num_new) as usize / LEAST_SHARE);
-    let for_backward = kind == Kind::ForBackward;
+    let for_backward = matches!(kind, Kind::ForBackward { .. });
     if num_shares > 1 && !for_backward {
         // SAFETY: as the caller says.
         return Ok((unsafe { attention_in_shares(gpu, a, num_shares)? }, None));
@@ -232,15 +246,21 @@ pub(crate) unsafe fn attention(gpu: &Gpu, a: Attention, kind: Kind) -> Result<(C
     }
     let out = gpu.alloc(a.num_rows() * a.head_dim as usize)?;
     let sums = for_backward.then(|| gpu.alloc::<f32>(a.num_rows())).transpose()?;
-    let (name, shared) = a.kernel(names!("attention"), (1, 2, 1))?;
     let args = [
         Arg::Attention(a),
         Arg::Pointer(gpu.pointer(&out)),
         Arg::Pointer(sums.as_ref().map_or(0, |sums| gpu.pointer(sums))),
     ];
+    let rounded = kind == Kind::ForBackward { rounds: true } && a.head_dim <= WIDEST_ROUNDED;
+    let (name, shape) = if rounded {
+        (a.kernel_of_width(names!("attention_graph"))?.0, (a.warp_blocks(a.num_rows() / y), THREADS, 0))
+    } else {
+        let (name, shared) = a.kernel(names!("attention"), (1, 2, 1))?;
+        (name, ((x, y, 1), THREADS, shared))
+    };
     // SAFETY: as the caller says; the outputs were made of these sizes.
-    unsafe { gpu.launch(name, ((x, y, 1), THREADS, shared), &args)? };
-    Ok((out, sums))
+    unsafe { gpu.launch(name, shape, &args)? };
+    Ok((out, sums.map(|of_rows| AttentionSums { of_rows, rounded })))
 }
 
 /// Gradients of queries, new keys and new values; the latter two where `wants_keys`.
@@ -260,30 +280,39 @@ pub(crate) unsafe fn attention_backward(
     sums: &AttentionSums,
     wants_keys: bool,
 ) -> Result<AttentionGradients> {
-    let means = gpu.alloc::<f32>(a.num_rows())?;
-    let args = [Arg::Attention(a), Arg::Pointer(y), Arg::Pointer(dy), Arg::Pointer(gpu.pointer(&means))];
-    // SAFETY: as the caller says; there is a mean for each row.
-    unsafe { gpu.launch("attention_means", ((a.num_rows().div_ceil(WARPS), 1, 1), THREADS, 0), &args)? };
-    let common =
-        [Arg::Attention(a), Arg::Pointer(dy), Arg::Pointer(gpu.pointer(sums)), Arg::Pointer(gpu.pointer(&means))];
-    let q = gpu.alloc(a.num_rows() * a.head_dim as usize)?;
-    let (name, shared) = a.kernel(names!("attention_dq"), (2, 2, 1))?;
-    let (x, y) = a.row_blocks();
-    let mut args = common.to_vec();
-    args.push(Arg::Pointer(gpu.pointer(&q)));
-    // SAFETY: as the caller says; the gradient was made of its size.
-    unsafe { gpu.launch(name, ((x, y, 1), THREADS, shared), &args)? };
+    let (means, q) = (gpu.alloc::<f32>(a.num_rows())?, gpu.alloc(a.num_rows() * a.head_dim as usize)?);
+    let dq = Arg::Pointer(gpu.pointer(&q));
+    let common = [dy, gpu.pointer(&sums.of_rows), gpu.pointer(&means)].map(Arg::Pointer);
+    let row_blocks = a.row_blocks();
+    // SAFETY: as the caller says; there is a mean for each row, and the gradient was made of its size.
+    unsafe {
+        if sums.rounded {
+            let name = a.kernel_of_width(names!("attention_graph_dq"))?.0;
+            let args = [&[Arg::Attention(a), Arg::Pointer(y)], common.as_slice(), &[dq]].concat();
+            gpu.launch(name, (a.warp_blocks(a.num_rows() / row_blocks.1), THREADS, 0), &args)?;
+        } else {
+            let args = [Arg::Attention(a), Arg::Pointer(y), Arg::Pointer(dy), Arg::Pointer(gpu.pointer(&means))];
+            gpu.launch("attention_means", ((a.num_rows().div_ceil(WARPS), 1, 1), THREADS, 0), &args)?;
+            let (name, shared) = a.kernel(names!("attention_dq"), (2, 2, 1))?;
+            let args = [&[Arg::Attention(a)], common.as_slice(), &[dq]].concat();
+            gpu.launch(name, ((row_blocks.0, row_blocks.1, 1), THREADS, shared), &args)?;
+        }
+    }
     if !wants_keys {
         return Ok(AttentionGradients { q, keys_values: None });
     }
     let count = a.num_new as usize * a.kv_heads as usize * a.head_dim as usize;
     let keys_values = [gpu.alloc(count)?, gpu.alloc(count)?];
-    let (name, shared) = a.kernel(names!("attention_dkv"), (2, 2, 2))?;
-    let mut args = common.to_vec();
-    let (x, y) = a.blocks(a.num_new as usize);
+    let (name, shape) = if sums.rounded {
+        (a.kernel_of_width(names!("attention_graph_dkv"))?.0, (a.warp_blocks(a.num_new as usize), THREADS, 0))
+    } else {
+        let ((name, shared), (x, y)) = (a.kernel(names!("attention_dkv"), (2, 2, 2))?, a.blocks(a.num_new as usize));
+        (name, ((x, y, 1), THREADS, shared))
+    };
+    let mut args = [&[Arg::Attention(a)], common.as_slice()].concat();
     args.push(Arg::Pointer(mask.on_gpu().queries(gpu, mask, (a.num_past, a.num_new))?));
     args.extend(keys_values.iter().map(|gradient| Arg::Pointer(gpu.pointer(gradient))));
     // SAFETY: as the caller says; the gradients were made of their sizes, and each tile of keys has its queries.
-    unsafe { gpu.launch(name, ((x, y, 1), THREADS, shared), &args)? };
+    unsafe { gpu.launch(name, shape, &args)? };
     Ok(AttentionGradients { q, keys_values: Some(keys_values) })
 }

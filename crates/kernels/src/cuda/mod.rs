@@ -5,6 +5,7 @@
 
 mod attention;
 mod few_rows;
+mod group;
 mod linear;
 mod losses;
 mod matrix;
@@ -15,6 +16,7 @@ mod staging;
 
 pub(crate) use attention::{Attention, AttentionSums, DeviceMask, Kind, attention, attention_backward};
 pub(crate) use few_rows::{FewLayer, FewRows, NONE, Pack};
+pub(crate) use group::{Group, RoundedRows, backward as group_backward, forward as group_forward};
 pub(crate) use linear::{Map, Norm, Update, add_linear, feed_forward, norm_linears};
 pub(crate) use losses::{Rows, cross_entropy, dense_cross_entropy, dense_cross_entropy_backward};
 pub(crate) use matrix::DeviceMatrix;
@@ -61,6 +63,7 @@ pub(crate) enum Arg {
     Float(f32),
     Attention(Attention),
     FewRows(FewRows),
+    Runs(group::Runs),
 }
 
 // SAFETY: a plain struct of numbers, laid out as its twin in cuda/attention.cuh.
@@ -255,6 +258,7 @@ impl Gpu {
                 Arg::Float(number) => builder.arg(number),
                 Arg::Attention(attention) => builder.arg(attention),
                 Arg::FewRows(few_rows) => builder.arg(few_rows),
+                Arg::Runs(runs) => builder.arg(runs),
             };
         }
         let config = LaunchConfig { grid_dim: (x, y, z), block_dim: (threads, 1, 1), shared_mem_bytes: shared as u32 };

@@ -41,17 +41,20 @@ pub(crate) struct Product {
     pub(crate) mnk: (usize, usize, usize),
     pub(crate) a: Mat,
     pub(crate) b: Mat,
-    /// Row-major f32, rows n numbers apart.
+    /// Row-major, of f32 or, where it `rounds`, of bf16.
     pub(crate) c: Pointer,
+    /// How many numbers apart its rows are.
+    pub(crate) c_stride: usize,
+    pub(crate) rounds: bool,
     pub(crate) alpha: f32,
     pub(crate) add: bool,
     pub(crate) precision: Precision,
 }
 
 impl Product {
-    /// `c = a b` in this precision.
+    /// `c = a b` in this precision, f32, its rows one behind the other.
     pub(crate) fn new(precision: Precision, mnk: (usize, usize, usize), a: Mat, b: Mat, c: Pointer) -> Self {
-        Self { mnk, a, b, c, alpha: 1.0, add: false, precision }
+        Self { mnk, a, b, c, c_stride: mnk.1, rounds: false, alpha: 1.0, add: false, precision }
     }
 
     /// # Safety
@@ -62,13 +65,21 @@ impl Product {
             return Ok(());
         }
         if k == 0 {
+            if self.add {
+                return Ok(());
+            }
+            if self.rounds || self.c_stride != n {
+                bail!("product: {:?} has no summands", self.mnk);
+            }
             // SAFETY: as the caller says: `c` leads to so many numbers.
-            return if self.add { Ok(()) } else { unsafe { gpu.clear(self.c, m * n) } };
+            return unsafe { gpu.clear(self.c, m * n) };
         }
         let int = |x: usize| i32::try_from(x);
         let (Ok(m), Ok(n), Ok(k)) = (int(m), int(n), int(k)) else { bail!("product: {:?} is too large", self.mnk) };
-        let (Ok(a_stride), Ok(b_stride)) = (int(self.a.stride), int(self.b.stride)) else {
-            bail!("product: rows of {} and {} numbers are too long", self.a.stride, self.b.stride);
+        let (Ok(a_stride), Ok(b_stride), Ok(c_stride)) = (int(self.a.stride), int(self.b.stride), int(self.c_stride))
+        else {
+            let [a, b, c] = [self.a.stride, self.b.stride, self.c_stride];
+            bail!("product: rows of {a}, {b} and {c} numbers are too long");
         };
         // cuBLAS is column-major, where a row-major matrix is its own transpose: c^T = b^T a^T.
         let operation = |mat: Mat| {
@@ -101,8 +112,8 @@ impl Product {
                 a_stride,
                 (&raw const beta).cast::<c_void>(),
                 self.c as *mut c_void,
-                sys::cudaDataType_t::CUDA_R_32F,
-                n,
+                if self.rounds { sys::cudaDataType_t::CUDA_R_16BF } else { sys::cudaDataType_t::CUDA_R_32F },
+                c_stride,
                 compute,
                 sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )

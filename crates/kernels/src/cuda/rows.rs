@@ -53,13 +53,13 @@ unsafe fn norm<T: DeviceRepr>(
     Ok(y)
 }
 
-/// Gradients of a norm by `x` and by `w`, those that are wanted.
+/// Gradients of a norm by `x` and by `w`, those that are wanted; that by `x` is added to `onto`, where that is not 0.
 ///
 /// # Safety
-/// `x` and `dy` lead to `rows * width` numbers, `w` to `width`.
+/// `x`, `dy` and `onto` lead to `rows * width` numbers, `w` to `width`.
 pub(crate) unsafe fn rms_norm_backward(
     gpu: &Gpu,
-    (x, w, dy): (Pointer, Pointer, Pointer),
+    (x, w, dy, onto): (Pointer, Pointer, Pointer, Pointer),
     (rows, width): (usize, usize),
     (eps, offset): (f32, f32),
     (wants_dx, wants_dw): (bool, bool),
@@ -69,7 +69,7 @@ pub(crate) unsafe fn rms_norm_backward(
         let dx = gpu.alloc(rows * width)?;
         let mut args = vec![Arg::Pointer(x), Arg::Pointer(w), Arg::Pointer(dy), Arg::Pointer(gpu.pointer(&dx))];
         args.extend(size);
-        args.push(Arg::Float(offset));
+        args.extend([Arg::Float(offset), Arg::Pointer(onto)]);
         // SAFETY: as the caller says; `dx` was made of the size of `x`.
         unsafe { gpu.launch("rms_norm_dx", ((rows.div_ceil(WARPS), 1, 1), ROW_THREADS, 0), &args)? };
         Some(dx)
@@ -149,6 +149,24 @@ pub(crate) unsafe fn gather_rows(
     let name = if is_bf16 { "gather_rows_bf16" } else { "gather_rows" };
     // SAFETY: as the caller says; `y` was made of that size.
     unsafe { gpu.launch(name, ((count, 1, 1), ROW_THREADS, 0), &args)? };
+    Ok(y)
+}
+
+/// Rows `rows` of `x`, one after the other, as they are.
+///
+/// # Safety
+/// `x` has rows of `width` numbers up to the last of `rows`, which leads to `count` numbers.
+pub(super) unsafe fn gather_rows_as_they_are(
+    gpu: &Gpu,
+    x: &CudaSlice<bf16>,
+    (rows, count): (Pointer, usize),
+    width: usize,
+) -> Result<CudaSlice<bf16>> {
+    let y = gpu.alloc(count * width)?;
+    let pointers = [gpu.pointer(x), gpu.pointer(&y), rows].map(Arg::Pointer);
+    let args = [pointers.as_slice(), &[Arg::Int(width as i32)]].concat();
+    // SAFETY: as the caller says; `y` was made of that size.
+    unsafe { gpu.launch("gather_rows_as_they_are", ((count, 1, 1), ROW_THREADS, 0), &args)? };
     Ok(y)
 }
 

@@ -39,7 +39,8 @@ pub struct AttentionSpec {
     pub scale: f32,
     /// Scores become `cap * tanh(score / cap)`.
     pub softcap: Option<f32>,
-    /// Outside any graph, products over many keys may be of bf16 numbers, where the machine has units for them.
+    /// Products may be of bf16 numbers where the machine has units for them: on a CPU over many keys and outside any graph,
+    /// on a GPU.
     pub bf16: bool,
 }
 
@@ -206,6 +207,9 @@ pub(super) struct Attention {
     /// What a backward pass on the GPU needs of the forward pass; `None` where there will be none.
     #[cfg(feature = "cuda")]
     sums: Option<Mutex<Option<cuda::AttentionSums>>>,
+    /// Whether products within a graph are of bf16 numbers on a GPU.
+    #[cfg(feature = "cuda")]
+    rounds: bool,
 }
 
 /// `softmax(scale q k^T) v` over the allowed keys of each query; past keys and values get no gradient.
@@ -265,6 +269,8 @@ impl Attention {
             past: past.cloned(),
             #[cfg(feature = "cuda")]
             sums: in_graph.then(Mutex::default),
+            #[cfg(feature = "cuda")]
+            rounds: spec.bf16,
         }
     }
 

@@ -9,12 +9,14 @@ use super::fused::{Map, Norm};
 use super::linear::Weight;
 use super::rms_norm::{RmsNorm, rms_norm};
 use super::rope::{Rope, RopeTable, rope_in_place};
-use super::swiglu::{Activation, Gated, gated};
+use super::swiglu::Activation;
 use super::{AttentionSpec, add};
 use crate::KvLayer;
 use crate::cpu::{tensor, with_values};
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2 as _, Layout, Result, Shape, Storage, Tensor, TensorId, bail};
-use maps::{Operand, Ready, back};
+use maps::{Maps, Operand};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -53,9 +55,12 @@ pub fn can_halve(x: &Tensor, norm: Norm<'_>, maps: &[Map<'_>]) -> bool {
     x.track_op() && !norm.weight.track_op() && maps.iter().all(is_plain)
 }
 
-/// Whether rows before these maps are rounded once for all of them.
+/// Whether rows before these maps are rounded once for all of them: on a GPU where updates act on the same rows.
 fn rounds(x: &Tensor, maps: &[Map<'_>]) -> bool {
-    x.device().is_cpu() && maps.iter().all(|map| map.weight.is_bf16())
+    let mut rows = maps.iter().filter_map(|map| map.update).map(|update| &update.rows);
+    let first = rows.next();
+    let mut same = || first.is_none_or(|first| rows.all(|rows| Arc::ptr_eq(rows, first) || rows == first));
+    maps.iter().all(|map| map.weight.is_bf16()) && (x.device().is_cpu() || same())
 }
 
 /// A norm before a half.
@@ -70,24 +75,23 @@ impl ReadyNorm {
     }
 
     fn run(&self, x: &Tensor, rounds: bool) -> Result<Operand> {
-        if !rounds {
-            return rms_norm(x, &self.weight, self.op.eps, self.op.offset).map(Operand::Plain);
+        if rounds {
+            return Operand::normed(x, &self.weight, &self.op);
         }
-        with_values(x, |x| with_values(&self.weight, |w| Operand::Rounded(self.op.rounded(x, w))))?
+        rms_norm(x, &self.weight, self.op.eps, self.op.offset).map(Operand::Plain)
     }
 
     /// The gradient by `x` of the norm and of what goes past it: `d` on its way back beside `d_normed`.
     fn back(&self, x: &Tensor, d_normed: &Tensor, d: &Tensor) -> Result<Tensor> {
-        if x.device().is_cpu() {
-            let run = |x: &[f32], w: &[f32], dy: &[f32], d: &[f32]| self.op.gradient_onto((x, w), dy, d);
-            let sum = with_values(x, |x| {
-                with_values(&self.weight, |w| with_values(d_normed, |dy| with_values(d, |d| run(x, w, dy, d))))
-            })???;
-            return tensor(sum?, x.shape());
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = cuda::Gpu::with(x)? {
+            return self.op.gradient_onto_on(gpu, (x, &self.weight), d_normed, d);
         }
-        let (dx, _) = self.op.gradients((x, &self.weight), d_normed, (true, false))?;
-        let Some(dx) = dx else { bail!("halves: no gradient of a norm") };
-        add(d, &dx)
+        let run = |x: &[f32], w: &[f32], dy: &[f32], d: &[f32]| self.op.gradient_onto((x, w), dy, d);
+        let sum = with_values(x, |x| {
+            with_values(&self.weight, |w| with_values(d_normed, |dy| with_values(d, |d| run(x, w, dy, d))))
+        })???;
+        tensor(sum?, x.shape())
     }
 }
 
@@ -206,8 +210,9 @@ pub struct Heads<'a> {
 
 struct AttentionHalf {
     norm: ReadyNorm,
-    /// Queries, keys, values, output.
-    maps: [Ready; 4],
+    /// Queries, keys and values.
+    inner: Maps,
+    outer: Maps,
     rope: Option<Arc<RopeTable>>,
     attention: Attention,
     /// The normed rows; queries, keys and values as attention takes them; what it gives, and as rows.
@@ -229,20 +234,20 @@ impl Halves {
     pub fn attention(&mut self, norm: Norm<'_>, maps: &[Map<'_>; 4], heads: Heads<'_>) -> Result<()> {
         let (x, norm) = (self.next()?, ReadyNorm::of(norm));
         let t = x.dim(0)?;
-        let [q, k, v, o] = maps.each_ref().map(Ready::of);
-        let (mut maps, rounds) = ([q?, k?, v?, o?], rounds(&x, maps));
+        let (mut inner, mut outer, rounds) = (Maps::of(&maps[..3])?, Maps::of(&maps[3..])?, rounds(&x, maps));
         let normed = norm.run(&x, rounds)?;
-        let of_heads = |map: &mut Ready| map.run(&normed)?.reshape((t, (), heads.head_dim));
+        let [q, k, v] = inner.run(&normed)?;
+        let of_heads = |x: Tensor| x.reshape((t, (), heads.head_dim));
         let turned = |x: Tensor| match heads.rope {
             Some(table) => rope_in_place(x, table),
             None => Ok(x),
         };
-        let [q, k, v] = [turned(of_heads(&mut maps[0])?)?, turned(of_heads(&mut maps[1])?)?, of_heads(&mut maps[2])?];
+        let [q, k, v] = [turned(of_heads(q)?)?, turned(of_heads(k)?)?, of_heads(v)?];
         let (found, attention) = attention_to_go_back([&q, &k, &v], heads.past, heads.spec)?;
         let rows = Operand::new(&found, rounds)?;
-        let y = maps[3].run(&rows)?;
-        let (rope, gradients) = (heads.rope.cloned(), Arc::clone(&self.gradients));
-        self.push(y, AttentionHalf { norm, maps, rope, attention, normed, heads: [q, k, v], found, rows, gradients });
+        let [y] = outer.run(&rows)?;
+        let (rope, gradients, heads) = (heads.rope.cloned(), Arc::clone(&self.gradients), [q, k, v]);
+        self.push(y, AttentionHalf { norm, inner, outer, rope, attention, normed, heads, found, rows, gradients });
         Ok(())
     }
 }
@@ -250,8 +255,8 @@ impl Halves {
 impl Back for AttentionHalf {
     fn back(&self, x: &Tensor, d: &Tensor) -> Result<Tensor> {
         let [q, k, v] = &self.heads;
-        let rounds = matches!(self.normed, Operand::Rounded(_));
-        let d_found = back(&[(&self.maps[3], Operand::new(d, rounds)?)], &self.rows, &self.gradients)?;
+        let rounds = self.normed.is_rounded();
+        let d_found = self.outer.back(&[Operand::new(d, rounds)?], &self.rows, &self.gradients)?;
         let d_found = d_found.reshape(self.found.shape())?;
         let found = self.attention.backward([q, k, v], (&self.found, &d_found), [true; 3])?;
         let [Some(dq), Some(dk), Some(dv)] = found else { bail!("halves: no gradient of attention") };
@@ -260,17 +265,16 @@ impl Back for AttentionHalf {
             None => Ok(d),
         };
         let [dq, dk] = [turned_back(q, dq)?, turned_back(k, dk)?];
-        let [q, k, v, _] = &self.maps;
-        let through = [(v, dv), (k, dk), (q, dq)].map(|(map, d)| Ok((map, Operand::new(&d, rounds)?)));
-        let through = through.into_iter().collect::<Result<Vec<_>>>()?;
-        self.norm.back(x, &back(&through, &self.normed, &self.gradients)?, d)
+        let through = [&dq, &dk, &dv].into_iter().map(|d| Operand::new(d, rounds)).collect::<Result<Vec<_>>>()?;
+        self.norm.back(x, &self.inner.back(&through, &self.normed, &self.gradients)?, d)
     }
 }
 
 struct FeedForwardHalf {
     norm: ReadyNorm,
-    /// Gate, up, down.
-    maps: [Ready; 3],
+    /// Gate and up.
+    inner: Maps,
+    outer: Maps,
     activation: Activation,
     normed: Operand,
     gate: Tensor,
@@ -289,34 +293,22 @@ impl Halves {
     /// When shapes disagree, or [`can_halve`] would say no.
     pub fn feed_forward(&mut self, norm: Norm<'_>, maps: &[Map<'_>; 3], activation: Activation) -> Result<()> {
         let (x, norm) = (self.next()?, ReadyNorm::of(norm));
-        let [gate, up, down] = maps.each_ref().map(Ready::of);
-        let (mut maps, rounds) = ([gate?, up?, down?], rounds(&x, maps));
+        let (mut inner, mut outer, rounds) = (Maps::of(&maps[..2])?, Maps::of(&maps[2..])?, rounds(&x, maps));
         let normed = norm.run(&x, rounds)?;
-        let (gate, up) = (maps[0].run(&normed)?, maps[1].run(&normed)?);
-        let hidden = if rounds {
-            Operand::Rounded(Gated(activation).rounded(&gate, &up)?)
-        } else {
-            Operand::Plain(gated(&gate, &up, activation)?)
-        };
-        let y = maps[2].run(&hidden)?;
+        let [gate, up] = inner.run(&normed)?;
+        let hidden = Operand::gated(&gate, &up, activation, rounds)?;
+        let [y] = outer.run(&hidden)?;
         let gradients = Arc::clone(&self.gradients);
-        self.push(y, FeedForwardHalf { norm, maps, activation, normed, gate, up, hidden, gradients });
+        self.push(y, FeedForwardHalf { norm, inner, outer, activation, normed, gate, up, hidden, gradients });
         Ok(())
     }
 }
 
 impl Back for FeedForwardHalf {
     fn back(&self, x: &Tensor, d: &Tensor) -> Result<Tensor> {
-        let [gate, up, down] = &self.maps;
-        let rounds = matches!(self.normed, Operand::Rounded(_));
-        let d_hidden = back(&[(down, Operand::new(d, rounds)?)], &self.hidden, &self.gradients)?;
-        let (op, inputs) = (Gated(self.activation), (&self.gate, &self.up));
-        let [d_gate, d_up] = if rounds {
-            op.rounded_gradients(inputs.0, inputs.1, &d_hidden)?.map(Operand::Rounded)
-        } else {
-            op.gradients(inputs.0, inputs.1, &d_hidden)?.map(Operand::Plain)
-        };
-        let through = [(up, d_up), (gate, d_gate)];
-        self.norm.back(x, &back(&through, &self.normed, &self.gradients)?, d)
+        let rounds = self.normed.is_rounded();
+        let d_hidden = self.outer.back(&[Operand::new(d, rounds)?], &self.hidden, &self.gradients)?;
+        let through = Operand::gated_back([&self.gate, &self.up], &d_hidden, self.activation, rounds)?;
+        self.norm.back(x, &self.inner.back(&through, &self.normed, &self.gradients)?, d)
     }
 }

@@ -73,6 +73,27 @@ impl RmsNorm {
         unsafe { filled(x.len(), fill) }
     }
 
+    /// As [`Self::gradient_onto`], on a GPU.
+    #[cfg(feature = "cuda")]
+    pub(super) fn gradient_onto_on(
+        &self,
+        gpu: &cuda::Gpu,
+        (x, w): (&Tensor, &Tensor),
+        dy: &Tensor,
+        d: &Tensor,
+    ) -> Result<Tensor> {
+        let [x_at, w_at, dy_at, d_at] = [x, w, dy, d].map(cuda::Read::of);
+        let (x_at, w_at, dy_at, d_at) = (x_at?, w_at?, dy_at?, d_at?);
+        let pointers = (x_at.pointer, w_at.pointer, dy_at.pointer, d_at.pointer);
+        let size = (x.elem_count() / w.elem_count(), w.elem_count());
+        let constants = (self.eps, self.offset);
+        // SAFETY: gradients have the shape of what they are of.
+        match unsafe { cuda::rms_norm_backward(gpu, pointers, size, constants, (true, false))? } {
+            (Some(dx), _) => Ok(gpu.tensor(dx, x.shape())),
+            (None, _) => bail!("rms_norm: no gradient where one is wanted"),
+        }
+    }
+
     /// The norm of each row, rounded.
     pub(super) fn rounded(&self, x: &[f32], w: &[f32]) -> Rounded {
         let width = w.len();
@@ -134,7 +155,7 @@ impl RmsNorm {
         if let Some(gpu) = cuda::Gpu::with(x)? {
             let [x_at, w_at, dy_at] = [x, w, dy].map(cuda::Read::of);
             let (x_at, w_at, dy_at) = (x_at?, w_at?, dy_at?);
-            let pointers = (x_at.pointer, w_at.pointer, dy_at.pointer);
+            let pointers = (x_at.pointer, w_at.pointer, dy_at.pointer, 0);
             let size = (x.elem_count() / w.elem_count(), w.elem_count());
             let wanted = (wants_dx, wants_dw);
             // SAFETY: a gradient has the shape of what it is of.

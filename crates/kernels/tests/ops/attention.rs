@@ -64,10 +64,36 @@ fn close(found: &kernels::Tensor, expected: &[f64], share: f64, what: &str) {
     }
 }
 
+/// What may be off: of values, and of gradients, as a share of the largest; and whether products are of bf16 numbers.
+struct Precision {
+    values: f64,
+    gradients: f64,
+    bf16: bool,
+}
+
+fn values_and_gradients(case: &Case, precision: &Precision, seed: u64) {
+    let mut rng = generator(seed);
+    let [t, past, heads, kv_heads, h] = case.sizes;
+    let (width, s) = (kv_heads * h, past + t);
+    let (q, r) = (uniform(&mut rng, t * heads * h), uniform(&mut rng, t * heads * h));
+    let (k, v) = (uniform(&mut rng, s * width), uniform(&mut rng, s * width));
+    let plain = spec(causal_mask(&mut rng, past, t, case.holes), h, case.softcap);
+    let [q64, k64, v64, r64] = [&q, &k, &v, &r].map(|x| wide(x));
+    let exact = exact(case, &plain.mask, f64::from(plain.scale), [&q64, &k64, &v64, &r64]);
+    let cache = Arc::new(layer(&k[..past * width], &v[..past * width], [kv_heads, h]));
+    let new = |x: &[f32]| var(&x[past * width..], [t, kv_heads, h]);
+    let (q, k, v) = (var(&q, [t, heads, h]), new(&k), new(&v));
+    let y = ops::attention(&q, &k, &v, Some(&cache), &AttentionSpec { bf16: precision.bf16, ..plain }).unwrap();
+    let grads = backward(&y, &r);
+    close(&y, &exact.y, precision.values, &format!("y, {h} wide"));
+    for (x, expected, name) in [(&q, &exact.dq, "dq"), (&k, &exact.dk, "dk"), (&v, &exact.dv, "dv")] {
+        close(grads.get(x).unwrap(), expected, precision.gradients, &format!("{name}, {h} wide"));
+    }
+}
+
 #[test]
 fn values_and_gradients_at_every_width() {
-    let mut rng = generator(91);
-    for (h, softcap, holes) in [
+    for (i, (h, softcap, holes)) in [
         (20, None, true),
         (64, Some(3.0), false),
         (64, None, true),
@@ -76,24 +102,34 @@ fn values_and_gradients_at_every_width() {
         (128, None, true),
         (250, None, false),
         (256, Some(4.0), true),
-    ] {
+    ]
+    .into_iter()
+    .enumerate()
+    {
         let case = Case { sizes: [75, 38, 6, 2, h], softcap, holes };
-        let [t, past, heads, kv_heads, _] = case.sizes;
-        let (width, s) = (kv_heads * h, past + t);
-        let (q, r) = (uniform(&mut rng, t * heads * h), uniform(&mut rng, t * heads * h));
-        let (k, v) = (uniform(&mut rng, s * width), uniform(&mut rng, s * width));
-        let spec = spec(causal_mask(&mut rng, past, t, case.holes), h, softcap);
-        let [q64, k64, v64, r64] = [&q, &k, &v, &r].map(|x| wide(x));
-        let exact = exact(&case, &spec.mask, f64::from(spec.scale), [&q64, &k64, &v64, &r64]);
-        let cache = Arc::new(layer(&k[..past * width], &v[..past * width], [kv_heads, h]));
-        let new = |x: &[f32]| var(&x[past * width..], [t, kv_heads, h]);
-        let (q, k, v) = (var(&q, [t, heads, h]), new(&k), new(&v));
-        let y = ops::attention(&q, &k, &v, Some(&cache), &spec).unwrap();
-        let grads = backward(&y, &r);
-        close(&y, &exact.y, 1e-5, &format!("y, {h} wide"));
-        for (x, expected, name) in [(&q, &exact.dq, "dq"), (&k, &exact.dk, "dk"), (&v, &exact.dv, "dv")] {
-            close(grads.get(x).unwrap(), expected, 2e-5, &format!("{name}, {h} wide"));
-        }
+        values_and_gradients(&case, &Precision { values: 1e-5, gradients: 2e-5, bf16: false }, 910 + i as u64);
+    }
+}
+
+/// On a GPU products are of numbers rounded to eight bits, and so are weights and slopes.
+#[test]
+fn bf16_values_and_gradients_at_every_width() {
+    let rounded = Precision { values: 0.5f64.powi(7), gradients: 0.5f64.powi(6), bf16: true };
+    for (i, (sizes, softcap, holes)) in [
+        ([75, 38, 6, 2, 20], None, true),
+        ([41, 0, 4, 4, 30], None, false),
+        ([75, 38, 9, 3, 64], None, true),
+        ([130, 5, 6, 2, 64], Some(3.0), false),
+        ([16, 64, 3, 1, 64], None, false),
+        ([75, 0, 6, 2, 80], None, true),
+        ([75, 38, 6, 2, 96], Some(2.0), true),
+        ([97, 38, 6, 2, 128], None, true),
+        ([75, 38, 6, 2, 256], None, false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        values_and_gradients(&Case { sizes, softcap, holes }, &rounded, 930 + i as u64);
     }
 }
 

@@ -35,8 +35,8 @@ pub struct ForwardOptions<'a> {
     pub soft: Option<&'a Tensor>,
     /// Noise on hidden states.
     pub dropout: Option<HiddenDropout<'a>>,
-    /// Attention in bf16 too, where the weights are: on a CPU over many keys. Not where a pass with a graph has to agree, nor
-    /// where rows behind one past are compared, of which it takes some and not others.
+    /// Attention in bf16 too, where the weights are: on a CPU over many keys and outside a graph. Not there where a pass with a
+    /// graph has to agree, nor where rows behind one past are compared, of which it takes some and not others.
     pub bf16_attention: bool,
     /// Watches the hidden states.
     pub observe: Option<Observe<'a>>,

@@ -116,7 +116,10 @@ impl<'a> Passes<'a> {
             }
             let soft = self.soft(pass, states.as_ref())?;
             let dropout = dropout.as_mut().map(|(ratio, rng)| HiddenDropout { ratio: *ratio, rng });
-            let options = ForwardOptions { adapter, soft: soft.as_ref(), dropout, ..ForwardOptions::default() };
+            // On a CPU short rows cost less in f32.
+            let bf16_attention = !decoder.device().is_cpu();
+            let soft = soft.as_ref();
+            let options = ForwardOptions { adapter, soft, dropout, bf16_attention, observe: None };
             let found = decoder.forward(&segment, kv.reborrow(), options)?;
             states = Some(match states {
                 Some(before) => Tensor::cat(&[before, found], 0)?,

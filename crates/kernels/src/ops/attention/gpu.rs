@@ -88,7 +88,7 @@ impl Attention {
         let (k, v) = (cuda::operand(s2, l2, "attention")?.1, cuda::operand(s3, l3, "attention")?.1);
         let on_gpu = self.on(gpu, [q, k, v], (l1.dims(), l2.dims()))?;
         let kind = match &self.sums {
-            Some(_) => cuda::Kind::ForBackward,
+            Some(_) => cuda::Kind::ForBackward { rounds: self.rounds },
             None if self.spec.bf16 => cuda::Kind::Rounded,
             None => cuda::Kind::Plain,
         };
