@@ -6,6 +6,11 @@ with config.json and model.safetensors of a Llama; without it random weights in 
 {"work":"train","scope":"special","rows":64,"tokens":32,"special":6}: a contrastive GEM step; a text. The low-rank update
     acts on [E]s, or with the scope "all" on every position. "split":true, for "special" alone, runs texts with no gradients,
     then [E]s on their keys and values, to the same end. "gqa":true: masked attention groups heads, else repeats keys, values.
+{"work":"recipe","rows":"rows.jsonl","special":10,"pieces":2}: GEM training with scope "special" on rows that the example
+    `workload` wrote for a recipe (`[view, text, suffix]`, a line for each step), contrastive and next-token losses, with
+    "alpha", "temperature", "rank", "lora_alpha", "learning_rate" and the ids of "special_ids" that [E]s begin as; one
+    repetition is the whole run; a row of text. Rows are padded beforehand: those with a suffix to the longest of them, the
+    others, sorted by length, in so many pieces to the longest of each.
 {"work":"embed","num_texts":1000,"min_tokens":8,"max_tokens":500,"batch_tokens":16384}: means over texts, which are sorted
     and padded beforehand; a token. "texts_tokens":[12,40] are the lengths themselves.
 {"work":"decode","prompt_tokens":512,"new_tokens":256,"rows":1}: greedy; a generated token.
@@ -19,7 +24,7 @@ SHAPE = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
          "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64, "rope_theta": 1e5}
 MAPS = {"qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], "o": ["self_attn.o_proj"],
         "gate_up": ["mlp.gate_proj", "mlp.up_proj"], "down": ["mlp.down_proj"]}
-RANK, ALPHA, CUDA_GRAPHS = 16, 32, {"triton.cudagraphs": True}  # what mode="reduce-overhead" stands for
+CUDA_GRAPHS = {"triton.cudagraphs": True}  # what mode="reduce-overhead" stands for
 causal = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
 
@@ -93,13 +98,13 @@ class Llama(nn.Module):
 
 class Adapter(nn.Module):
     """LoRA and the embeddings of [E]s, in f32. What layers have alike is one parameter: few for the optimiser to visit."""
-    def __init__(self, model, special):
+    def __init__(self, model, ids):
         super().__init__()
         uniform = lambda *shape: (torch.rand(shape, device=DEVICE) * 2 - 1) / shape[-1] ** 0.5
         zeros = lambda outs: nn.ParameterList(torch.zeros(model.layers, out, RANK, device=DEVICE) for out in outs)
         self.a = nn.ParameterDict({m: uniform(model.layers, RANK * len(MAPS[m]), model.ins[m]) for m in MAPS})
         self.b = nn.ModuleDict({m: zeros(model.outs[m]) for m in MAPS})
-        self.special = nn.Parameter(model.embedding[100 : 100 + special].float())
+        self.special = nn.Parameter(model.embedding[ids].float())
 
     def low(self, last):
         """The decoder's `low`, on so many positions at the end of each row."""
@@ -137,13 +142,36 @@ def special_states(job, model, adapter, block, ids, lengths):
     return model(x, positions, masked, lambda _: (mask, groups), low, block)[0][:, width:]
 
 
+def optimiser(job, adapter):
+    on_gpu = DEVICE == "cuda"
+    given = {"lr": job.get("learning_rate", 1e-4), "weight_decay": 0.0}
+    return torch.optim.AdamW(adapter.parameters(), **given, fused=on_gpu, capturable=on_gpu)
+
+
+def compiled_block(job, model):
+    # Layers are compiled as one function: thirty of them in a piece take many minutes.
+    torch._dynamo.config.automatic_dynamic_shapes = False
+    return torch.compile(model.block, fullgraph=True, dynamic=False) if job.get("compile", True) else model.block
+
+
+def captured(job, update):
+    """An update as a CUDA graph of the whole step: the host does nothing but fill its inputs."""
+    if DEVICE != "cuda" or not job.get("compile", True):
+        return update
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        [update() for _ in range(3)]
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        update()
+    return graph.replay
+
+
 def train(job, model):
     rng, rows, tokens, k = np.random.default_rng(0), job["rows"], job["tokens"], job["special"]
-    adapter = Adapter(model, k)
-    on_gpu, compiles = DEVICE == "cuda", job.get("compile", True)
-    optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-4, weight_decay=0.0, fused=on_gpu, capturable=on_gpu)
-    # Layers are compiled as one function: thirty of them in a piece take many minutes.
-    block = torch.compile(model.block, fullgraph=True, dynamic=False) if compiles else model.block
+    adapter, compiles = Adapter(model, list(range(100, 100 + k))), job.get("compile", True)
+    optimizer, block = optimiser(job, adapter), compiled_block(job, model)
 
     def of_states(states):
         anchors, positives = F.normalize(model.norm(states, -1).mean(1), dim=-1).chunk(2)
@@ -157,15 +185,7 @@ def train(job, model):
         loss(special_states(job, model, adapter, block, ids, lengths)).backward()
         nn.utils.clip_grad_norm_(adapter.parameters(), 1.0)
         optimizer.step()
-    if on_gpu and compiles:
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            [update() for _ in range(3)]
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()  # of the whole step: the host does nothing but fill ids and lengths
-        with torch.cuda.graph(graph):
-            update()
-        update = graph.replay
+    update = captured(job, update)
 
     def step():
         # Texts and what dropout leaves of them. With [E]s, rows are a multiple of 8; beyond a length all is padding.
@@ -178,6 +198,117 @@ def train(job, model):
         update()
         return rows, given.sum() + 2 * rows * k, 0
     repeat(job, model, step)
+
+
+class Piece:
+    """Rows of one padded shape, of which each step has others: text, [suffix], [E]s."""
+    def __init__(self, steps, k):
+        up = lambda x, of: -(-x // of) * of
+        self.k, self.rows = k, up(max(map(len, steps)), 8)
+        self.suffix = up(max(len(row[1]) for step in steps for row in step), 8)
+        text = max(len(row[0]) for step in steps for row in step)
+        self.width = text + (-(text + self.suffix + k) % 8)
+        host = {"ids": self.width, "suffix": self.suffix, "length": 1}
+        self.held = {name: [] for name in host}
+        for step in steps:
+            for name, width in host.items():
+                array = np.full((self.rows, width), 100)
+                for i, (text, suffix, _) in enumerate(step):
+                    given = {"ids": text, "suffix": suffix, "length": [len(text)]}[name]
+                    array[i, : len(given)] = given
+                array[len(step) :] = 1 if name == "length" else 100
+                self.held[name].append(pinned(array))
+        self.inputs = {name: held[0].to(DEVICE) for name, held in self.held.items()}
+
+    def fill(self, step):
+        [self.inputs[name].copy_(held[step], non_blocking=True) for name, held in self.held.items()]
+
+    def states(self, model, adapter, block):
+        """[rows, suffix + k, d]: [E]s see the text and themselves, a suffix all [E]s and what it has of itself."""
+        ids, lengths, k, size = self.inputs["ids"], self.inputs["length"], self.k, self.suffix
+        place = torch.arange(self.width, device=DEVICE)
+        with torch.no_grad():
+            kept = model(ids, place[None], causal, block=block)[1]
+        at = torch.arange(size + k, device=DEVICE)
+        query, key = at[:, None], at[None]
+        own = torch.where(query < size, (key <= query) | (key >= size), key == query)
+        text = (place < lengths)[:, None] & (query >= size)
+        seen = torch.cat([text, own.expand(len(ids), -1, -1)], -1)[:, None].contiguous()
+        positions = lengths + torch.where(at < size, at + k, at - size)
+        x = adapter.special.bfloat16().expand(len(ids), k, -1)
+        if size:
+            x = torch.cat([F.embedding(self.inputs["suffix"], model.embedding), x], 1)
+        low, groups = adapter.low(k), model.heads // model.kv
+        return model(x, positions, behind, lambda i: (kept[i], seen, groups), low, block)[0]
+
+
+def recipe(job, model):
+    k, steps = job["special"], [json.loads(line) for line in open(job["rows"])]
+    texts, most = sum(row[0] == 0 for row in steps[0]), lambda lists: -(-max(map(len, lists)) // 64) * 64
+    # Of each step: rows with a suffix, and the others by length; a row as text, suffix and its place among vectors.
+    split = []
+    for rows in steps:
+        counts, placed = [0, 0], []
+        for view, text, suffix in rows:
+            placed.append((text, suffix, view * texts + counts[view]))
+            counts[view] += 1
+        plain = sorted((row for row in placed if not row[1]), key=lambda row: len(row[0]))
+        part = -(-len(plain) // job["pieces"])
+        split.append([[row for row in placed if row[1]], *(plain[i : i + part] for i in range(0, len(plain), part))])
+    pieces = [Piece([step[i] for step in split], k) for i in range(len(split[0]))]
+    gather, labels, places = [], [], []
+    for step in split:
+        place = [None] * (2 * texts)
+        for piece, rows, first in zip(pieces, step, np.cumsum([0] + [piece.rows for piece in pieces])):
+            for i, row in enumerate(rows):
+                place[row[2]] = first + i
+        gather.append(place)
+        # The last [E] predicts the suffix's first token, and each of its tokens the next.
+        each, whole = pieces[0].suffix + k, enumerate(step[0])
+        found = [(i * each + (j - 1 if j else each - 1), token) for i, row in whole for j, token in enumerate(row[1])]
+        places.append([at for at, _ in found])
+        labels.append([token for _, token in found])
+    longest = most(labels)
+    padded = lambda lists, value: [np.array(list(one) + [value] * (longest - len(one))) for one in lists]
+    held = {"gather": list(map(np.array, gather)), "places": padded(places, 0), "labels": padded(labels, -100)}
+    held = {name: [pinned(array) for array in arrays] for name, arrays in held.items()}
+    inputs = {name: arrays[0].to(DEVICE) for name, arrays in held.items()}
+    adapter, compiles = Adapter(model, job.get("special_ids") or list(range(100, 100 + k))), job.get("compile", True)
+    optimizer, block = optimiser(job, adapter), compiled_block(job, model)
+    alpha, temperature = job.get("alpha", 0.8), job.get("temperature", 0.1)
+
+    def of_states(specials, suffixes, inputs):
+        z = F.normalize(model.norm(torch.cat(specials), -1).mean(1)[inputs["gather"]], dim=-1)
+        anchors, positives = z.chunk(2)
+        contrastive = F.cross_entropy(anchors @ positives.T / temperature, torch.arange(texts, device=DEVICE))
+        logits = model.logits(suffixes.flatten(0, 1)[inputs["places"]])
+        return alpha * contrastive + (1 - alpha) * F.cross_entropy(logits.float(), inputs["labels"]), contrastive
+    losses = torch.compile(of_states, disable=not compiles)
+    told = torch.zeros(2, device=DEVICE)
+
+    def update():
+        optimizer.zero_grad(set_to_none=True)
+        states = [piece.states(model, adapter, block) for piece in pieces]
+        loss, contrastive = losses([x[:, -k:] for x in states], states[0], inputs)
+        loss.backward()
+        told.copy_(torch.stack([loss, contrastive]).detach())
+        nn.utils.clip_grad_norm_(adapter.parameters(), 1.0)
+        optimizer.step()
+    if job.get("tell"):
+        update()
+        print(json.dumps({"first_loss": told[0].item(), "first_contrastive": told[1].item()}), flush=True)
+    update = captured(job, update)
+
+    def work():
+        for step in range(len(steps)):
+            [piece.fill(step) for piece in pieces]
+            [inputs[name].copy_(arrays[step], non_blocking=True) for name, arrays in held.items()]
+            update()
+        told.cpu()
+        frozen = sum(len(text) for rows in steps for _, text, _ in rows)
+        graph = sum(len(suffix) + k for rows in steps for _, _, suffix in rows)
+        return texts * len(steps), frozen + 2 * graph, 2 * sum(map(len, labels))
+    repeat(job, model, work, warm=0)
 
 
 @torch.inference_mode()
@@ -266,9 +397,13 @@ def compiled(job, function, options, dynamic=None):
     return torch.compile(function, fullgraph=True, dynamic=dynamic, options=options, disable=disable)
 
 
-def upload(array):
+def pinned(array):
     tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(DEVICE, non_blocking=True) if DEVICE == "cuda" else tensor
+    return tensor.pin_memory() if DEVICE == "cuda" else tensor
+
+
+def upload(array):
+    return pinned(array).to(DEVICE, non_blocking=True)
 
 
 def repeat(job, model, work, prepare=lambda: None, warm=3):
@@ -288,6 +423,7 @@ def repeat(job, model, work, prepare=lambda: None, warm=3):
 
 if __name__ == "__main__":
     job = json.loads(sys.argv[1])
-    DEVICE, works = job.get("device", "cuda"), {"train": train, "embed": embed, "decode": decode, "prefill": prefill}
+    DEVICE, RANK, ALPHA = job.get("device", "cuda"), job.get("rank", 16), job.get("lora_alpha", 32)
+    works = {"train": train, "recipe": recipe, "embed": embed, "decode": decode, "prefill": prefill}
     torch.manual_seed(0)
     peak() if job["work"] == "peak" else works[job["work"]](job, Llama(job.get("hf")))

@@ -19,7 +19,7 @@ pub(super) struct Contest {
 pub(super) struct Side {
     pub(super) name: String,
     pub(super) program: Program,
-    /// As `crates/lapidary/examples/workload.rs` has it.
+    /// As `crates/lapidary/examples/workload/` has it.
     pub(super) job: Value,
 }
 

@@ -22,6 +22,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+mod recipe;
+
 #[global_allocator]
 static ALLOCATOR: lapidary::Allocator = lapidary::Allocator;
 
@@ -51,6 +53,14 @@ enum Work {
         dropout: String,
         #[serde(default = "default_batch_tokens")]
         micro_batch_tokens: usize,
+    },
+    /// A recipe's training, once; an item is a row of text. With `rows` they are written there, and nothing is trained.
+    Recipe {
+        recipe: String,
+        #[serde(default)]
+        overrides: Vec<String>,
+        #[serde(default)]
+        rows: Option<PathBuf>,
     },
     /// Unit vectors of the first lines of a file, or of all, by the mean over the text or, untrained, by `[E]`s; an item
     /// is a token.
@@ -117,6 +127,7 @@ fn main() -> Result<(), Failure> {
             });
             train(base, &job, (&settings, *full), (*rows, *tokens, *micro_batch_tokens))
         }
+        Work::Recipe { recipe, overrides, rows } => recipe::run(base, recipe, overrides, rows.as_deref()),
         Work::Embed { texts, num_texts, num_special_tokens, batch_tokens, encoded } => {
             base.decoder.set_weight_format(job.weights)?;
             let model = match num_special_tokens {
