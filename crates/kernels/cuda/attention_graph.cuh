@@ -22,20 +22,20 @@ using Scores = float[TILE / 8][4];
 template <int PARTS>
 using HeadSums = float[4 * PARTS][4];
 
-// Two rows of a lane, lane / 4 and lane / 4 + 8, as the left side of products.
-template <int PARTS>
+// Two rows of a lane, lane / 4 and lane / 4 + 8, as the left side of products. WHOLE as of `four`.
+template <int PARTS, bool WHOLE>
 __device__ __forceinline__ void load_left(Left<PARTS> &x, const float *upper, const float *lower, int head_dim) {
     int column = threadIdx.x % 4 * 4;
 #pragma unroll
     for (int k = 0; k < 2 * PARTS; k++) {
-        float4 u = four(upper, 16 * k + column, head_dim), l = four(lower, 16 * k + column, head_dim);
+        float4 u = four<WHOLE>(upper, 16 * k + column, head_dim), l = four<WHOLE>(lower, 16 * k + column, head_dim);
         x[k][0] = bf16_pair(u.x, u.y), x[k][1] = bf16_pair(l.x, l.y);
         x[k][2] = bf16_pair(u.z, u.w), x[k][3] = bf16_pair(l.z, l.w);
     }
 }
 
-// scores `[16, 32]` = left `[16, H]` * rows^T; row i of 32 is row_of(i), or zeros where that is null.
-template <int PARTS, class RowOf>
+// scores `[16, 32]` = left `[16, H]` * rows^T; row i of 32 is row_of(i), of some row where there is none.
+template <int PARTS, bool WHOLE, class RowOf>
 __device__ __forceinline__ void multiply_rows(Scores &scores, const Left<PARTS> &left, int head_dim, RowOf row_of) {
     int lane = threadIdx.x % 32;
 #pragma unroll
@@ -45,7 +45,7 @@ __device__ __forceinline__ void multiply_rows(Scores &scores, const Left<PARTS> 
         for (int i = 0; i < 4; i++) scores[n][i] = 0.0f;
 #pragma unroll
         for (int k = 0; k < 2 * PARTS; k++) {
-            float4 x = four(row, 16 * k + lane % 4 * 4, head_dim);
+            float4 x = four<WHOLE>(row, 16 * k + lane % 4 * 4, head_dim);
             add_product(scores[n], left[k], bf16_pair(x.x, x.y), bf16_pair(x.z, x.w));
         }
     }
@@ -63,8 +63,8 @@ __device__ __forceinline__ void round_scores(Weights &weights, const Scores &sco
     }
 }
 
-// sums `[16, H]` += weights `[16, 32]` * rows `[32, H]`.
-template <int PARTS, class RowOf>
+// sums `[16, H]` += weights `[16, 32]` * rows `[32, H]`; weights of rows that are not there are 0.
+template <int PARTS, bool WHOLE, class RowOf>
 __device__ __forceinline__ void add_rows(HeadSums<PARTS> &sums, const Weights &weights, int head_dim, RowOf row_of) {
     int lane = threadIdx.x % 32, first = lane / 4 * 4 * PARTS;
 #pragma unroll
@@ -75,7 +75,7 @@ __device__ __forceinline__ void add_rows(HeadSums<PARTS> &sums, const Weights &w
         for (int c = 0; c < PARTS; c++) {
             float4 x[4];
 #pragma unroll
-            for (int i = 0; i < 4; i++) x[i] = four(rows[i], first + 4 * c, head_dim);
+            for (int i = 0; i < 4; i++) x[i] = four<WHOLE>(rows[i], first + 4 * c, head_dim);
             add_product(sums[4 * c], weights[h], bf16_pair(x[0].x, x[1].x), bf16_pair(x[2].x, x[3].x));
             add_product(sums[4 * c + 1], weights[h], bf16_pair(x[0].y, x[1].y), bf16_pair(x[2].y, x[3].y));
             add_product(sums[4 * c + 2], weights[h], bf16_pair(x[0].z, x[1].z), bf16_pair(x[2].z, x[3].z));
@@ -113,27 +113,38 @@ __device__ __forceinline__ uint32_t seen_by_row(uint32_t seen, int half) {
     return __shfl_sync(ALL_LANES, seen, lane / 4 + half * 8) >> lane % 4 * 2;
 }
 
+// Row i of the 16 or 32 from `first` on of `x` `[T, N, H]`, or the last of `rows` in place of one behind it.
+__device__ __forceinline__ const float *row_or_last(const Attention &a, const float *x, int row, int rows, int kv_head) {
+    return x + row_at(a, min(row, rows - 1), kv_head);
+}
+
+// A key's row of keys or values, or that of the last key in place of one behind it.
+__device__ __forceinline__ const float *key_or_last(const Attention &a, const float *past, const float *fresh, int key,
+                                                    int kv_head) {
+    return key_row(a, past, fresh, min(key, a.num_past + a.num_new - 1), kv_head);
+}
+
 __device__ __forceinline__ float sum_of_four_lanes(float x) {
     x += __shfl_xor_sync(ALL_LANES, x, 1);
     return x + __shfl_xor_sync(ALL_LANES, x, 2);
 }
 
 // As `attention_rows`.
-template <int PARTS>
+template <int PARTS, bool WHOLE>
 __device__ __forceinline__ void attention_graph_rows(const Attention &a, float *out, float *log_sums) {
     int lane = threadIdx.x % 32, rows = a.num_queries * group_of(a), first = first_of_warp(), kv_head = blockIdx.y;
     if (first >= rows) return;
-    auto query = [&](int i) { return first + i < rows ? a.q + row_at(a, first + i, kv_head) : nullptr; };
+    auto query = [&](int i) { return row_or_last(a, a.q, first + i, rows, kv_head); };
     Left<PARTS> q;
-    load_left<PARTS>(q, query(lane / 4), query(lane / 4 + 8), a.head_dim);
+    load_left<PARTS, WHOLE>(q, query(lane / 4), query(lane / 4 + 8), a.head_dim);
     HeadSums<PARTS> sums = {};
     // `total` only over the keys that this lane has.
     float most[2] = {-INFINITY, -INFINITY}, total[2] = {};
     Walk walk = walk_of(a, first + lane % WARP_ROWS);
     for (int at = next_key_of_warp(a, walk, 0); at != INT32_MAX; at = next_key_of_warp(a, walk, at + TILE)) {
         Scores s;
-        multiply_rows<PARTS>(s, q, a.head_dim,
-                             [&](int i) { return key_row(a, a.past_keys, a.new_keys, at + i, kv_head); });
+        multiply_rows<PARTS, WHOLE>(s, q, a.head_dim,
+                             [&](int i) { return key_or_last(a, a.past_keys, a.new_keys, at + i, kv_head); });
         uint32_t seen = seen_keys(a, walk, at);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
@@ -168,8 +179,8 @@ __device__ __forceinline__ void attention_graph_rows(const Attention &a, float *
         }
         Weights weights;
         round_scores(weights, s);
-        add_rows<PARTS>(sums, weights, a.head_dim,
-                        [&](int i) { return key_row(a, a.past_values, a.new_values, at + i, kv_head); });
+        add_rows<PARTS, WHOLE>(sums, weights, a.head_dim,
+                        [&](int i) { return key_or_last(a, a.past_values, a.new_values, at + i, kv_head); });
     }
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -193,15 +204,15 @@ __device__ __forceinline__ Slope slope_of(const Attention &a, float product, boo
 }
 
 // d q, and of each row what `attention_means` gives.
-template <int PARTS>
+template <int PARTS, bool WHOLE>
 __device__ __forceinline__ void attention_graph_dq_rows(const Attention &a, const float *y, const float *dy,
                                                         const float *log_sums, float *means, float *dq) {
     int lane = threadIdx.x % 32, rows = a.num_queries * group_of(a), first = first_of_warp(), kv_head = blockIdx.y;
     if (first >= rows) return;
-    auto row_of = [&](const float *x, int i) { return first + i < rows ? x + row_at(a, first + i, kv_head) : nullptr; };
+    auto row_of = [&](const float *x, int i) { return row_or_last(a, x, first + i, rows, kv_head); };
     Left<PARTS> q, d;
-    load_left<PARTS>(q, row_of(a.q, lane / 4), row_of(a.q, lane / 4 + 8), a.head_dim);
-    load_left<PARTS>(d, row_of(dy, lane / 4), row_of(dy, lane / 4 + 8), a.head_dim);
+    load_left<PARTS, WHOLE>(q, row_of(a.q, lane / 4), row_of(a.q, lane / 4 + 8), a.head_dim);
+    load_left<PARTS, WHOLE>(d, row_of(dy, lane / 4), row_of(dy, lane / 4 + 8), a.head_dim);
     float log_sum[2], mean[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -210,22 +221,24 @@ __device__ __forceinline__ void attention_graph_dq_rows(const Attention &a, cons
         float sum = 0.0f;
 #pragma unroll
         for (int k = 0; k < 2 * PARTS; k++) {
-            float4 u = four(found, 16 * k + lane % 4 * 4, a.head_dim), v = four(gradient, 16 * k + lane % 4 * 4, a.head_dim);
+            float4 u = four<WHOLE>(found, 16 * k + lane % 4 * 4, a.head_dim);
+            float4 v = four<WHOLE>(gradient, 16 * k + lane % 4 * 4, a.head_dim);
             sum += u.x * v.x + u.y * v.y + u.z * v.z + u.w * v.w;
         }
         mean[half] = sum_of_four_lanes(sum);
         size_t at = (size_t)(first + row) * a.kv_heads + kv_head;
-        log_sum[half] = found ? log_sums[at] : 0.0f;
-        if (found && lane % 4 == 0) means[at] = mean[half];
+        bool is_there = first + row < rows;
+        log_sum[half] = is_there ? log_sums[at] : 0.0f;
+        if (is_there && lane % 4 == 0) means[at] = mean[half];
     }
     HeadSums<PARTS> sums = {};
     Walk walk = walk_of(a, first + lane % WARP_ROWS);
     for (int at = next_key_of_warp(a, walk, 0); at != INT32_MAX; at = next_key_of_warp(a, walk, at + TILE)) {
-        auto key = [&](int i) { return key_row(a, a.past_keys, a.new_keys, at + i, kv_head); };
+        auto key = [&](int i) { return key_or_last(a, a.past_keys, a.new_keys, at + i, kv_head); };
         Scores s, dp;
-        multiply_rows<PARTS>(s, q, a.head_dim, key);
-        multiply_rows<PARTS>(dp, d, a.head_dim,
-                             [&](int i) { return key_row(a, a.past_values, a.new_values, at + i, kv_head); });
+        multiply_rows<PARTS, WHOLE>(s, q, a.head_dim, key);
+        multiply_rows<PARTS, WHOLE>(dp, d, a.head_dim,
+                             [&](int i) { return key_or_last(a, a.past_values, a.new_values, at + i, kv_head); });
         uint32_t seen = seen_keys(a, walk, at);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
@@ -242,7 +255,7 @@ __device__ __forceinline__ void attention_graph_dq_rows(const Attention &a, cons
         }
         Weights slopes;
         round_scores(slopes, s);
-        add_rows<PARTS>(sums, slopes, a.head_dim, key);
+        add_rows<PARTS, WHOLE>(sums, slopes, a.head_dim, key);
     }
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -252,16 +265,16 @@ __device__ __forceinline__ void attention_graph_dq_rows(const Attention &a, cons
 }
 
 // As `attention_dkv_keys`, from the same `queries`.
-template <int PARTS>
+template <int PARTS, bool WHOLE>
 __device__ __forceinline__ void attention_graph_dkv_keys(const Attention &a, const float *dy, const float *log_sums,
                                                          const float *means, const uint2 *queries, float *dk, float *dv) {
     int lane = threadIdx.x % 32, first = first_of_warp(), kv_head = blockIdx.y, group = group_of(a);
     if (first >= a.num_new) return;
     auto key_at = [&](int i) { return ((size_t)(first + i) * a.kv_heads + kv_head) * a.head_dim; };
-    auto key = [&](const float *x, int i) { return first + i < a.num_new ? x + key_at(i) : nullptr; };
+    auto key = [&](const float *x, int i) { return x + key_at(min(i, a.num_new - 1 - first)); };
     Left<PARTS> k, v;
-    load_left<PARTS>(k, key(a.new_keys, lane / 4), key(a.new_keys, lane / 4 + 8), a.head_dim);
-    load_left<PARTS>(v, key(a.new_values, lane / 4), key(a.new_values, lane / 4 + 8), a.head_dim);
+    load_left<PARTS, WHOLE>(k, key(a.new_keys, lane / 4), key(a.new_keys, lane / 4 + 8), a.head_dim);
+    load_left<PARTS, WHOLE>(v, key(a.new_values, lane / 4), key(a.new_values, lane / 4 + 8), a.head_dim);
     HeadSums<PARTS> dk_sums = {}, dv_sums = {};
     int from = queries[first / TILE].x * group, to = queries[first / TILE].y * group;
     for (int at = from; at < to; at += TILE) {
@@ -270,11 +283,11 @@ __device__ __forceinline__ void attention_graph_dkv_keys(const Attention &a, con
         if (!__any_sync(ALL_LANES, seen != 0)) continue;
         size_t of_row = (size_t)(at + lane) * a.kv_heads + kv_head;
         float log_sum = is_there ? log_sums[of_row] : 0.0f, mean = is_there ? means[of_row] : 0.0f;
-        auto query = [&](int i) { return at + i < to ? a.q + row_at(a, at + i, kv_head) : nullptr; };
-        auto gradient = [&](int i) { return at + i < to ? dy + row_at(a, at + i, kv_head) : nullptr; };
+        auto query = [&](int i) { return row_or_last(a, a.q, at + i, to, kv_head); };
+        auto gradient = [&](int i) { return row_or_last(a, dy, at + i, to, kv_head); };
         Scores s, dp;
-        multiply_rows<PARTS>(s, k, a.head_dim, query);
-        multiply_rows<PARTS>(dp, v, a.head_dim, gradient);
+        multiply_rows<PARTS, WHOLE>(s, k, a.head_dim, query);
+        multiply_rows<PARTS, WHOLE>(dp, v, a.head_dim, gradient);
 #pragma unroll
         for (int n = 0; n < TILE / 8; n++) {
 #pragma unroll
@@ -292,9 +305,9 @@ __device__ __forceinline__ void attention_graph_dkv_keys(const Attention &a, con
         }
         Weights weights;
         round_scores(weights, s);
-        add_rows<PARTS>(dv_sums, weights, a.head_dim, gradient);
+        add_rows<PARTS, WHOLE>(dv_sums, weights, a.head_dim, gradient);
         round_scores(weights, dp);
-        add_rows<PARTS>(dk_sums, weights, a.head_dim, query);
+        add_rows<PARTS, WHOLE>(dk_sums, weights, a.head_dim, query);
     }
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -305,20 +318,28 @@ __device__ __forceinline__ void attention_graph_dkv_keys(const Attention &a, con
     }
 }
 
+// One of two, by whether heads are as wide as their padding.
+#define ATTENTION_GRAPH_OF(NAME, PARTS, ...) \
+    if (a.head_dim == 32 * PARTS) {          \
+        NAME<PARTS, true>(__VA_ARGS__);      \
+    } else {                                 \
+        NAME<PARTS, false>(__VA_ARGS__);     \
+    }
+
 #define ATTENTION_GRAPH(PARTS)                                                                                   \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                        \
         attention_graph_##PARTS(Attention a, float *out, float *log_sums) {                                      \
-        attention_graph_rows<PARTS>(a, out, log_sums);                                                           \
+        ATTENTION_GRAPH_OF(attention_graph_rows, PARTS, a, out, log_sums)                                        \
     }                                                                                                            \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                        \
         attention_graph_dq_##PARTS(Attention a, const float *y, const float *dy, const float *log_sums,          \
                                    float *means, float *dq) {                                                    \
-        attention_graph_dq_rows<PARTS>(a, y, dy, log_sums, means, dq);                                           \
+        ATTENTION_GRAPH_OF(attention_graph_dq_rows, PARTS, a, y, dy, log_sums, means, dq)                        \
     }                                                                                                            \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                        \
         attention_graph_dkv_##PARTS(Attention a, const float *dy, const float *log_sums, const float *means,     \
                                     const uint2 *queries, float *dk, float *dv) {                                \
-        attention_graph_dkv_keys<PARTS>(a, dy, log_sums, means, queries, dk, dv);                                \
+        ATTENTION_GRAPH_OF(attention_graph_dkv_keys, PARTS, a, dy, log_sums, means, queries, dk, dv)             \
     }
 
 // Heads of up to 32, 64, 96 and 128 numbers; registers do not hold sums of wider ones.

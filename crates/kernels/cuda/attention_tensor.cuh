@@ -81,10 +81,13 @@ __device__ __forceinline__ int row_to_load() {
 }
 __device__ __forceinline__ int column_to_load() { return threadIdx.x % 8 * 4; }
 
-// Four numbers of a row from a column on, zeros behind its end and where `row` is null.
+// Four numbers of a row from a column on, zeros behind its end and where `row` is null. WHOLE: there is a row, and heads
+// are as wide as their padding; loads stand under no condition then, and many are on their way at once.
+template <bool WHOLE>
 __device__ __forceinline__ float4 four(const float *row, int column, int head_dim) {
-    int left = row ? head_dim - column : 0;
     float4 x = {0.0f, 0.0f, 0.0f, 0.0f};
+    if constexpr (WHOLE) return *(const float4 *)(row + column);
+    int left = row ? head_dim - column : 0;
     if (head_dim % 4 == 0) {
         if (left > 0) x = *(const float4 *)(row + column);
     } else {
@@ -112,11 +115,19 @@ __device__ __forceinline__ void put_four(float *row, int column, int head_dim, f
 // This thread's share of a tile, from its row `from` of four on; row i is row_of(i), or zeros where that is null.
 template <int PARTS, class RowOf>
 __device__ __forceinline__ void fetch(Fetched<PARTS> &x, int from, int head_dim, RowOf row_of) {
+    auto load = [&](auto four) {
 #pragma unroll
-    for (int r = 0; r < Shape<PARTS>::AT_ONCE; r++) {
-        const float *row = row_of(row_to_load() + (from + r) * 16);
+        for (int r = 0; r < Shape<PARTS>::AT_ONCE; r++) {
+            const float *row = row_of(row_to_load() + (from + r) * 16);
 #pragma unroll
-        for (int c = 0; c < PARTS; c++) x[r][c] = four(row, column_to_load() + 32 * c, head_dim);
+            for (int c = 0; c < PARTS; c++) x[r][c] = four(row, column_to_load() + 32 * c, head_dim);
+        }
+    };
+    if (head_dim == Shape<PARTS>::PADDED) {
+        float4 zeros = {0.0f, 0.0f, 0.0f, 0.0f};
+        load([&](const float *row, int column, int) { return row ? *(const float4 *)(row + column) : zeros; });
+    } else {
+        load(four<false>);
     }
 }
 

@@ -192,6 +192,9 @@ impl Decoder {
         if !is_watched && let Some(x) = run.few_rows(&self.layers, &x, &mut kv)? {
             return if keys_alone { Ok(x) } else { run.norm(&x, &self.norm) };
         }
+        if !is_watched && let Some(x) = run.halves((&self.layers, 0), &x, &kv)? {
+            return run.norm(&x, &self.norm);
+        }
         for (index, layer) in self.layers.iter().enumerate() {
             if let Kv::Append(cache) = &mut kv
                 && keys_alone

@@ -150,27 +150,44 @@ impl Run<'_> {
         }
     }
 
-    /// A layer within a graph as two operations, where that can be.
-    fn halves(&self, layer: &Layer, index: usize, x: &Tensor, kv: &Kv<'_>) -> Result<Option<Tensor>, Error> {
+    /// Layers within a graph, the first of number `from`, as one operation, where that can be for all of them.
+    pub(super) fn halves(
+        &self,
+        (layers, from): (&[Layer], usize),
+        x: &Tensor,
+        kv: &Kv<'_>,
+    ) -> Result<Option<Tensor>, Error> {
         let Some(gradients) = self.adapter.and_then(AdapterView::gradients) else { return Ok(None) };
-        let past = match kv {
-            Kv::None => None,
-            Kv::Past(cache) => Some(&cache.layers[index]),
-            Kv::Append(_) | Kv::Pool(_) => return Ok(None),
-        };
-        let updates: [Option<LowRank>; 7] = std::array::from_fn(|module| self.update(index, module));
-        let map = |i: usize| Map { weight: &layer.linears[i].weight, update: updates[i].as_ref() };
-        let (attention, feed_forward) = ([Q, K, V, O].map(map), [GATE, UP, DOWN].map(map));
-        let norms = [&layer.input_norm, &layer.feed_forward_norm].map(|norm| self.fused_norm(norm));
-        let is_plain = self.dropout.is_none() && layer.is_plain();
-        if !is_plain || !can_halve(x, norms[0], &attention) || !can_halve(x, norms[1], &feed_forward) {
+        if self.dropout.is_some() || !matches!(kv, Kv::None | Kv::Past(_)) {
             return Ok(None);
         }
-        let rope = layer.config.rope.map(|rope| &self.tables[rope]);
-        let heads = Heads { head_dim: self.config.head_dim, rope, past, spec: self.spec(layer) };
+        let updates: Vec<[Option<LowRank>; 7]> =
+            (from..from + layers.len()).map(|index| std::array::from_fn(|module| self.update(index, module))).collect();
+        let maps = |number: usize| {
+            let weights = &layers[number].linears;
+            let map = |i: usize| Map { weight: &weights[i].weight, update: updates[number][i].as_ref() };
+            ([Q, K, V, O].map(map), [GATE, UP, DOWN].map(map))
+        };
+        let can = |(number, layer): (usize, &Layer)| {
+            let (attention, feed_forward) = maps(number);
+            let [first, second] = [&layer.input_norm, &layer.feed_forward_norm].map(|norm| self.fused_norm(norm));
+            layer.is_plain() && can_halve(x, first, &attention) && can_halve(x, second, &feed_forward)
+        };
+        if !layers.iter().enumerate().all(can) {
+            return Ok(None);
+        }
         let mut halves = Halves::new(x, gradients)?;
-        halves.attention(norms[0], &attention, heads)?;
-        halves.feed_forward(norms[1], &feed_forward, self.activation())?;
+        for (number, layer) in layers.iter().enumerate() {
+            let past = match kv {
+                Kv::Past(cache) => Some(&cache.layers[from + number]),
+                _ => None,
+            };
+            let rope = layer.config.rope.map(|rope| &self.tables[rope]);
+            let heads = Heads { head_dim: self.config.head_dim, rope, past, spec: self.spec(layer) };
+            let (attention, feed_forward) = maps(number);
+            halves.attention(self.fused_norm(&layer.input_norm), &attention, heads)?;
+            halves.feed_forward(self.fused_norm(&layer.feed_forward_norm), &feed_forward, self.activation())?;
+        }
         Ok(Some(halves.end()?))
     }
 
@@ -218,7 +235,7 @@ impl Run<'_> {
 
     /// The state behind a layer; it may take the place of `x`.
     pub(super) fn layer(&mut self, layer: &Layer, index: usize, x: &Tensor, kv: &mut Kv<'_>) -> Result<Tensor, Error> {
-        if let Some(y) = self.halves(layer, index, x, kv)? {
+        if let Some(y) = self.halves((std::slice::from_ref(layer), index), x, kv)? {
             return Ok(y);
         }
         let heads = self.attention(layer, index, x, kv)?;
