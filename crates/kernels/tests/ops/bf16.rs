@@ -127,10 +127,14 @@ fn attention_over_many_keys_is_its_definition() {
         assert_close(&y, &expected, |_| tolerance);
         let cached = ops::attention_cached(&q, &layer(&k, &v, [kv_heads, h]), kv_heads, &rounded).unwrap();
         assert_eq!(values(&cached), values(&y));
-        // Within a graph nothing is rounded.
+        // Within a graph nothing is rounded on a CPU.
         let q = var(&values(&q), [t, heads, h]);
-        let attend = |spec| values(&ops::attention(&q, &new_k, &new_v, Some(&cache), spec).unwrap());
-        assert_eq!(attend(&rounded), attend(&plain));
+        let attend = |spec| ops::attention(&q, &new_k, &new_v, Some(&cache), spec).unwrap();
+        if device().is_cpu() {
+            assert_eq!(values(&attend(&rounded)), values(&attend(&plain)));
+        } else {
+            assert_close(&attend(&rounded), &expected, |_| tolerance);
+        }
     }
 }
 
