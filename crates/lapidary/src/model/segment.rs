@@ -2,6 +2,7 @@
 
 use kernels::ops::Rows;
 use layout::{Anchors, Input, Layout, TokenId};
+use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -74,13 +75,18 @@ impl Segment {
     fn of_parts<'a>(parts: impl Iterator<Item = (usize, &'a Layout, Range<usize>, Option<usize>)>) -> Self {
         let mut segment = Self::default();
         let mut adapted = Vec::new();
+        let parts: Vec<_> = parts.collect();
+        let allowed = |(_, layout, part, _): &(usize, &'a Layout, Range<usize>, Option<usize>)| {
+            let len = layout.num_tokens() as u32;
+            part.clone().map(|t| layout.visibility().allowed_keys(t as u32, len)).collect::<Vec<_>>()
+        };
+        // Of thousands of positions, what each may see takes longer than all else.
+        segment.allowed = parts.par_iter().with_min_len(16).flat_map_iter(allowed).collect();
         for (row, layout, part, like) in parts {
             let first = segment.num_tokens();
             segment.inputs.extend(&layout.inputs()[part.clone()]);
             segment.positions.extend(&layout.positions()[part.clone()]);
             adapted.extend(part.clone().filter(|t| layout.adapted()[*t]).map(|t| (first + t - part.start) as u32));
-            let len = layout.num_tokens() as u32;
-            segment.allowed.extend(part.clone().map(|t| layout.visibility().allowed_keys(t as u32, len)));
             segment.stretches.push(Stretch { row, start: part.start as u32, len: part.len() as u32, like });
         }
         segment.adapted = Arc::new(adapted.into());

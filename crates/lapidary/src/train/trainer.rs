@@ -7,7 +7,7 @@ use super::optimizer::{Group, Param};
 use super::recipe::{Recipe, Trained};
 use super::rows::{RowStream, first_rows};
 use super::teacher::Teachers;
-use super::update::{StepMetrics, Update};
+use super::update::{Batch, StepMetrics, Update};
 use super::validation::validation_pairs;
 use crate::Error;
 use crate::data::sts::StsPairs;
@@ -22,6 +22,7 @@ use layout::{Method, Rng, SpecialInit};
 use rand::SeedableRng as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 /// Rows over which the standardisation is fitted.
 const STANDARDISATION_ROWS: usize = 1024;
@@ -303,33 +304,42 @@ impl<'a> Trainer<'a> {
         stop: &AtomicBool,
         watch: &mut dyn FnMut(Event<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let seed = self.recipe.seed;
-        let mut stream =
-            RowStream::open(&self.recipe.data, &self.base.tokenizer, &self.recipe.budget, seed, state.position)?
-                .pairs_alone(self.method.needs_positive());
-        let mut prepared = Vec::new();
-        // Reading ahead for the whole stretch would hold it in memory: one batch at a time.
-        while state.step < until && !stop.load(Ordering::Relaxed) {
-            prepared.clear();
-            for _ in 0..self.recipe.budget.batch_rows {
-                prepared.push(stream.next_example()?);
+        let (recipe, method, tokenizer) = (&self.recipe, self.method.as_ref(), &self.base.tokenizer);
+        let mut rows = RowStream::open(&recipe.data, tokenizer, &recipe.budget, recipe.seed, state.position)?
+            .pairs_alone(method.needs_positive());
+        std::thread::scope(|scope| {
+            // A batch is read while the one before it is learned from; more of them would only hold memory.
+            let (sender, batches) = std::sync::mpsc::sync_channel(0);
+            let first = state.step;
+            scope.spawn(move || {
+                for step in first..until {
+                    let batch = Batch::read(&mut rows, recipe, method, step);
+                    let is_last = batch.is_err();
+                    if sender.send(batch).is_err() || is_last {
+                        return;
+                    }
+                }
+            });
+            while state.step < until && !stop.load(Ordering::Relaxed) {
+                let clock = Instant::now();
+                let batch = batches.recv().map_err(|_| Error::Internal("no batch of rows was read".into()))??;
+                let update = Update {
+                    recipe,
+                    base: self.base,
+                    method,
+                    adapter: &self.adapter,
+                    teachers: self.teachers.as_ref(),
+                    params: &mut self.params,
+                    log_scale: &self.log_scale,
+                };
+                let metrics = update.run(&batch, state, clock)?;
+                state.step += 1;
+                state.position = batch.position;
+                state.train_secs = metrics.train_secs;
+                watch(Event::Step(&metrics))?;
             }
-            let update = Update {
-                recipe: &self.recipe,
-                base: self.base,
-                method: self.method.as_ref(),
-                adapter: &self.adapter,
-                teachers: self.teachers.as_ref(),
-                params: &mut self.params,
-                log_scale: &self.log_scale,
-            };
-            let metrics = update.run(&prepared, state)?;
-            state.step += 1;
-            state.position = stream.position();
-            state.train_secs = metrics.train_secs;
-            watch(Event::Step(&metrics))?;
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// What measures the damage, where it is measured.

@@ -3,6 +3,7 @@
 use super::checkpoint::State;
 use super::optimizer::{self, Group, Param, global_norm};
 use super::recipe::{Recipe, Trained};
+use super::rows::{Position, RowStream};
 use super::schedule::learning_rate_factor;
 use super::step::{LossWeights, StepModel, StepOptions, StepResult, step};
 use super::teacher::Teachers;
@@ -60,6 +61,38 @@ pub struct StepMetrics {
     pub train_secs: f64,
 }
 
+/// Examples of one update, where they came from, and what the method makes of them.
+pub(super) struct Batch {
+    examples: Vec<(Example, RowRef)>,
+    plans: Vec<Plan>,
+    /// Where the stream stands behind them.
+    pub(super) position: Position,
+}
+
+impl Batch {
+    /// Reads the examples of the update behind `at_step` others.
+    ///
+    /// # Errors
+    /// When a row cannot be read, or the method cannot learn from it.
+    pub(super) fn read(
+        rows: &mut RowStream<'_>,
+        recipe: &Recipe,
+        method: &(dyn Method + Send + Sync),
+        at_step: u64,
+    ) -> Result<Self, Error> {
+        let count = recipe.budget.batch_rows;
+        let examples = (0..count).map(|_| rows.next_example()).collect::<Result<Vec<_>, _>>()?;
+        let plan = |(i, (example, _)): (usize, &(Example, RowRef))| {
+            // Every row of the run has its own stream of random numbers: a resume needs no generator state.
+            let mut rng = Rng::seed_from_u64(recipe.seed);
+            rng.set_stream(1 + at_step * count as u64 + i as u64);
+            method.train_plan(example, &mut rng)
+        };
+        let plans = examples.iter().enumerate().map(plan).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { examples, plans, position: rows.position() })
+    }
+}
+
 /// What an update reads and changes.
 pub(super) struct Update<'a> {
     pub(super) recipe: &'a Recipe,
@@ -72,16 +105,15 @@ pub(super) struct Update<'a> {
 }
 
 impl Update<'_> {
-    /// Learns from one batch.
+    /// Learns from one batch, for which it has been waited since `clock`.
     ///
     /// # Errors
     /// When a row does not fit the model, or a guard finds that the run has gone wrong.
-    pub(super) fn run(mut self, batch: &[(Example, RowRef)], state: &mut State) -> Result<StepMetrics, Error> {
-        let clock = Instant::now();
+    pub(super) fn run(mut self, batch: &Batch, state: &mut State, clock: Instant) -> Result<StepMetrics, Error> {
         let recipe = self.recipe;
         let at = (state.step, recipe.steps());
         let alpha = recipe.loss.alpha.at(at);
-        let examples = || batch.iter().map(|(example, _)| example);
+        let examples = || batch.examples.iter().map(|(example, _)| example);
         let cosines = self.teachers.map(|teachers| teachers.cosines(self.base, examples())).transpose()?;
         let weight = |loss: Loss| -> f64 {
             let terms = self.method.objective().terms.into_iter().filter(|term| term.loss == loss);
@@ -94,13 +126,13 @@ impl Update<'_> {
             scale: self.log_scale.to_vec1::<f32>()?[0].exp(),
             similarity: cosines.as_ref().map(|cosines| (recipe.loss.teacher.weight, cosines)),
         };
-        let result = self.gradients(batch, &weights, state.step)?;
+        let result = self.gradients(&batch.plans, &weights, state.step)?;
         let norm = global_norm(&result.gradients)?;
         let loss = weighted(weights.next_token, result.next_token)
             + weighted(weights.contrastive, result.contrastive)
             + weighted(weights.alignment, result.alignment)
             + weighted(recipe.loss.teacher.weight, result.similarity);
-        guard(&result, (loss, norm), state, batch)?;
+        guard(&result, (loss, norm), state, &batch.examples)?;
         let learning_rate = self.optimise(&result.gradients, norm, at)?;
         Ok(StepMetrics {
             step: state.step + 1,
@@ -121,21 +153,8 @@ impl Update<'_> {
         })
     }
 
-    fn gradients(
-        &self,
-        batch: &[(Example, RowRef)],
-        weights: &LossWeights<'_>,
-        at_step: u64,
-    ) -> Result<StepResult, Error> {
+    fn gradients(&self, plans: &[Plan], weights: &LossWeights<'_>, at_step: u64) -> Result<StepResult, Error> {
         let recipe = self.recipe;
-        let plans = (batch.iter().enumerate())
-            .map(|(i, (example, _))| {
-                // Every row of the run has its own stream of random numbers: a resume needs no generator state.
-                let mut rng = Rng::seed_from_u64(recipe.seed);
-                rng.set_stream(1 + at_step * recipe.budget.batch_rows as u64 + i as u64);
-                self.method.train_plan(example, &mut rng)
-            })
-            .collect::<Result<Vec<Plan>, _>>()?;
         let options = StepOptions {
             micro_batch_tokens: recipe.budget.micro_batch_tokens,
             split_frozen: recipe.trained == Trained::Lora,
@@ -144,7 +163,7 @@ impl Update<'_> {
         };
         let vars: Vec<Var> = self.params.iter().map(|p| p.var.clone()).collect();
         let model = StepModel { decoder: &self.base.decoder, adapter: self.adapter, vars: &vars };
-        let mut result = step(&model, &plans, weights, &options)?;
+        let mut result = step(&model, plans, weights, &options)?;
         if recipe.loss.learnable_temperature {
             let last = result.gradients.len() - 1;
             result.gradients[last] = Some(Tensor::from_vec(vec![result.log_scale_gradient as f32], 1, &Device::Cpu)?);
