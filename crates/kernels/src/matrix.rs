@@ -279,11 +279,8 @@ impl Matrix {
     fn forward_few(&self, x: &[f32], t: usize, y: &mut [f32]) {
         // [rows, t], transposed at the end: a thread owns whole rows of it.
         let mut by_row = vec![0f32; self.rows * t];
-        by_row.par_chunks_mut(64 * t).enumerate().for_each_init(Vec::new, |scratch, (chunk, out)| {
-            for (r, out) in out.chunks_mut(t).enumerate() {
-                self.dots(chunk * 64 + r, x, out, scratch);
-            }
-        });
+        let chunks = by_row.par_chunks_mut(64 * t).enumerate();
+        chunks.for_each(|(chunk, out)| self.dots(chunk * 64, x, t, out));
         for (r, values) in by_row.chunks(t).enumerate() {
             for (i, value) in values.iter().enumerate() {
                 y[i * self.rows + r] = *value;
@@ -291,24 +288,24 @@ impl Matrix {
         }
     }
 
-    /// Products of row `i` with a few rows of `x`.
-    fn dots(&self, i: usize, x: &[f32], out: &mut [f32], scratch: &mut Vec<f32>) {
+    /// Products of the rows from `first` on with a few rows of `x`, `[_, t]`.
+    fn dots(&self, first: usize, x: &[f32], t: usize, out: &mut [f32]) {
         let blocks = self.cols / self.storage_type.block_size();
-        let range = i * blocks..(i + 1) * blocks;
+        let range = first * blocks..(first + out.len() / t) * blocks;
         match &self.storage {
-            Storage::Q4_1(v) => quantised::dots(&v[range], x, out),
-            Storage::Q8_0(v) => quantised::dots(&v[range], x, out),
-            Storage::Q4_0(v) => quantised::dots(&v[range], x, out),
-            Storage::Q5_0(v) => quantised::dots(&v[range], x, out),
-            Storage::Q5_1(v) => quantised::dots(&v[range], x, out),
-            Storage::Q5K(v) => quantised::dots(&v[range], x, out),
-            Storage::Q4K(v) => quantised::dots(&v[range], x, out),
-            Storage::Q6K(v) => quantised::dots(&v[range], x, out),
+            Storage::Q4_1(v) => quantised::dots(&v[range], blocks, x, t, out),
+            Storage::Q8_0(v) => quantised::dots(&v[range], blocks, x, t, out),
+            Storage::Q4_0(v) => quantised::dots(&v[range], blocks, x, t, out),
+            Storage::Q5_0(v) => quantised::dots(&v[range], blocks, x, t, out),
+            Storage::Q5_1(v) => quantised::dots(&v[range], blocks, x, t, out),
+            Storage::Q5K(v) => quantised::dots(&v[range], blocks, x, t, out),
+            Storage::Q4K(v) => quantised::dots(&v[range], blocks, x, t, out),
+            Storage::Q6K(v) => quantised::dots(&v[range], blocks, x, t, out),
             _ => {
-                scratch.resize(self.cols, 0.0);
-                self.dequantise_row(i, scratch);
-                for (out, x) in out.iter_mut().zip(x.chunks(self.cols)) {
-                    *out = cpu::dot(scratch, x);
+                let mut row = vec![0f32; self.cols];
+                for (r, out) in out.chunks_mut(t).enumerate() {
+                    self.dequantise_row(first + r, &mut row);
+                    out.iter_mut().zip(x.chunks(self.cols)).for_each(|(out, x)| *out = cpu::dot(&row, x));
                 }
             }
         }

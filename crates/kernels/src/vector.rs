@@ -2,9 +2,9 @@
 //! the compiler turns into narrower registers. Where the machine has fused multiply-adds both give the same bits.
 
 #[cfg(not(target_feature = "avx512f"))]
-pub(crate) use array::Vector;
+pub(crate) use array::{Vector, halves_in_front};
 #[cfg(target_feature = "avx512f")]
-pub(crate) use register::Vector;
+pub(crate) use register::{Vector, halves_in_front};
 
 /// Numbers of a [`Vector`].
 pub(crate) const LANES: usize = 16;
@@ -27,12 +27,14 @@ mod register {
     use std::arch::x86_64::{
         __m512, __m512d, __m512i, _mm_loadu_si128, _mm_storeu_ps, _mm_storeu_si128, _mm512_abs_ps, _mm512_add_epi32,
         _mm512_add_ps, _mm512_and_si512, _mm512_castpd_ps, _mm512_castps_pd, _mm512_castps_si512,
-        _mm512_castps512_ps128, _mm512_castsi512_ps, _mm512_cvtepi8_epi32, _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps,
-        _mm512_cvtepu8_epi32, _mm512_cvtps_epi32, _mm512_div_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_add_ps,
+        _mm512_castps512_ps128, _mm512_castsi512_ps, _mm512_castsi512_si256, _mm512_cvtepi8_epi32,
+        _mm512_cvtepi32_epi8, _mm512_cvtepi32_epi16, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtph_ps,
+        _mm512_cvtps_epi32, _mm512_div_ps, _mm512_extracti64x4_epi64, _mm512_fmadd_ps, _mm512_loadu_ps,
+        _mm512_loadu_si512, _mm512_mask_add_ps, _mm512_mask_i32gather_epi32, _mm512_mask_storeu_ps,
         _mm512_maskz_compress_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_permute_ps,
-        _mm512_permutexvar_ps, _mm512_reduce_add_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_shuffle_f32x4,
-        _mm512_slli_epi32, _mm512_srli_epi32, _mm512_srlv_epi32, _mm512_storeu_ps, _mm512_sub_ps, _mm512_unpackhi_pd,
-        _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
+        _mm512_permutexvar_ps, _mm512_reduce_add_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512,
+        _mm512_shuffle_f32x4, _mm512_slli_epi32, _mm512_srlv_epi32, _mm512_storeu_ps, _mm512_sub_ps,
+        _mm512_test_epi32_mask, _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
     };
 
     #[derive(Clone, Copy)]
@@ -200,34 +202,29 @@ mod register {
             Self(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()))) })
         }
 
-        /// `scale * nibble + offset`, rounded twice, for the low halves of the bytes.
+        /// `scale * nibble + offset` of the four bits of each byte from `shift` on; the product is exact.
         #[inline(always)]
-        pub(crate) fn of_low_nibbles(bytes: &[u8; LANES], scale: f32, offset: f32) -> Self {
-            // SAFETY: as above; 16 bytes are read.
-            Self::named(unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast())) }, scale, offset)
+        pub(crate) fn of_nibbles(bytes: &[u8; LANES], shift: u32, scale: &f32, offset: &f32) -> Self {
+            Self::splat(*offset).plus_product(Self::counted_from(0.0), Self::splat(*scale)).named(bytes, shift)
         }
 
-        /// As [`Self::of_low_nibbles`], for the high halves.
+        /// `scale * (nibble + first)`, which is exact, of the low and of the high halves of the bytes.
         #[inline(always)]
-        pub(crate) fn of_high_nibbles(bytes: &[u8; LANES], scale: f32, offset: f32) -> Self {
-            // SAFETY: as above; 16 bytes are read.
-            let places =
-                unsafe { _mm512_srli_epi32::<4>(_mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()))) };
-            Self::named(places, scale, offset)
+        pub(crate) fn of_nibbles_from(bytes: &[u8; LANES], first: f32, scale: &f32) -> [Self; 2] {
+            let table = Self::counted_from(first).times(Self::splat(*scale));
+            [table.named(bytes, 0), table.named(bytes, 4)]
         }
 
-        /// Six bits each, less 32: the low four those of the low halves of bytes, or of the high ones, the other two those
-        /// of bytes from bit `shift` on.
+        /// Six bits each, less 32: the lower four those of bytes from a shift on, the other two those of others from
+        /// another on.
         #[inline(always)]
-        pub(crate) fn of_six_bits(low: &[u8; LANES], is_high_half: bool, high: &[u8; LANES], shift: u8) -> Self {
-            // SAFETY: as above; 16 bytes are read of each.
+        pub(crate) fn of_six_bits(low: &[u8; LANES], high: &[u8; LANES], shifts: [u32; 2]) -> Self {
+            let four = Self::from_bit(low, shifts[0]);
+            let two = Self::from_bit(high, shifts[1]);
+            // SAFETY: as above.
             unsafe {
-                let low = _mm512_cvtepu8_epi32(_mm_loadu_si128(low.as_ptr().cast()));
-                let low = if is_high_half { _mm512_srli_epi32::<4>(low) } else { low };
-                let low = _mm512_and_si512(low, _mm512_set1_epi32(15));
-                let high = _mm512_cvtepu8_epi32(_mm_loadu_si128(high.as_ptr().cast()));
-                let high = _mm512_srlv_epi32(high, _mm512_set1_epi32(i32::from(shift)));
-                let high = _mm512_slli_epi32::<4>(_mm512_and_si512(high, _mm512_set1_epi32(3)));
+                let low = _mm512_and_si512(four, _mm512_set1_epi32(15));
+                let high = _mm512_slli_epi32::<4>(_mm512_and_si512(two, _mm512_set1_epi32(3)));
                 let bits = _mm512_add_epi32(_mm512_or_si512(low, high), _mm512_set1_epi32(-32));
                 Self(_mm512_cvtepi32_ps(bits))
             }
@@ -235,18 +232,71 @@ mod register {
 
         /// Itself, and `x` more where a bit of `places` is set.
         #[inline(always)]
-        pub(crate) fn plus_where(self, places: u16, x: f32) -> Self {
+        pub(crate) fn plus_where(self, places: u16, x: Self) -> Self {
             // SAFETY: as above.
-            Self(unsafe { _mm512_mask_add_ps(self.0, places, self.0, _mm512_set1_ps(x)) })
+            Self(unsafe { _mm512_mask_add_ps(self.0, places, self.0, x.0) })
         }
 
-        /// All sixteen numbers that a nibble can stand for first; each place then names one.
+        /// Itself, and `x` more where this bit of a byte is set.
         #[inline(always)]
-        fn named(places: __m512i, scale: f32, offset: f32) -> Self {
-            let nibbles = Self::load(&std::array::from_fn(|nibble| nibble as f32));
-            let table = nibbles.times(Self::splat(scale)).plus(Self::splat(offset)).0;
+        pub(crate) fn plus_where_bit(self, bytes: &[u8; LANES], bit: u32, x: Self) -> Self {
+            // SAFETY: as above; 16 bytes are read.
+            let places = unsafe {
+                let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()));
+                _mm512_test_epi32_mask(bytes, _mm512_set1_epi32(1 << bit))
+            };
+            self.plus_where(places, x)
+        }
+
+        /// What bytes have from a bit on, as whole numbers.
+        #[inline(always)]
+        fn from_bit(bytes: &[u8; LANES], shift: u32) -> __m512i {
+            // SAFETY: as above; 16 bytes are read.
+            unsafe {
+                let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()));
+                _mm512_srlv_epi32(bytes, _mm512_set1_epi32(shift.cast_signed()))
+            }
+        }
+
+        /// A number and those that follow it by one.
+        #[inline(always)]
+        fn counted_from(first: f32) -> Self {
+            Self::load(&std::array::from_fn(|i| first + i as f32))
+        }
+
+        /// Of all sixteen numbers that a nibble can stand for, those that nibbles name.
+        #[inline(always)]
+        fn named(self, bytes: &[u8; LANES], shift: u32) -> Self {
             // SAFETY: as above. Of a place in the table the lowest four bits count.
-            Self(unsafe { _mm512_permutexvar_ps(places, table) })
+            Self(unsafe { _mm512_permutexvar_ps(Self::from_bit(bytes, shift), self.0) })
+        }
+    }
+
+    /// The f16 numbers in front of some blocks.
+    pub(crate) fn halves_in_front<const SIZE: usize, const COUNT: usize>(
+        blocks: &[[u8; SIZE]],
+        heads: &mut [[f32; COUNT]],
+    ) {
+        const { assert!(SIZE >= 4 && (COUNT == 1 || COUNT == 2), "one or two numbers in four bytes") };
+        for (blocks, heads) in blocks.chunks(LANES).zip(heads.chunks_mut(LANES)) {
+            let heads = heads[..blocks.len()].as_flattened_mut();
+            // SAFETY: as above. Four bytes at the beginning of each block are read, and none for blocks that are not there;
+            // so many numbers are written as there are heads, 32 at the most.
+            unsafe {
+                let places: [i32; LANES] = std::array::from_fn(|i| (i * SIZE) as i32);
+                let (places, there) = (_mm512_loadu_si512(places.as_ptr().cast()), !0u16 >> (LANES - blocks.len()));
+                let pairs =
+                    _mm512_mask_i32gather_epi32::<1>(_mm512_setzero_si512(), there, places, blocks.as_ptr().cast());
+                if COUNT == 1 {
+                    _mm512_mask_storeu_ps(heads.as_mut_ptr(), there, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(pairs)));
+                } else {
+                    let (low, high) = (_mm512_castsi512_si256(pairs), _mm512_extracti64x4_epi64::<1>(pairs));
+                    let numbers = !0u32 >> (2 * LANES - heads.len());
+                    _mm512_mask_storeu_ps(heads.as_mut_ptr(), numbers as u16, _mm512_cvtph_ps(low));
+                    let second = heads.as_mut_ptr().wrapping_add(LANES);
+                    _mm512_mask_storeu_ps(second, (numbers >> LANES) as u16, _mm512_cvtph_ps(high));
+                }
+            }
         }
     }
 }
@@ -368,38 +418,57 @@ mod array {
             Self(bytes.map(|byte| f32::from(byte.cast_signed())))
         }
 
-        /// `scale * nibble + offset`, rounded twice, for the low halves of the bytes.
+        /// `scale * nibble + offset` of the four bits of each byte from `shift` on; the product is exact.
         #[inline(always)]
-        pub(crate) fn of_low_nibbles(bytes: &[u8; LANES], scale: f32, offset: f32) -> Self {
-            Self(bytes.map(|byte| f32::from(byte & 15) * scale + offset))
+        pub(crate) fn of_nibbles(bytes: &[u8; LANES], shift: u32, scale: &f32, offset: &f32) -> Self {
+            Self(bytes.map(|byte| f32::from(byte >> shift & 15) * scale + offset))
         }
 
-        /// As [`Self::of_low_nibbles`], for the high halves.
+        /// `scale * (nibble + first)`, which is exact, of the low and of the high halves of the bytes.
         #[inline(always)]
-        pub(crate) fn of_high_nibbles(bytes: &[u8; LANES], scale: f32, offset: f32) -> Self {
-            Self(bytes.map(|byte| f32::from(byte >> 4) * scale + offset))
+        pub(crate) fn of_nibbles_from(bytes: &[u8; LANES], first: f32, scale: &f32) -> [Self; 2] {
+            [0, 4].map(|shift| Self(bytes.map(|byte| (f32::from(byte >> shift & 15) + first) * scale)))
         }
 
-        /// Six bits each, less 32: the low four those of the low halves of bytes, or of the high ones, the other two those
-        /// of bytes from bit `shift` on.
+        /// Six bits each, less 32: the lower four those of bytes from a shift on, the other two those of others from
+        /// another on.
         #[inline(always)]
-        pub(crate) fn of_six_bits(low: &[u8; LANES], is_high_half: bool, high: &[u8; LANES], shift: u8) -> Self {
+        pub(crate) fn of_six_bits(low: &[u8; LANES], high: &[u8; LANES], shifts: [u32; 2]) -> Self {
             let mut numbers = [0f32; LANES];
             for (number, (low, high)) in numbers.iter_mut().zip(low.iter().zip(high)) {
-                let low = if is_high_half { low >> 4 } else { low & 15 };
-                *number = f32::from(low | (high >> shift & 3) << 4) - 32.0;
+                *number = f32::from(low >> shifts[0] & 15 | (high >> shifts[1] & 3) << 4) - 32.0;
             }
             Self(numbers)
         }
 
         /// Itself, and `x` more where a bit of `places` is set.
         #[inline(always)]
-        pub(crate) fn plus_where(self, places: u16, x: f32) -> Self {
+        pub(crate) fn plus_where(self, places: u16, x: Self) -> Self {
             let mut numbers = self.0;
-            for (i, number) in numbers.iter_mut().enumerate() {
+            for (i, (number, x)) in numbers.iter_mut().zip(x.0).enumerate() {
                 *number += if places >> i & 1 == 1 { x } else { 0.0 };
             }
             Self(numbers)
+        }
+
+        /// Itself, and `x` more where this bit of a byte is set.
+        #[inline(always)]
+        pub(crate) fn plus_where_bit(self, bytes: &[u8; LANES], bit: u32, x: Self) -> Self {
+            let mut numbers = self.0;
+            for ((number, byte), x) in numbers.iter_mut().zip(bytes).zip(x.0) {
+                *number += if byte >> bit & 1 == 1 { x } else { 0.0 };
+            }
+            Self(numbers)
+        }
+    }
+
+    /// The f16 numbers in front of some blocks.
+    pub(crate) fn halves_in_front<const SIZE: usize, const COUNT: usize>(
+        blocks: &[[u8; SIZE]],
+        heads: &mut [[f32; COUNT]],
+    ) {
+        for (block, heads) in blocks.iter().zip(heads) {
+            *heads = std::array::from_fn(|i| half::f16::from_le_bytes([block[2 * i], block[2 * i + 1]]).to_f32());
         }
     }
 }
