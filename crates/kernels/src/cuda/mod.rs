@@ -147,13 +147,23 @@ fn memory_pool(stream: &CudaStream) -> Result<sys::CUmemoryPool> {
     Ok(pool)
 }
 
-/// Memory that is freed stays with the process: every step takes the same again.
+/// Memory that is freed stays with the process: every step takes the same again. With one stream nothing has to be asked
+/// about others before it is taken.
 fn keep_freed_memory(cuda: &CudaDevice) -> Result<()> {
+    use sys::CUmemPool_attribute_enum::{
+        CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES,
+        CU_MEMPOOL_ATTR_REUSE_ALLOW_OPPORTUNISTIC, CU_MEMPOOL_ATTR_REUSE_FOLLOW_EVENT_DEPENDENCIES,
+    };
     let pool = memory_pool(&cuda.cuda_stream())?;
-    let attribute = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-    let mut threshold = u64::MAX;
-    // SAFETY: the call is given a pool, and a place with a 64-bit number.
-    unsafe { sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut threshold).cast()) }.result().w()
+    let set = |attribute, value: *mut std::ffi::c_void| {
+        // SAFETY: the call is given a pool, and a place with a number of the attribute's width.
+        unsafe { sys::cuMemPoolSetAttribute(pool, attribute, value) }.result().w()
+    };
+    let (mut threshold, mut no) = (u64::MAX, 0i32);
+    set(CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, (&raw mut threshold).cast())?;
+    set(CU_MEMPOOL_ATTR_REUSE_FOLLOW_EVENT_DEPENDENCIES, (&raw mut no).cast())?;
+    set(CU_MEMPOOL_ATTR_REUSE_ALLOW_OPPORTUNISTIC, (&raw mut no).cast())?;
+    set(CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES, (&raw mut no).cast())
 }
 
 /// The most memory of the first GPU that has been in use.
