@@ -179,6 +179,37 @@ pub(crate) fn gemm(
     unsafe { product(as_uninit(c), c_stride, (m, n, k), a, b, keep) };
 }
 
+/// A row-major matrix as it is given to [`matmul`].
+#[derive(Debug, Clone, Copy)]
+pub enum Given<'a> {
+    /// As it is.
+    AsIs(&'a [f32]),
+    /// As its transpose.
+    Transposed(&'a [f32]),
+}
+
+/// `a b`, outside any graph, on all threads.
+///
+/// # Shapes
+/// `[m, k] x [k, n] -> [m, n]`, none of which is 0.
+///
+/// # Panics
+/// When a matrix has another size.
+pub fn matmul((m, n, k): (usize, usize, usize), a: Given<'_>, b: Given<'_>) -> Vec<f32> {
+    let check = |given: Given<'_>, rows: usize, cols: usize| {
+        let (Given::AsIs(values) | Given::Transposed(values)) = given;
+        assert_eq!(values.len(), rows * cols, "matmul: a matrix of [{rows}, {cols}]");
+    };
+    check(a, m, k);
+    check(b, k, n);
+    let of = |given, rows, cols| match given {
+        Given::AsIs(values) => rows_of(values, cols),
+        Given::Transposed(values) => transposed(values, rows),
+    };
+    // SAFETY: a product writes all its outputs.
+    unsafe { filled(m * n, |c| gemm_into(c, n, (m, n, k), of(a, m, k), of(b, k, n))) }
+}
+
 /// `len` numbers that `fill` writes, into memory that is not cleared first.
 ///
 /// # Safety

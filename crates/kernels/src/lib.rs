@@ -28,6 +28,7 @@ mod vector;
 pub use adamw::{AdamW, Moments, Update, adamw, sums_of_squares};
 pub use allocator::Allocator;
 pub use candle_core::{Device, Error, Result, Tensor, Var, backprop::GradStore};
+pub use cpu::{Given, matmul};
 pub use fetch::Fetch;
 pub use kv::KvLayer;
 pub use matrix::Matrix;

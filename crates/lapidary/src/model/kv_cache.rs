@@ -5,7 +5,6 @@ use super::segment::{Segment, Stretch};
 use crate::Error;
 use kernels::KvLayer;
 use kernels::ops::AttentionMask;
-use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -171,33 +170,26 @@ pub(crate) fn pieces_mask(
     segment: &Segment,
     window: Option<usize>,
 ) -> Result<AttentionMask, Error> {
-    let of_query = |pieces: &[Piece], query: usize| {
-        let mut intervals: Vec<(u32, u32)> = Vec::new();
-        for allowed in &segment.allowed[query] {
-            for piece in pieces {
-                let (from, to) = (allowed.start.max(piece.local.start), allowed.end.min(piece.local.end));
-                if from < to {
-                    intervals.push((piece.at + from - piece.local.start, piece.at + to - piece.local.start));
+    let mut mask = AttentionMask::new();
+    let mut allowed = segment.allowed.iter().zip(&segment.positions);
+    let mut intervals: Vec<(u32, u32)> = Vec::new();
+    for stretch in &segment.stretches {
+        for (ranges, position) in allowed.by_ref().take(stretch.len as usize) {
+            intervals.clear();
+            for allowed in ranges {
+                for piece in &pieces[stretch.row] {
+                    let (from, to) = (allowed.start.max(piece.local.start), allowed.end.min(piece.local.end));
+                    if from < to {
+                        intervals.push((piece.at + from - piece.local.start, piece.at + to - piece.local.start));
+                    }
                 }
             }
+            match window {
+                Some(window) => mask.push(inside_window(positions, &intervals, *position, window))?,
+                None => mask.push(intervals.iter().copied())?,
+            }
         }
-        match window {
-            Some(window) => inside_window(positions, &intervals, segment.positions[query], window),
-            None => intervals,
-        }
-    };
-    let firsts = segment.stretches.iter().scan(0, |end, stretch| {
-        *end += stretch.len as usize;
-        Some(*end - stretch.len as usize)
-    });
-    let stretches: Vec<_> = segment.stretches.iter().zip(firsts).collect();
-    let of_stretch = |(stretch, first): &(&Stretch, usize)| {
-        let queries = *first..first + stretch.len as usize;
-        queries.map(|query| of_query(&pieces[stretch.row], query)).collect::<Vec<_>>()
-    };
-    let intervals: Vec<_> = stretches.par_iter().with_min_len(16).flat_map_iter(of_stretch).collect();
-    let mut mask = AttentionMask::new();
-    intervals.into_iter().try_for_each(|intervals| mask.push(intervals))?;
+    }
     Ok(mask)
 }
 

@@ -2,7 +2,6 @@
 
 use kernels::ops::Rows;
 use layout::{Anchors, Input, Layout, TokenId};
-use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -17,6 +16,37 @@ pub(crate) struct Stretch {
     pub(crate) len: u32,
     /// The row, of an earlier stretch, whose first `start` positions are those of this row too.
     pub(crate) like: Option<usize>,
+}
+
+/// The keys of their row that positions may see: ranges of all positions one after the other, where thousands of lists
+/// would each be a piece of memory.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Allowed {
+    ranges: Vec<Range<u32>>,
+    /// Of each position where its ranges end.
+    ends: Vec<usize>,
+}
+
+impl Allowed {
+    /// Adds the next position.
+    fn push(&mut self, ranges: impl IntoIterator<Item = Range<u32>>) {
+        self.ranges.extend(ranges);
+        self.ends.push(self.ranges.len());
+    }
+
+    /// Those of each position.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &[Range<u32>]> {
+        let ends = self.ends.iter().copied();
+        std::iter::once(0).chain(ends.clone()).zip(ends).map(|(from, to)| &self.ranges[from..to])
+    }
+}
+
+impl<R: IntoIterator<Item = Range<u32>>> FromIterator<R> for Allowed {
+    fn from_iter<I: IntoIterator<Item = R>>(positions: I) -> Self {
+        let mut all = Self::default();
+        positions.into_iter().for_each(|ranges| all.push(ranges));
+        all
+    }
 }
 
 /// How many of the first positions, `most` at the most, are the same in both rows: tokens that see what lies before them.
@@ -40,7 +70,7 @@ pub struct Segment {
     pub(crate) positions: Vec<u32>,
     pub(crate) adapted: Arc<Rows>,
     pub(crate) stretches: Vec<Stretch>,
-    pub(crate) allowed: Vec<Vec<Range<u32>>>,
+    pub(crate) allowed: Allowed,
 }
 
 impl Segment {
@@ -75,18 +105,13 @@ impl Segment {
     fn of_parts<'a>(parts: impl Iterator<Item = (usize, &'a Layout, Range<usize>, Option<usize>)>) -> Self {
         let mut segment = Self::default();
         let mut adapted = Vec::new();
-        let parts: Vec<_> = parts.collect();
-        let allowed = |(_, layout, part, _): &(usize, &'a Layout, Range<usize>, Option<usize>)| {
-            let len = layout.num_tokens() as u32;
-            part.clone().map(|t| layout.visibility().allowed_keys(t as u32, len)).collect::<Vec<_>>()
-        };
-        // Of thousands of positions, what each may see takes longer than all else.
-        segment.allowed = parts.par_iter().with_min_len(16).flat_map_iter(allowed).collect();
         for (row, layout, part, like) in parts {
             let first = segment.num_tokens();
             segment.inputs.extend(&layout.inputs()[part.clone()]);
             segment.positions.extend(&layout.positions()[part.clone()]);
             adapted.extend(part.clone().filter(|t| layout.adapted()[*t]).map(|t| (first + t - part.start) as u32));
+            let len = layout.num_tokens() as u32;
+            part.clone().for_each(|t| segment.allowed.push(layout.visibility().allowed_keys(t as u32, len)));
             segment.stretches.push(Stretch { row, start: part.start as u32, len: part.len() as u32, like });
         }
         segment.adapted = Arc::new(adapted.into());
@@ -106,7 +131,7 @@ impl Segment {
             positions: (first_position..first_position + len).collect(),
             adapted: Arc::default(),
             stretches: vec![Stretch { row, start: past, len, like: None }],
-            allowed: (0..len).map(|t| std::iter::once(0..past + t + 1).collect()).collect(),
+            allowed: (0..len).map(|t| std::iter::once(0..past + t + 1)).collect(),
         }
     }
 
@@ -123,7 +148,7 @@ impl Segment {
             all.inputs.extend(next.inputs);
             all.positions.extend(next.positions);
             all.stretches.extend(next.stretches);
-            all.allowed.extend(next.allowed);
+            next.allowed.iter().for_each(|ranges| all.allowed.push(ranges.iter().cloned()));
         }
         all
     }
@@ -145,7 +170,7 @@ impl Segment {
         self.inputs.extend(one.inputs);
         self.positions.extend(one.positions);
         self.stretches.extend(one.stretches.into_iter().map(|stretch| Stretch { row, ..stretch }));
-        self.allowed.extend(one.allowed);
+        one.allowed.iter().for_each(|ranges| self.allowed.push(ranges.iter().cloned()));
     }
 
     /// The same positions behind `num_before` others of their rows, which have run and which each of them sees.
@@ -156,10 +181,9 @@ impl Segment {
         }
         self.positions.iter_mut().for_each(|position| *position += num_before);
         self.stretches.iter_mut().for_each(|stretch| stretch.start += num_before);
-        for allowed in &mut self.allowed {
-            allowed.iter_mut().for_each(|keys| *keys = keys.start + num_before..keys.end + num_before);
-            allowed.insert(0, 0..num_before);
-        }
+        let moved = |keys: &Range<u32>| keys.start + num_before..keys.end + num_before;
+        let all = self.allowed.iter();
+        self.allowed = all.map(|ranges| std::iter::once(0..num_before).chain(ranges.iter().map(moved))).collect();
         self
     }
 

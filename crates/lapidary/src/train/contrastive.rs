@@ -3,6 +3,7 @@
 //! A closed form lets the loss be taken over the vectors of many micro-batches before any of them is run with a
 //! graph (GradCache, arXiv 2101.06983): the vectors' gradients are then fed back one micro-batch at a time.
 
+use kernels::{Given, matmul};
 use rayon::prelude::*;
 
 /// Pooled vectors of a global batch, row-major `[_, D]`.
@@ -50,7 +51,7 @@ impl Unit {
 pub(super) fn unit(vectors: &[f32], d: usize) -> Unit {
     /// Keeps a zero vector finite, as `torch.nn.functional.normalize` does.
     const FLOOR: f32 = 1e-12;
-    let norms: Vec<f32> = vectors.chunks(d).map(|v| v.iter().map(|x| x * x).sum::<f32>().sqrt().max(FLOOR)).collect();
+    let norms: Vec<f32> = vectors.chunks(d).map(|v| dot(v, v).sqrt().max(FLOOR)).collect();
     let values = vectors.chunks(d).zip(&norms).flat_map(|(v, n)| v.iter().map(move |x| x / n)).collect();
     Unit { values, norms }
 }
@@ -91,39 +92,30 @@ pub fn info_nce(vectors: &Vectors, d: usize, scale: f32) -> InfoNce {
     let query = unit(&vectors.query, d);
     let candidates = unit(&[vectors.positive.as_slice(), &vectors.negative].concat(), d);
     let m = candidates.norms.len();
-    // Per query: loss, d loss / d similarity of each candidate, d loss / d log scale.
-    let rows: Vec<(f64, Vec<f32>, f64)> = (query.values.par_chunks(d).enumerate())
-        .map(|(i, q)| {
-            let similarity: Vec<f32> = candidates.values.chunks(d).map(|c| dot(q, c)).collect();
+    let similarities = matmul((b, m, d), Given::AsIs(&query.values), Given::Transposed(&candidates.values));
+    // Of each candidate, d loss / d similarity; per query, loss and d loss / d log scale.
+    let mut slopes = vec![0f32; b * m];
+    let rows: Vec<(f64, f64)> = (slopes.par_chunks_mut(m).zip(similarities.par_chunks(m)).enumerate())
+        .map(|(i, (slopes, similarity))| {
             let max = similarity.iter().copied().fold(f32::NEG_INFINITY, f32::max) * scale;
             let exp: Vec<f64> = similarity.iter().map(|s| f64::from(s * scale - max).exp()).collect();
             let sum: f64 = exp.iter().sum();
             let loss = sum.ln() - f64::from(similarity[i] * scale - max);
             let slope = |j: usize| (exp[j] / sum - f64::from(u8::from(i == j))) / b as f64;
             let log_scale: f64 = (0..m).map(|j| slope(j) * f64::from(similarity[j] * scale)).sum();
-            let gradient = (0..m).map(|j| (slope(j) * f64::from(scale)) as f32).collect();
-            (loss, gradient, log_scale)
+            slopes.iter_mut().enumerate().for_each(|(j, to)| *to = (slope(j) * f64::from(scale)) as f32);
+            (loss, log_scale)
         })
         .collect();
-    let mut d_query = vec![0f32; b * d];
-    d_query.par_chunks_mut(d).zip(&rows).for_each(|(dq, (_, slopes, _))| {
-        for (slope, c) in slopes.iter().zip(candidates.values.chunks(d)) {
-            dq.iter_mut().zip(c).for_each(|(dq, c)| *dq += slope * c);
-        }
-    });
-    let mut d_candidates = vec![0f32; m * d];
-    d_candidates.par_chunks_mut(d).enumerate().for_each(|(j, dc)| {
-        for ((_, slopes, _), q) in rows.iter().zip(query.values.chunks(d)) {
-            dc.iter_mut().zip(q).for_each(|(dc, q)| *dc += slopes[j] * q);
-        }
-    });
+    let mut d_query = matmul((b, d, m), Given::AsIs(&slopes), Given::AsIs(&candidates.values));
+    let mut d_candidates = matmul((m, d, b), Given::Transposed(&slopes), Given::AsIs(&query.values));
     through_norm(&mut d_query, &query, d);
     through_norm(&mut d_candidates, &candidates, d);
     let negative = d_candidates.split_off(b * d);
     InfoNce {
         loss: rows.iter().map(|r| r.0).sum::<f64>() / b as f64,
         gradient: Vectors { query: d_query, positive: d_candidates, negative },
-        log_scale_gradient: rows.iter().map(|r| r.2).sum(),
+        log_scale_gradient: rows.iter().map(|r| r.1).sum(),
     }
 }
 
