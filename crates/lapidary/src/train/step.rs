@@ -369,11 +369,16 @@ impl Run<'_> {
             for (view, z) in views.iter().zip(z.to_vec2::<f32>()?) {
                 side(&mut own, *view).extend(z);
             }
-            let mut dz = gradient(&own);
+            let Vectors { query, positive, negative } = gradient(&own);
             let d = z.dim(1)?;
+            let (mut query, mut positive, mut negative) = (query.chunks(d), positive.chunks(d), negative.chunks(d));
+            let next = |view: &View| match view {
+                View::Query => query.next(),
+                View::Positive => positive.next(),
+                View::Negative => negative.next(),
+            };
             // The sum of z * dz has dz as its gradient by z: the closed form enters the graph here.
-            let flat: Vec<f32> =
-                views.iter().flat_map(|view| side(&mut dz, *view).drain(..d).collect::<Vec<f32>>()).collect();
+            let flat: Vec<f32> = views.iter().filter_map(next).flatten().copied().collect();
             let dz = Tensor::from_vec(flat, z.dims(), z.device())?;
             add((z * dz)?.sum_all()?)?;
         }
