@@ -1,6 +1,6 @@
 """The other side of `cargo xtask bench`: the same jobs by the programs that people use today.
 
-usage: bench_peers.py PEER JOB, with JOB as `crates/lapidary/examples/workload.rs` has it; prints the same lines.
+usage: bench_peers.py PEER JOB, with JOB as the example `workload` has it; prints the same lines.
        bench_peers.py convert MODEL.gguf OUT_DIR
        bench_peers.py products
 PEER is `torch` (transformers, in the job's `dtype`), `sentence-transformers`, `llama-cpp` or `reference` (the PyTorch GEM

@@ -205,8 +205,8 @@ class Piece:
     def __init__(self, steps, k):
         up = lambda x, of: -(-x // of) * of
         self.k, self.rows = k, up(max(map(len, steps)), 8)
-        self.suffix = up(max(len(row[1]) for step in steps for row in step), 8)
-        text = max(len(row[0]) for step in steps for row in step)
+        self.suffix = up(max((len(row[1]) for step in steps for row in step), default=0), 8)
+        text = max((len(row[0]) for step in steps for row in step), default=1)
         self.width = text + (-(text + self.suffix + k) % 8)
         host = {"ids": self.width, "suffix": self.suffix, "length": 1}
         self.held = {name: [] for name in host}
@@ -242,33 +242,38 @@ class Piece:
         return model(x, positions, behind, lambda i: (kept[i], seen, groups), low, block)[0]
 
 
-def recipe(job, model):
-    k, steps = job["special"], [json.loads(line) for line in open(job["rows"])]
-    texts, most = sum(row[0] == 0 for row in steps[0]), lambda lists: -(-max(map(len, lists)) // 64) * 64
-    # Of each step: rows with a suffix, and the others by length; a row as text, suffix and its place among vectors.
-    split = []
+def laid_out(steps, texts, num_pieces, k):
+    """Pieces, and of each step where vectors lie among their rows, and labels with the places that they are of."""
+    split = []  # of each step rows with a suffix, and the others by length: text, suffix, place among vectors
     for rows in steps:
         counts, placed = [0, 0], []
         for view, text, suffix in rows:
             placed.append((text, suffix, view * texts + counts[view]))
             counts[view] += 1
         plain = sorted((row for row in placed if not row[1]), key=lambda row: len(row[0]))
-        part = -(-len(plain) // job["pieces"])
-        split.append([[row for row in placed if row[1]], *(plain[i : i + part] for i in range(0, len(plain), part))])
-    pieces = [Piece([step[i] for step in split], k) for i in range(len(split[0]))]
-    gather, labels, places = [], [], []
+        part = -(-len(plain) // num_pieces)
+        split.append([[row for row in placed if row[1]], *(plain[i * part : (i + 1) * part] for i in range(num_pieces))])
+    pieces = [Piece(rows, k) for rows in zip(*split)]
+    gather, labels, places, each = [], [], [], pieces[0].suffix + k
     for step in split:
         place = [None] * (2 * texts)
-        for piece, rows, first in zip(pieces, step, np.cumsum([0] + [piece.rows for piece in pieces])):
+        for rows, first in zip(step, np.cumsum([0] + [piece.rows for piece in pieces])):
             for i, row in enumerate(rows):
                 place[row[2]] = first + i
         gather.append(place)
         # The last [E] predicts the suffix's first token, and each of its tokens the next.
-        each, whole = pieces[0].suffix + k, enumerate(step[0])
+        whole = enumerate(step[0])
         found = [(i * each + (j - 1 if j else each - 1), token) for i, row in whole for j, token in enumerate(row[1])]
         places.append([at for at, _ in found])
         labels.append([token for _, token in found])
-    longest = most(labels)
+    return pieces, gather, places, labels
+
+
+def recipe(job, model):
+    k, steps = job["special"], [json.loads(line) for line in open(job["rows"])]
+    texts = sum(row[0] == 0 for row in steps[0])
+    pieces, gather, places, labels = laid_out(steps, texts, job["pieces"], k)
+    longest = -(-max(map(len, labels)) // 64) * 64
     padded = lambda lists, value: [np.array(list(one) + [value] * (longest - len(one))) for one in lists]
     held = {"gather": list(map(np.array, gather)), "places": padded(places, 0), "labels": padded(labels, -100)}
     held = {name: [pinned(array) for array in arrays] for name, arrays in held.items()}

@@ -9,7 +9,7 @@
 // texts that are trained on are short, so that warps of a block often see other keys, and what they share is in the
 // first-level cache. Operands go from memory into registers, in orders that let a lane load four neighbours at once:
 // - of a step of 16 numbers of a head, lane i loads numbers 4 (i % 4) to 4 (i % 4) + 3 of its row, on both sides alike;
-// - of the outputs, column n of the 8 columns of product j is number n * NUMBERS + j of a head.
+// - of the outputs, column n of the 8 columns of product j is number n * 4 * PARTS + j of a head.
 
 constexpr int WARP_ROWS = 16;
 

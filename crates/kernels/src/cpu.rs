@@ -298,13 +298,36 @@ pub(crate) unsafe fn product(
 
 #[cfg(test)]
 mod tests {
-    use super::{View, exp, exp_of, gemm};
+    use super::{Given, View, exp, exp_of, gemm, matmul};
     use crate::vector::{LANES, Vector};
     use rand::{Rng as _, SeedableRng as _};
 
     /// Strides of `[rows, cols]`: numbers of a row side by side, of a column, of neither; with gaps and without.
     fn strides(rows: usize, cols: usize) -> [(usize, usize); 4] {
         [(cols, 1), (cols + 3, 1), (1, rows + 2), (2 * cols + 1, 2)]
+    }
+
+    #[test]
+    fn matrices_are_given_as_they_are_or_as_their_transposes() {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(3);
+        for (m, n, k) in [(1, 1, 1), (3, 5, 2), (40, 17, 33)] {
+            let mut numbers = |count: usize| (0..count).map(|_| rng.random_range(-1.0..1.0)).collect::<Vec<f32>>();
+            let (a, b) = (numbers(m * k), numbers(k * n));
+            let turned = |x: &[f32], rows: usize, cols: usize| -> Vec<f32> {
+                (0..cols).flat_map(|j| (0..rows).map(move |i| (i, j))).map(|(i, j)| x[i * cols + j]).collect()
+            };
+            let (a_turned, b_turned) = (turned(&a, m, k), turned(&b, k, n));
+            let sum =
+                |i: usize, j: usize| -> f64 { (0..k).map(|p| f64::from(a[i * k + p]) * f64::from(b[p * n + j])).sum() };
+            for left in [Given::AsIs(&a), Given::Transposed(&a_turned)] {
+                for right in [Given::AsIs(&b), Given::Transposed(&b_turned)] {
+                    for (at, found) in matmul((m, n, k), left, right).into_iter().enumerate() {
+                        let sum = sum(at / n, at % n);
+                        assert!((f64::from(found) - sum).abs() < 1e-5, "{m} {n} {k}: {found}, expected {sum}");
+                    }
+                }
+            }
+        }
     }
 
     /// Against sums in f64, over sizes with and without remainders, all kinds of views, added or not.

@@ -21,4 +21,4 @@ pub use damage::{Damage, DamageRecipe};
 pub use recipe::Recipe;
 pub use rows::{Position, RowStream, first_rows};
 pub use trainer::{Event, Outcome, RunOptions, Trainer, build_method, special_rows};
-pub use update::StepMetrics;
+pub use update::{StepMetrics, plans};

@@ -1,7 +1,7 @@
 //! Attention under visibility, and its gradients (cuda/attention.cuh, attention_tensor.cuh, attention_graph.cuh).
 
 use super::{Arg, Gpu, Pointer};
-use crate::ops::{AttentionMask, AttentionSpec};
+use crate::ops::{AttentionMask, AttentionSpec, WIDEST_ROUNDED};
 use candle_core::Result;
 use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 use std::sync::{Mutex, PoisonError};
@@ -191,9 +191,6 @@ unsafe fn attention_in_shares(gpu: &Gpu, a: Attention, num_shares: usize) -> Res
     Ok(out)
 }
 
-/// Numbers of a head for which registers hold sums of 16 rows and of what they are multiplied with.
-const WIDEST_ROUNDED: i32 = 128;
-
 /// How attention is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -251,7 +248,7 @@ pub(crate) unsafe fn attention(gpu: &Gpu, a: Attention, kind: Kind) -> Result<(C
         Arg::Pointer(gpu.pointer(&out)),
         Arg::Pointer(sums.as_ref().map_or(0, |sums| gpu.pointer(sums))),
     ];
-    let rounded = kind == Kind::ForBackward { rounds: true } && a.head_dim <= WIDEST_ROUNDED;
+    let rounded = kind == Kind::ForBackward { rounds: true } && a.head_dim as usize <= WIDEST_ROUNDED;
     let (name, shape) = if rounded {
         (a.kernel_of_width(names!("attention_graph"))?.0, (a.warp_blocks(a.num_rows() / y), THREADS, 0))
     } else {

@@ -37,7 +37,7 @@ impl DeviceMatrix {
         if self.is_bf16() { Precision::Bf16 } else { Precision::F32 }
     }
 
-    /// What products of a low-rank update beside it are computed in: its operands are f32.
+    /// What products of a low-rank update beside it are computed in, outside of groups: its operands are f32.
     pub(crate) fn update_precision(&self) -> Precision {
         if self.is_bf16() { Precision::Tf32 } else { Precision::F32 }
     }

@@ -20,6 +20,9 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use tiles::Group;
 
+/// Numbers of a head for which a GPU's registers hold sums of 16 rows beside what they are multiplied with.
+pub const WIDEST_ROUNDED: usize = 128;
+
 pub use mask::AttentionMask;
 pub use tiles::MANY_KEYS;
 
@@ -40,7 +43,7 @@ pub struct AttentionSpec {
     /// Scores become `cap * tanh(score / cap)`.
     pub softcap: Option<f32>,
     /// Products may be of bf16 numbers where the machine has units for them: on a CPU over many keys and outside any graph,
-    /// on a GPU.
+    /// on a GPU, within a graph for heads of up to [`WIDEST_ROUNDED`] numbers.
     pub bf16: bool,
 }
 

@@ -19,7 +19,7 @@ mod rows;
 mod swiglu;
 
 pub use add::add;
-pub use attention::{AttentionMask, AttentionSpec, MANY_KEYS, attention, attention_cached};
+pub use attention::{AttentionMask, AttentionSpec, MANY_KEYS, WIDEST_ROUNDED, attention, attention_cached};
 pub use cross_entropy::{Head, cross_entropy, logits};
 pub use dropout::dropout;
 pub use embed_inputs::{embed_inputs, embed_tokens};

@@ -1,27 +1,23 @@
 //! A recipe's whole training, and its rows as another program can read them.
 
 use crate::{Done, Failure, flops, print};
-use lapidary::layout::{Input, Layout, Plan, Rng, View};
+use lapidary::layout::{Input, Layout, Plan, View};
 use lapidary::model::BaseModel;
-use lapidary::train::{Event, Position, Recipe, RowStream, RunOptions, Trainer, build_method};
-use rand::SeedableRng as _;
+use lapidary::train::{Event, Position, Recipe, RowStream, RunOptions, Trainer, build_method, plans};
 use serde_json::json;
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 /// The plans of each step, as the trainer makes them.
-fn plans(recipe: &Recipe, base: &BaseModel) -> Result<Vec<Vec<Plan>>, Failure> {
+fn plans_of_steps(recipe: &Recipe, base: &BaseModel) -> Result<Vec<Vec<Plan>>, Failure> {
     let method = build_method(base, &recipe.method.name, recipe.method.settings.clone().into())?;
     let (budget, seed) = (&recipe.budget, recipe.seed);
-    let mut rows = RowStream::open(&recipe.data, &base.tokenizer, budget, seed, Position::default())?;
+    let mut rows = RowStream::open(&recipe.data, &base.tokenizer, budget, seed, Position::default())?
+        .pairs_alone(method.needs_positive());
     let of_step = |step: u64| {
-        let plan = |i: usize| {
-            let mut rng = Rng::seed_from_u64(seed);
-            rng.set_stream(1 + step * budget.batch_rows as u64 + i as u64);
-            Ok(method.train_plan(&rows.next_example()?.0, &mut rng)?)
-        };
-        (0..budget.batch_rows).map(plan).collect()
+        let examples = (0..budget.batch_rows).map(|_| rows.next_example()).collect::<Result<Vec<_>, _>>()?;
+        Ok(plans(recipe, method.as_ref(), examples.iter().map(|(example, _)| example), step)?)
     };
     (0..recipe.steps()).map(of_step).collect()
 }
@@ -53,11 +49,12 @@ fn write(steps: &[Vec<Plan>], to: &Path) -> Result<(), Failure> {
     Ok(file.flush()?)
 }
 
-/// Writes the rows of a recipe to `rows`, or trains by it and tells of the time within steps. Operations are those of the
+/// Writes the rows of a recipe to `rows`, or trains by it and tells of the wall time of its steps; CPU time is not told
+/// apart from that of what comes before and after them. Operations are those of the
 /// frozen weights' products: one pass over what needs no gradient, and there and back over the rest.
 pub(crate) fn run(mut base: BaseModel, recipe: &str, overrides: &[String], rows: Option<&Path>) -> Result<(), Failure> {
     let recipe = Recipe::parse(&std::fs::read_to_string(recipe)?, overrides)?;
-    let steps = plans(&recipe, &base)?;
+    let steps = plans_of_steps(&recipe, &base)?;
     if let Some(rows) = rows {
         return write(&steps, rows);
     }
@@ -69,7 +66,7 @@ pub(crate) fn run(mut base: BaseModel, recipe: &str, overrides: &[String], rows:
     let items = steps.iter().map(Vec::len).sum();
     let out = std::env::temp_dir().join(format!("workload-recipe-{}", std::process::id()));
     let options = RunOptions { out: out.clone(), checkpoint_every_steps: 0, keep_checkpoints: 1, stop_after_steps: 0 };
-    let (mut secs, before) = (0.0, kernels::process_cpu_secs());
+    let mut secs = 0.0;
     let mut trainer = Trainer::new(recipe, &mut base, options)?;
     trainer.run(&AtomicBool::new(false), &mut |event| {
         match event {
@@ -83,7 +80,6 @@ pub(crate) fn run(mut base: BaseModel, recipe: &str, overrides: &[String], rows:
         Ok(())
     })?;
     std::fs::remove_dir_all(out)?;
-    let cpu_secs = kernels::process_cpu_secs().zip(before).map(|(now, before)| now - before);
-    print(&Done { items, flops }, cpu_secs.unwrap_or(f64::NAN), secs);
+    print(&Done { items, flops }, f64::NAN, secs);
     Ok(())
 }

@@ -116,8 +116,9 @@ impl<'a> Passes<'a> {
             }
             let soft = self.soft(pass, states.as_ref())?;
             let dropout = dropout.as_mut().map(|(ratio, rng)| HiddenDropout { ratio: *ratio, rng });
-            // On a CPU short rows cost less in f32.
-            let bf16_attention = !decoder.device().is_cpu();
+            // With a graph and without, vectors are to be the same.
+            let is_rounded_in_graphs = decoder.config().head_dim <= ops::WIDEST_ROUNDED;
+            let bf16_attention = !decoder.device().is_cpu() && is_rounded_in_graphs;
             let soft = soft.as_ref();
             let options = ForwardOptions { adapter, soft, dropout, bf16_attention, observe: None };
             let found = decoder.forward(&segment, kv.reborrow(), options)?;

@@ -18,8 +18,7 @@ pub(crate) struct Stretch {
     pub(crate) like: Option<usize>,
 }
 
-/// The keys of their row that positions may see: ranges of all positions one after the other, where thousands of lists
-/// would each be a piece of memory.
+/// The keys of their row that positions may see: ranges of all positions one after the other, in one piece of memory.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Allowed {
     ranges: Vec<Range<u32>>,

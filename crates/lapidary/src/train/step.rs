@@ -372,14 +372,15 @@ impl Run<'_> {
             let Vectors { query, positive, negative } = gradient(&own);
             let d = z.dim(1)?;
             let (mut query, mut positive, mut negative) = (query.chunks(d), positive.chunks(d), negative.chunks(d));
-            let next = |view: &View| match view {
+            let mut next = |view: &View| match view {
                 View::Query => query.next(),
                 View::Positive => positive.next(),
                 View::Negative => negative.next(),
             };
+            let missing = || Error::Internal("a vector without a gradient".into());
+            let rows = views.iter().map(|view| next(view).ok_or_else(missing)).collect::<Result<Vec<_>, _>>()?;
             // The sum of z * dz has dz as its gradient by z: the closed form enters the graph here.
-            let flat: Vec<f32> = views.iter().filter_map(next).flatten().copied().collect();
-            let dz = Tensor::from_vec(flat, z.dims(), z.device())?;
+            let dz = Tensor::from_vec(rows.concat(), z.dims(), z.device())?;
             add((z * dz)?.sum_all()?)?;
         }
         let (places, ids) = labels(&batch.passes);

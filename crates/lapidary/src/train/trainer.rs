@@ -22,6 +22,7 @@ use layout::{Method, Rng, SpecialInit};
 use rand::SeedableRng as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::time::Instant;
 
 /// Rows over which the standardisation is fitted.
@@ -308,18 +309,10 @@ impl<'a> Trainer<'a> {
         let mut rows = RowStream::open(&recipe.data, tokenizer, &recipe.budget, recipe.seed, state.position)?
             .pairs_alone(method.needs_positive());
         std::thread::scope(|scope| {
-            // A batch is read while the one before it is learned from; more of them would only hold memory.
-            let (sender, batches) = std::sync::mpsc::sync_channel(0);
-            let first = state.step;
-            scope.spawn(move || {
-                for step in first..until {
-                    let batch = Batch::read(&mut rows, recipe, method, step);
-                    let is_last = batch.is_err();
-                    if sender.send(batch).is_err() || is_last {
-                        return;
-                    }
-                }
-            });
+            // A batch is read while the one before it is learned from, and no more than one.
+            let (sender, batches) = mpsc::sync_channel(0);
+            let steps = state.step..until;
+            scope.spawn(move || Batch::read_all(&mut rows, recipe, method, steps, &sender));
             while state.step < until && !stop.load(Ordering::Relaxed) {
                 let clock = Instant::now();
                 let batch = batches.recv().map_err(|_| Error::Internal("no batch of rows was read".into()))??;

@@ -14,6 +14,8 @@ use kernels::{AdamW, Device, Tensor, Var};
 use layout::{Example, Loss, Method, Plan, Rng};
 use rand::SeedableRng as _;
 use serde::Serialize;
+use std::ops::Range;
+use std::sync::mpsc::SyncSender;
 use std::time::Instant;
 
 /// Mean pairwise cosine of queries at and above which vectors have collapsed.
@@ -53,12 +55,32 @@ pub struct StepMetrics {
     pub temperature: f64,
     /// Mean cosine of different queries; null where no vectors are made.
     pub mean_pairwise_cosine: f64,
-    /// Positions run per second of this step.
+    /// Positions run per second of this step, in which rows are also waited for.
     pub tokens_per_sec: f64,
     /// Rows learned from so far.
     pub rows: u64,
-    /// Seconds of training so far.
+    /// Seconds of training so far, in which rows are also waited for.
     pub train_secs: f64,
+}
+
+/// What the method makes of the examples of the update behind `at_step` others.
+///
+/// # Errors
+/// When the method cannot learn from one of them.
+pub fn plans<'a>(
+    recipe: &Recipe,
+    method: &(dyn Method + Send + Sync),
+    examples: impl Iterator<Item = &'a Example>,
+    at_step: u64,
+) -> Result<Vec<Plan>, Error> {
+    let first = 1 + at_step * recipe.budget.batch_rows as u64;
+    let plan = |(row, example)| {
+        // Every row of the run has its own stream of random numbers: a resume needs no generator state.
+        let mut rng = Rng::seed_from_u64(recipe.seed);
+        rng.set_stream(row);
+        Ok(method.train_plan(example, &mut rng)?)
+    };
+    (first..).zip(examples).map(plan).collect()
 }
 
 /// Examples of one update, where they came from, and what the method makes of them.
@@ -74,7 +96,7 @@ impl Batch {
     ///
     /// # Errors
     /// When a row cannot be read, or the method cannot learn from it.
-    pub(super) fn read(
+    fn read(
         rows: &mut RowStream<'_>,
         recipe: &Recipe,
         method: &(dyn Method + Send + Sync),
@@ -82,14 +104,25 @@ impl Batch {
     ) -> Result<Self, Error> {
         let count = recipe.budget.batch_rows;
         let examples = (0..count).map(|_| rows.next_example()).collect::<Result<Vec<_>, _>>()?;
-        let plan = |(i, (example, _)): (usize, &(Example, RowRef))| {
-            // Every row of the run has its own stream of random numbers: a resume needs no generator state.
-            let mut rng = Rng::seed_from_u64(recipe.seed);
-            rng.set_stream(1 + at_step * count as u64 + i as u64);
-            method.train_plan(example, &mut rng)
-        };
-        let plans = examples.iter().enumerate().map(plan).collect::<Result<Vec<_>, _>>()?;
+        let plans = plans(recipe, method, examples.iter().map(|(example, _)| example), at_step)?;
         Ok(Self { examples, plans, position: rows.position() })
+    }
+
+    /// Reads a batch for each of these steps and hands it on, until one cannot be read or nobody takes them any more.
+    pub(super) fn read_all(
+        rows: &mut RowStream<'_>,
+        recipe: &Recipe,
+        method: &(dyn Method + Send + Sync),
+        steps: Range<u64>,
+        to: &SyncSender<Result<Self, Error>>,
+    ) {
+        for step in steps {
+            let batch = Self::read(rows, recipe, method, step);
+            let is_read = batch.is_ok();
+            if to.send(batch).is_err() || !is_read {
+                return;
+            }
+        }
     }
 }
 
