@@ -1,18 +1,21 @@
 """Times training, embedding, decoding and prefill on a GPU against PyTorch on the same one, the two sides in turn.
 
 usage: gpu_bench.py --workload PROGRAM --model MODEL.gguf --texts LINES.txt [--rounds N] [--only NAME]... [--out FILE.md]
-PROGRAM is the example `workload` built with the feature `cuda`. Both sides use bf16; PyTorch is `gpu_peers.py` beside this
+PROGRAM is the example `workload` built with the feature `cuda`; the recipe learns from LINES.txt, all else reads it. Both sides use bf16; PyTorch is `gpu_peers.py` beside this
 file, on weights of the same shape, with SDPA and torch.compile, and with CUDA graphs but for embedding.
 Needs PyTorch with CUDA, and CUDA's libraries where the loader finds them.
 """
-import argparse, json, statistics, subprocess, sys
+import argparse, json, statistics, subprocess, sys, tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
 
 
-def contests(model, texts):
+def contests(model, texts, rows):
     ours = {"model": model, "weights": "bf16", "cuda": True, "texts": texts}
+    size = ["budget.rows=32000", "budget.batch_rows=512", "budget.micro_batch_tokens=65536"]
+    recipe = {"work": "recipe", "recipe": str(HERE.parent / "recipes/gem.toml"),
+              "overrides": [f"data.paths={json.dumps([texts])}", *size]}
     train = lambda scope, rows, tokens: (
         {**ours, "work": "train", "scope": scope, "full": False, "rows": rows, "tokens": tokens, "dropout": "delete",
          "micro_batch_tokens": 65536},
@@ -23,6 +26,11 @@ def contests(model, texts):
         "train, special, 512 rows of 32": train("special", 512, 32),
         "train, special, 128 rows of 256": train("special", 128, 256),
         "train, all, 512 rows of 32": train("all", 512, 32),
+        "recipe, 32,000 rows": (
+            {**ours, **recipe},
+            {"work": "recipe", "rows": rows, "special": 10, "pieces": 2, "rank": 8, "lora_alpha": 64,
+             "learning_rate": 1e-3},
+        ),
         "embed, 2,000 sentences": (
             {**ours, "work": "embed", "batch_tokens": 32768, "encoded": True},
             {"work": "embed", "num_texts": 2000, "min_tokens": 8, "max_tokens": 48, "batch_tokens": 32768},
@@ -65,9 +73,13 @@ def main():
     args = parser.parse_args()
     sides = [[args.workload], [sys.executable, str(HERE / "gpu_peers.py")]]
     rows = ["| work | ours, a second | PyTorch, a second | ratio | ours, TFLOP/s | peak MiB, ours | PyTorch |", "|---|---|---|---|---|---|---|"]
-    for name, jobs in contests(args.model, args.texts).items():
+    rows_of_recipe = str(Path(tempfile.mkdtemp()) / "rows.jsonl")
+    for name, jobs in contests(args.model, args.texts, rows_of_recipe).items():
         if args.only and not any(part in name for part in args.only):
             continue
+        if jobs[1]["work"] == "recipe":
+            written = {**jobs[0], "cuda": False, "rows": rows_of_recipe, "repeat": 1}
+            subprocess.run([args.workload, json.dumps(written)], check=True)
         found = [[], []]
         for _ in range(args.rounds):
             for lines, side, job in zip(found, sides, jobs):
