@@ -3,7 +3,7 @@
 //! operations a second (a multiply-add is two) and bytes a second, of all threads together (`RAYON_NUM_THREADS`).
 
 use kernels::ops::{RoundedProduct, Weight, linear};
-use kernels::{Device, Matrix, Tensor};
+use kernels::{Device, Matrix, StorageType, Tensor};
 use rayon::prelude::*;
 use std::hint::black_box;
 use std::sync::Arc;
@@ -12,6 +12,17 @@ use std::time::Instant;
 /// Outputs and inputs of the linear maps of SmolLM2-135M: query and output, key and value, gate and up, down.
 const SHAPES: [(usize, usize); 4] = [(576, 576), (192, 576), (1536, 576), (576, 1536)];
 const TOKENS: usize = 2048;
+/// Weights that a token is multiplied with: of SmolLM2-135M as it is shipped, and of the shape of Llama 3.2 1B.
+const OF_ONE_ROW: [(StorageType, usize, usize); 6] = [
+    (StorageType::Q4_1, 1536, 576),
+    (StorageType::Q4_0, 8192, 2048),
+    (StorageType::Q4_1, 8192, 2048),
+    (StorageType::Q8_0, 8192, 2048),
+    (StorageType::Q4_K, 8192, 2048),
+    (StorageType::Q6_K, 8192, 2048),
+];
+/// Bytes of weights that are multiplied one after the other: more than the caches near the cores hold.
+const WEIGHTS: usize = 256 << 20;
 /// Each figure is the best of so many tries: others use the machine too.
 const TRIES: usize = 9;
 
@@ -36,6 +47,10 @@ fn print_all() -> Result<(), kernels::Error> {
         if let Some(rate) = product_of_rounded(out, input)? {
             lines.push(format!("\"product_bf16_rows_{out}x{input}\": {rate:.4e}"));
         }
+    }
+    for (storage_type, out, input) in OF_ONE_ROW {
+        let bytes = read_by_products(storage_type, out, input)?;
+        lines.push(format!("\"read_by_{storage_type:?}_{out}x{input}_bytes\": {bytes:.4e}"));
     }
     println!("{{\"threads\": {threads}, {}}}", lines.join(", "));
     Ok(())
@@ -91,6 +106,23 @@ fn product_of_rounded(out: usize, input: usize) -> Result<Option<f64>, kernels::
         rate(out, input, || {
             black_box(product.run());
         })
+    }))
+}
+
+/// Bytes of weights a second that products with one row read, from memory: matrices in turn.
+fn read_by_products(storage_type: StorageType, out: usize, input: usize) -> Result<f64, kernels::Error> {
+    let bytes = out * input / storage_type.block_size() * storage_type.type_size();
+    // Numbers of any size but no infinity, which some patterns would stand for.
+    let stored: Vec<u8> = (0..bytes).map(|i| (i * 7919 % 251) as u8 & 0x3b).collect();
+    let matrices =
+        (0..WEIGHTS / bytes).map(|_| Ok(Weight::Frozen(Arc::new(Matrix::new(storage_type, out, input, &stored)?))));
+    let matrices = matrices.collect::<Result<Vec<_>, kernels::Error>>()?;
+    let x = Tensor::from_vec(numbers(input), (1, input), &Device::Cpu)?;
+    linear(&x, &matrices[0], None, None)?;
+    Ok(best((bytes * matrices.len()) as f64, || {
+        matrices.iter().for_each(|matrix| {
+            black_box(linear(&x, matrix, None, None).ok());
+        });
     }))
 }
 

@@ -23,16 +23,16 @@ enum Storage {
     F32(Vec<f32>),
     F16(Vec<f16>),
     BF16(Vec<bf16>),
-    Q4_0(Vec<quantised::Q4_0>),
-    Q4_1(Vec<quantised::Q4_1>),
-    Q5_0(Vec<quantised::Q5_0>),
-    Q5_1(Vec<quantised::Q5_1>),
-    Q8_0(Vec<quantised::Q8_0>),
+    Q4_0(quantised::Rows<{ size_of::<quantised::Q4_0>() }>),
+    Q4_1(quantised::Rows<{ size_of::<quantised::Q4_1>() }>),
+    Q5_0(quantised::Rows<{ size_of::<quantised::Q5_0>() }>),
+    Q5_1(quantised::Rows<{ size_of::<quantised::Q5_1>() }>),
+    Q8_0(quantised::Rows<{ size_of::<quantised::Q8_0>() }>),
     Q2K(Vec<k_quants::BlockQ2K>),
     Q3K(Vec<k_quants::BlockQ3K>),
-    Q4K(Vec<quantised::Q4K>),
-    Q5K(Vec<quantised::Q5K>),
-    Q6K(Vec<quantised::Q6K>),
+    Q4K(quantised::Rows<{ size_of::<quantised::Q4K>() }>),
+    Q5K(quantised::Rows<{ size_of::<quantised::Q5K>() }>),
+    Q6K(quantised::Rows<{ size_of::<quantised::Q6K>() }>),
     /// Rounded for faster products: W^T for the forward pass, and W as bf16 once a backward pass asks for it.
     Packed {
         forward: Packed,
@@ -81,9 +81,8 @@ impl Matrix {
                 storage_type.block_size()
             );
         }
-        let expected = (cols / storage_type.block_size())
-            .checked_mul(storage_type.type_size())
-            .and_then(|row| row.checked_mul(rows));
+        let blocks = cols / storage_type.block_size();
+        let expected = blocks.checked_mul(storage_type.type_size()).and_then(|row| row.checked_mul(rows));
         if expected != Some(bytes.len()) {
             bail!("{storage_type:?} matrix [{rows}, {cols}]: expected {expected:?} bytes, found {}", bytes.len());
         }
@@ -91,16 +90,16 @@ impl Matrix {
             StorageType::F32 => Storage::F32(copy_as(bytes)),
             StorageType::F16 => Storage::F16(copy_as(bytes)),
             StorageType::BF16 => Storage::BF16(copy_as(bytes)),
-            StorageType::Q4_0 => Storage::Q4_0(copy_as(bytes)),
-            StorageType::Q4_1 => Storage::Q4_1(copy_as(bytes)),
-            StorageType::Q5_0 => Storage::Q5_0(copy_as(bytes)),
-            StorageType::Q5_1 => Storage::Q5_1(copy_as(bytes)),
-            StorageType::Q8_0 => Storage::Q8_0(copy_as(bytes)),
+            StorageType::Q4_0 => Storage::Q4_0(quantised::Rows::new(bytes, blocks)),
+            StorageType::Q4_1 => Storage::Q4_1(quantised::Rows::new(bytes, blocks)),
+            StorageType::Q5_0 => Storage::Q5_0(quantised::Rows::new(bytes, blocks)),
+            StorageType::Q5_1 => Storage::Q5_1(quantised::Rows::new(bytes, blocks)),
+            StorageType::Q8_0 => Storage::Q8_0(quantised::Rows::new(bytes, blocks)),
             StorageType::Q2_K => Storage::Q2K(copy_as(bytes)),
             StorageType::Q3_K => Storage::Q3K(copy_as(bytes)),
-            StorageType::Q4_K => Storage::Q4K(copy_as(bytes)),
-            StorageType::Q5_K => Storage::Q5K(copy_as(bytes)),
-            StorageType::Q6_K => Storage::Q6K(copy_as(bytes)),
+            StorageType::Q4_K => Storage::Q4K(quantised::Rows::new(bytes, blocks)),
+            StorageType::Q5_K => Storage::Q5K(quantised::Rows::new(bytes, blocks)),
+            StorageType::Q6_K => Storage::Q6K(quantised::Rows::new(bytes, blocks)),
         };
         Ok(Self::of(storage, storage_type, rows, cols))
     }
@@ -205,16 +204,16 @@ impl Matrix {
             Storage::F32(v) => out.copy_from_slice(&v[range]),
             Storage::F16(v) => v[range].iter().zip(out).for_each(|(x, y)| *y = x.to_f32()),
             Storage::BF16(v) => v[range].iter().zip(out).for_each(|(x, y)| *y = x.to_f32()),
-            Storage::Q4_1(v) => quantised::write(&v[range], out),
-            Storage::Q8_0(v) => quantised::write(&v[range], out),
-            Storage::Q4_0(v) => quantised::write(&v[range], out),
-            Storage::Q5_0(v) => quantised::write(&v[range], out),
-            Storage::Q5_1(v) => quantised::write(&v[range], out),
+            Storage::Q4_1(rows) => rows.write(i, out),
+            Storage::Q8_0(rows) => rows.write(i, out),
+            Storage::Q4_0(rows) => rows.write(i, out),
+            Storage::Q5_0(rows) => rows.write(i, out),
+            Storage::Q5_1(rows) => rows.write(i, out),
             Storage::Q2K(v) => GgmlType::to_float(&v[range], out),
             Storage::Q3K(v) => GgmlType::to_float(&v[range], out),
-            Storage::Q4K(v) => quantised::write(&v[range], out),
-            Storage::Q5K(v) => quantised::write(&v[range], out),
-            Storage::Q6K(v) => quantised::write(&v[range], out),
+            Storage::Q4K(rows) => rows.write(i, out),
+            Storage::Q5K(rows) => rows.write(i, out),
+            Storage::Q6K(rows) => rows.write(i, out),
             Storage::Packed { forward, .. } => forward.column(i, out),
         }
     }
@@ -279,34 +278,26 @@ impl Matrix {
     fn forward_few(&self, x: &[f32], t: usize, y: &mut [f32]) {
         // [rows, t], transposed at the end: a thread owns whole rows of it.
         let mut by_row = vec![0f32; self.rows * t];
-        let chunks = by_row.par_chunks_mut(64 * t).enumerate();
-        chunks.for_each(|(chunk, out)| self.dots(chunk * 64, x, t, out));
+        match &self.storage {
+            Storage::Q4_0(rows) => rows.dots(x, t, &mut by_row),
+            Storage::Q4_1(rows) => rows.dots(x, t, &mut by_row),
+            Storage::Q5_0(rows) => rows.dots(x, t, &mut by_row),
+            Storage::Q5_1(rows) => rows.dots(x, t, &mut by_row),
+            Storage::Q8_0(rows) => rows.dots(x, t, &mut by_row),
+            Storage::Q4K(rows) => rows.dots(x, t, &mut by_row),
+            Storage::Q5K(rows) => rows.dots(x, t, &mut by_row),
+            Storage::Q6K(rows) => rows.dots(x, t, &mut by_row),
+            _ => by_row.par_chunks_mut(64 * t).enumerate().for_each(|(chunk, out)| {
+                let mut row = vec![0f32; self.cols];
+                for (r, out) in out.chunks_mut(t).enumerate() {
+                    self.dequantise_row(chunk * 64 + r, &mut row);
+                    out.iter_mut().zip(x.chunks(self.cols)).for_each(|(out, x)| *out = cpu::dot(&row, x));
+                }
+            }),
+        }
         for (r, values) in by_row.chunks(t).enumerate() {
             for (i, value) in values.iter().enumerate() {
                 y[i * self.rows + r] = *value;
-            }
-        }
-    }
-
-    /// Products of the rows from `first` on with a few rows of `x`, `[_, t]`.
-    fn dots(&self, first: usize, x: &[f32], t: usize, out: &mut [f32]) {
-        let blocks = self.cols / self.storage_type.block_size();
-        let range = first * blocks..(first + out.len() / t) * blocks;
-        match &self.storage {
-            Storage::Q4_1(v) => quantised::dots(&v[range], blocks, x, t, out),
-            Storage::Q8_0(v) => quantised::dots(&v[range], blocks, x, t, out),
-            Storage::Q4_0(v) => quantised::dots(&v[range], blocks, x, t, out),
-            Storage::Q5_0(v) => quantised::dots(&v[range], blocks, x, t, out),
-            Storage::Q5_1(v) => quantised::dots(&v[range], blocks, x, t, out),
-            Storage::Q5K(v) => quantised::dots(&v[range], blocks, x, t, out),
-            Storage::Q4K(v) => quantised::dots(&v[range], blocks, x, t, out),
-            Storage::Q6K(v) => quantised::dots(&v[range], blocks, x, t, out),
-            _ => {
-                let mut row = vec![0f32; self.cols];
-                for (r, out) in out.chunks_mut(t).enumerate() {
-                    self.dequantise_row(first + r, &mut row);
-                    out.iter_mut().zip(x.chunks(self.cols)).for_each(|(out, x)| *out = cpu::dot(&row, x));
-                }
             }
         }
     }
