@@ -97,22 +97,22 @@ const _: () = assert!(FEW_ROWS / BLOCK * 4 == BLOCK);
 enum Lines {
     None,
     Four,
-    /// Those of a step of a panel.
+    /// Those of a step of a panel, and those of the step before into the nearest cache.
     All,
 }
 
 impl Ahead {
-    /// The share of block `block` in fetching the panel at `panel`, which the same rows meet next: an eighth, or all of it
-    /// where `num_blocks` is one, which waits for memory anyway. Many rows meet panels that have stayed. The panel need not be
-    /// one of ours: what is asked for is not read.
-    pub(crate) fn new(panel: *const u16, (block, num_blocks): (usize, usize), steps: usize) -> Self {
+    /// The share of block `block` in fetching the panel `next` behind `panel`, which the same rows meet next: an eighth. Where
+    /// `num_blocks` is one, all that is read is waited for: each step asks for the second behind it, and once more, into the
+    /// nearest cache, for the first. Many rows meet panels that have stayed. What is asked for need not be ours: it is not
+    /// read.
+    pub(crate) fn new([panel, next]: [*const u16; 2], (block, num_blocks): (usize, usize), steps: usize) -> Self {
         const FEW: usize = FEW_ROWS / BLOCK;
-        let lines = match num_blocks {
-            1 => Lines::All,
-            2..=FEW => Lines::Four,
-            _ => Lines::None,
-        };
-        Self { next: panel.wrapping_add(block * steps * 4 * BLOCK), lines }
+        match num_blocks {
+            1 => Self { next: panel.wrapping_add(2 * BLOCK * BLOCK), lines: Lines::All },
+            2..=FEW => Self { next: next.wrapping_add(block * steps * 4 * BLOCK), lines: Lines::Four },
+            _ => Self { next, lines: Lines::None },
+        }
     }
 }
 
@@ -209,7 +209,15 @@ macro_rules! block {
             ),
             Lines::All => sums!(
                 $dot,
-                ["mov {keep:e}, 32", "4:", "prefetcht1 [{next}]", "add {next}, 64", "dec {keep:e}", "jnz 4b"],
+                [
+                    "mov {keep:e}, 32",
+                    "4:",
+                    "prefetcht1 [{next}]",
+                    "prefetcht0 [{next} - 2048]",
+                    "add {next}, 64",
+                    "dec {keep:e}",
+                    "jnz 4b"
+                ],
                 [],
                 $of
             ),

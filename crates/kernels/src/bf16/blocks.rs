@@ -269,7 +269,7 @@ impl Blocks {
             #[cfg(target_arch = "x86_64")]
             Units::Amx => {
                 let next = b.wrapping_add(lines_of_panel * BLOCK);
-                let ahead = amx::Ahead::new(next, (first / BLOCK, num_blocks), steps);
+                let ahead = amx::Ahead::new([b, next], (first / BLOCK, num_blocks), steps);
                 // SAFETY: the units were found to be there and the tiles are set up on this thread; the slices above
                 // have the rows and lines that are read, and for the outputs the caller answers.
                 unsafe { amx::block(packed.format(), a, (b, ahead), steps, (out, stride, false)) };
@@ -287,7 +287,7 @@ impl Packed {
     #[inline]
     pub(crate) fn finish(&self, x: &Rounded, (first, panel): (usize, usize), out: &mut Outputs) {
         if self.columns.is_some() {
-            self.scale_sums(&x.scales[first..first + BLOCK], panel, &mut out.0);
+            self.scale_sums(&x.scales[first..x.rows.min(first + BLOCK)], panel, &mut out.0);
         }
     }
 

@@ -83,7 +83,7 @@ impl Job<'_> {
                 // operands of its rows and panels are there.
                 unsafe {
                     self.blocks(|Operands { a, b, next, steps, matrix, place, .. }, (c, stride), keep| {
-                        let ahead = amx::Ahead::new(next, place, steps);
+                        let ahead = amx::Ahead::new([b, next], place, steps);
                         amx::block(matrix.format(), a, (b, ahead), steps, (c, stride, keep));
                     });
                 }
@@ -114,6 +114,7 @@ impl Job<'_> {
                 block(sides.at(panel, first, place), c, keep || i > 0);
             }
         };
+        let mut whole = [[0f32; BLOCK]; BLOCK];
         for (panel, first) in places(self.rows.clone(), self.panels.clone(), bytes_met(self.terms)) {
             let first_column = panel * BLOCK - self.columns.start;
             let columns = BLOCK.min(self.columns.len() - first_column);
@@ -124,17 +125,18 @@ impl Job<'_> {
                 run(panel, first, (c, self.output.stride), self.keep);
                 continue;
             }
-            let mut whole = [[0f32; BLOCK]; BLOCK];
             run(panel, first, (whole.as_mut_ptr().cast(), BLOCK), false);
             if let Some(Term { x, matrix, .. }) = scaled {
-                matrix.scale_sums(&x.scales[first..first + BLOCK], panel, &mut whole);
+                matrix.scale_sums(&x.scales[first..first + rows], panel, &mut whole);
             }
             for (row, values) in whole.iter().enumerate().take(rows) {
-                for (column, value) in values.iter().enumerate().take(columns) {
-                    // SAFETY: the output has these rows and columns; with `keep` they hold numbers.
-                    unsafe {
-                        let c = c.add(row * self.output.stride + column);
-                        *c = if self.keep { *c + value } else { *value };
+                // SAFETY: the output has these rows and columns, of which nobody else has any; with `keep` they hold numbers.
+                unsafe {
+                    let c = c.add(row * self.output.stride);
+                    if self.keep {
+                        values[..columns].iter().enumerate().for_each(|(column, value)| *c.add(column) += value);
+                    } else {
+                        c.copy_from_nonoverlapping(values.as_ptr(), columns);
                     }
                 }
             }
