@@ -5,7 +5,7 @@ use crate::bf16::{Format, Packed, Units};
 use crate::cpu::{self, View, rows_of};
 #[cfg(feature = "cuda")]
 use crate::cuda::{DeviceMatrix, Gpu};
-use crate::quantised;
+use crate::quantised::{self, Quantised, of_blocks};
 use candle_core::quantized::{GgmlType, k_quants};
 use candle_core::{Result, bail};
 use half::{bf16, f16};
@@ -15,24 +15,13 @@ use std::sync::OnceLock;
 
 /// Numbers made f32 at a time: a block of rows stays in cache between its conversion and its product.
 const BLOCK_NUMBERS: usize = 1 << 19;
-/// Up to this many rows of input, one pass over the weights with each row converted in place is fastest; as many as
-/// [`quantised::dots`] takes.
-const FEW_ROWS: usize = 8;
-
 enum Storage {
     F32(Vec<f32>),
     F16(Vec<f16>),
     BF16(Vec<bf16>),
-    Q4_0(quantised::Rows<{ size_of::<quantised::Q4_0>() }>),
-    Q4_1(quantised::Rows<{ size_of::<quantised::Q4_1>() }>),
-    Q5_0(quantised::Rows<{ size_of::<quantised::Q5_0>() }>),
-    Q5_1(quantised::Rows<{ size_of::<quantised::Q5_1>() }>),
-    Q8_0(quantised::Rows<{ size_of::<quantised::Q8_0>() }>),
+    Quantised(Box<dyn Quantised>),
     Q2K(Vec<k_quants::BlockQ2K>),
     Q3K(Vec<k_quants::BlockQ3K>),
-    Q4K(quantised::Rows<{ size_of::<quantised::Q4K>() }>),
-    Q5K(quantised::Rows<{ size_of::<quantised::Q5K>() }>),
-    Q6K(quantised::Rows<{ size_of::<quantised::Q6K>() }>),
     /// Rounded for faster products: W^T for the forward pass, and W as bf16 once a backward pass asks for it.
     Packed {
         forward: Packed,
@@ -90,16 +79,16 @@ impl Matrix {
             StorageType::F32 => Storage::F32(copy_as(bytes)),
             StorageType::F16 => Storage::F16(copy_as(bytes)),
             StorageType::BF16 => Storage::BF16(copy_as(bytes)),
-            StorageType::Q4_0 => Storage::Q4_0(quantised::Rows::new(bytes, blocks)),
-            StorageType::Q4_1 => Storage::Q4_1(quantised::Rows::new(bytes, blocks)),
-            StorageType::Q5_0 => Storage::Q5_0(quantised::Rows::new(bytes, blocks)),
-            StorageType::Q5_1 => Storage::Q5_1(quantised::Rows::new(bytes, blocks)),
-            StorageType::Q8_0 => Storage::Q8_0(quantised::Rows::new(bytes, blocks)),
+            StorageType::Q4_0 => Storage::Quantised(of_blocks::<{ size_of::<quantised::Q4_0>() }>(bytes, blocks)),
+            StorageType::Q4_1 => Storage::Quantised(of_blocks::<{ size_of::<quantised::Q4_1>() }>(bytes, blocks)),
+            StorageType::Q5_0 => Storage::Quantised(of_blocks::<{ size_of::<quantised::Q5_0>() }>(bytes, blocks)),
+            StorageType::Q5_1 => Storage::Quantised(of_blocks::<{ size_of::<quantised::Q5_1>() }>(bytes, blocks)),
+            StorageType::Q8_0 => Storage::Quantised(of_blocks::<{ size_of::<quantised::Q8_0>() }>(bytes, blocks)),
+            StorageType::Q4_K => Storage::Quantised(of_blocks::<{ size_of::<quantised::Q4K>() }>(bytes, blocks)),
+            StorageType::Q5_K => Storage::Quantised(of_blocks::<{ size_of::<quantised::Q5K>() }>(bytes, blocks)),
+            StorageType::Q6_K => Storage::Quantised(of_blocks::<{ size_of::<quantised::Q6K>() }>(bytes, blocks)),
             StorageType::Q2_K => Storage::Q2K(copy_as(bytes)),
             StorageType::Q3_K => Storage::Q3K(copy_as(bytes)),
-            StorageType::Q4_K => Storage::Q4K(quantised::Rows::new(bytes, blocks)),
-            StorageType::Q5_K => Storage::Q5K(quantised::Rows::new(bytes, blocks)),
-            StorageType::Q6_K => Storage::Q6K(quantised::Rows::new(bytes, blocks)),
         };
         Ok(Self::of(storage, storage_type, rows, cols))
     }
@@ -204,16 +193,9 @@ impl Matrix {
             Storage::F32(v) => out.copy_from_slice(&v[range]),
             Storage::F16(v) => v[range].iter().zip(out).for_each(|(x, y)| *y = x.to_f32()),
             Storage::BF16(v) => v[range].iter().zip(out).for_each(|(x, y)| *y = x.to_f32()),
-            Storage::Q4_1(rows) => rows.write(i, out),
-            Storage::Q8_0(rows) => rows.write(i, out),
-            Storage::Q4_0(rows) => rows.write(i, out),
-            Storage::Q5_0(rows) => rows.write(i, out),
-            Storage::Q5_1(rows) => rows.write(i, out),
+            Storage::Quantised(rows) => rows.write(i, out),
             Storage::Q2K(v) => GgmlType::to_float(&v[range], out),
             Storage::Q3K(v) => GgmlType::to_float(&v[range], out),
-            Storage::Q4K(rows) => rows.write(i, out),
-            Storage::Q5K(rows) => rows.write(i, out),
-            Storage::Q6K(rows) => rows.write(i, out),
             Storage::Packed { forward, .. } => forward.column(i, out),
         }
     }
@@ -254,7 +236,7 @@ impl Matrix {
         if t == 0 {
             return Vec::new();
         }
-        if t <= FEW_ROWS && !matches!(self.storage, Storage::Packed { .. }) {
+        if t <= self.few_rows() {
             let mut y = vec![0f32; t * self.rows];
             self.forward_few(x, t, &mut y);
             return y;
@@ -275,18 +257,20 @@ impl Matrix {
         y
     }
 
+    /// Up to so many rows of input, one pass over the weights with each row converted in place is fastest.
+    fn few_rows(&self) -> usize {
+        match &self.storage {
+            Storage::Quantised(rows) => rows.few_rows(),
+            Storage::Packed { .. } => 0,
+            _ => quantised::FEW_ROWS,
+        }
+    }
+
     fn forward_few(&self, x: &[f32], t: usize, y: &mut [f32]) {
         // [rows, t], transposed at the end: a thread owns whole rows of it.
         let mut by_row = vec![0f32; self.rows * t];
         match &self.storage {
-            Storage::Q4_0(rows) => rows.dots(x, t, &mut by_row),
-            Storage::Q4_1(rows) => rows.dots(x, t, &mut by_row),
-            Storage::Q5_0(rows) => rows.dots(x, t, &mut by_row),
-            Storage::Q5_1(rows) => rows.dots(x, t, &mut by_row),
-            Storage::Q8_0(rows) => rows.dots(x, t, &mut by_row),
-            Storage::Q4K(rows) => rows.dots(x, t, &mut by_row),
-            Storage::Q5K(rows) => rows.dots(x, t, &mut by_row),
-            Storage::Q6K(rows) => rows.dots(x, t, &mut by_row),
+            Storage::Quantised(rows) => rows.dots(x, t, &mut by_row),
             _ => by_row.par_chunks_mut(64 * t).enumerate().for_each(|(chunk, out)| {
                 let mut row = vec![0f32; self.cols];
                 for (r, out) in out.chunks_mut(t).enumerate() {

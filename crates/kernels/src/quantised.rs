@@ -245,11 +245,33 @@ impl Block for Q8_0 {
     }
 }
 
+/// Rows of input that rows of blocks one after the other are multiplied with at a time.
+pub(crate) const FEW_ROWS: usize = 8;
 /// Blocks that are turned into f32 at a time.
 const AT_ONCE: usize = 16;
 
+/// A matrix of rows of quantised blocks.
+pub(crate) trait Quantised: Send + Sync {
+    /// The numbers of row `i`.
+    fn write(&self, i: usize, out: &mut [f32]);
+
+    /// Up to how many rows of input [`Self::dots`] is faster than a product of f32 numbers.
+    fn few_rows(&self) -> usize;
+
+    /// Products of all rows with `t` rows of `x`, at most [`Self::few_rows`], `[rows, t]`.
+    fn dots(&self, x: &[f32], t: usize, out: &mut [f32]);
+}
+
+/// From rows of so many blocks of SIZE bytes each.
+pub(crate) fn of_blocks<const SIZE: usize>(bytes: &[u8], of_row: usize) -> Box<dyn Quantised>
+where
+    [u8; SIZE]: Interleave,
+{
+    Box::new(Rows::<SIZE>::new(bytes, of_row))
+}
+
 /// Rows of blocks of so many bytes, as the machine at hand multiplies them fastest.
-pub(crate) struct Rows<const SIZE: usize> {
+struct Rows<const SIZE: usize> {
     blocks: Vec<[u8; SIZE]>,
     /// Blocks of a row.
     of_row: usize,
@@ -262,8 +284,7 @@ impl<const SIZE: usize> Rows<SIZE>
 where
     [u8; SIZE]: Interleave,
 {
-    /// From rows of so many blocks.
-    pub(crate) fn new(bytes: &[u8], of_row: usize) -> Self {
+    fn new(bytes: &[u8], of_row: usize) -> Self {
         #[cfg(target_arch = "x86_64")]
         if interleaved::has_units() {
             return Self { blocks: interleaved::interleave(bytes, of_row), of_row, interleaved: true };
@@ -280,9 +301,13 @@ where
             interleaved: false,
         }
     }
+}
 
-    /// The numbers of row `i`.
-    pub(crate) fn write(&self, i: usize, out: &mut [f32]) {
+impl<const SIZE: usize> Quantised for Rows<SIZE>
+where
+    [u8; SIZE]: Interleave,
+{
+    fn write(&self, i: usize, out: &mut [f32]) {
         #[cfg(target_arch = "x86_64")]
         if self.interleaved {
             let mut some = [[0u8; SIZE]; AT_ONCE];
@@ -298,8 +323,15 @@ where
         write(&self.blocks[i * self.of_row..(i + 1) * self.of_row], out);
     }
 
-    /// Products of all rows with `t` rows of `x`, at most eight, `[rows, t]`.
-    pub(crate) fn dots(&self, x: &[f32], t: usize, out: &mut [f32]) {
+    fn few_rows(&self) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if self.interleaved {
+            return 48;
+        }
+        FEW_ROWS
+    }
+
+    fn dots(&self, x: &[f32], t: usize, out: &mut [f32]) {
         const ROWS: usize = 64;
         let each = out.par_chunks_mut(ROWS * t).zip(self.blocks.par_chunks(ROWS * self.of_row));
         #[cfg(target_arch = "x86_64")]
@@ -420,7 +452,7 @@ mod tests {
         let (mut rng, blocks) = (ChaCha8Rng::seed_from_u64(SIZE as u64), 5);
         let bytes = random_rows::<SIZE>(&mut rng, ROWS * blocks, halves);
         let cols = blocks * <[u8; SIZE]>::PARTS * PART;
-        let x: Vec<f32> = (0..8 * cols).map(|_| rng.random_range(-1.0..1.0)).collect();
+        let x: Vec<f32> = (0..11 * cols).map(|_| rng.random_range(-1.0..1.0)).collect();
         let ways = [Rows::<SIZE>::new(&bytes, blocks), Rows::one_by_one(&bytes, blocks)];
         let mut numbers = vec![0f32; ROWS * cols];
         numbers.chunks_mut(cols).enumerate().for_each(|(i, row)| ways[1].write(i, row));
@@ -430,16 +462,17 @@ mod tests {
                 way.write(i, &mut row);
                 assert_eq!(row, expected, "{SIZE} bytes, row {i}");
             }
-            let mut together = vec![0f32; ROWS * 8];
-            way.dots(&x, 8, &mut together);
-            for t in 1..8 {
+            let most = way.few_rows().min(11);
+            let mut together = vec![0f32; ROWS * most];
+            way.dots(&x[..most * cols], most, &mut together);
+            for t in 1..most {
                 let mut some = vec![0f32; ROWS * t];
                 way.dots(&x[..t * cols], t, &mut some);
-                for (some, all) in some.chunks(t).zip(together.chunks(8)) {
+                for (some, all) in some.chunks(t).zip(together.chunks(most)) {
                     assert_eq!(some, &all[..t], "{SIZE} bytes, {t} rows");
                 }
             }
-            for (row, found) in numbers.chunks(cols).zip(together.chunks(8)) {
+            for (row, found) in numbers.chunks(cols).zip(together.chunks(most)) {
                 for (x, found) in x.chunks(cols).zip(found) {
                     let terms = row.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
                     let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));

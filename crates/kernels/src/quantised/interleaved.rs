@@ -146,51 +146,45 @@ where
     }
 }
 
-/// Products of the rows that lie at `rows`, sixteen at a time, with `t` rows of `x`, at most eight, `[rows, t]`.
+/// Products of the rows that lie at `rows`, sixteen at a time, with `t` rows of `x`, `[rows, t]`.
 pub(super) fn dots<const SIZE: usize>(rows: &[[u8; SIZE]], blocks: usize, x: &[Piece], t: usize, out: &mut [f32])
 where
     [u8; SIZE]: Interleave,
 {
-    match t {
-        1 => groups::<1, SIZE>(rows, blocks, x, out),
-        2 => groups::<2, SIZE>(rows, blocks, x, out),
-        3 => groups::<3, SIZE>(rows, blocks, x, out),
-        4 => groups::<4, SIZE>(rows, blocks, x, out),
-        5 => groups::<5, SIZE>(rows, blocks, x, out),
-        6 => groups::<6, SIZE>(rows, blocks, x, out),
-        7 => groups::<7, SIZE>(rows, blocks, x, out),
-        8 => groups::<8, SIZE>(rows, blocks, x, out),
-        more => unreachable!("{more} rows are more than few"),
-    }
-}
-
-fn groups<const T: usize, const SIZE: usize>(rows: &[[u8; SIZE]], blocks: usize, x: &[Piece], out: &mut [f32])
-where
-    [u8; SIZE]: Interleave,
-{
-    let of_row = x.len() / T;
-    let x: [&[Piece]; T] = std::array::from_fn(|t| &x[t * of_row..(t + 1) * of_row]);
-    for (rows, out) in rows.chunks_exact(blocks * ROWS).zip(out.chunks_mut(ROWS * T)) {
-        let mut sums = [[0f32; ROWS]; T];
-        // SAFETY: matrices lie side by side where the CPU has the instructions alone; sixteen rows of so many blocks are
-        // there, and the pieces of as many numbers of each row of `x`.
-        unsafe { group::<T, SIZE>(rows.as_flattened().as_ptr(), blocks, x, &mut sums) };
-        for (row, out) in out.chunks_mut(T).enumerate() {
-            out.iter_mut().zip(&sums).for_each(|(out, sums)| *out = sums[row]);
+    /// Rows of `x` whose sums are in registers at a time.
+    const AT_ONCE: usize = 8;
+    let of_row = x.len() / t;
+    for (rows, out) in rows.chunks_exact(blocks * ROWS).zip(out.chunks_mut(ROWS * t)) {
+        let rows = rows.as_flattened();
+        for (at, x) in x.chunks(AT_ONCE * of_row).enumerate() {
+            let mut sums = [[0f32; ROWS]; AT_ONCE];
+            let (some, _) = sums.split_at_mut(x.len() / of_row);
+            // SAFETY: matrices lie side by side where the CPU has the instructions alone; sixteen rows of so many blocks are
+            // there, and the pieces of as many numbers of each row of `x`.
+            unsafe {
+                match some.len() {
+                    1 => group::<1, SIZE>(rows, blocks, x, some),
+                    2 => group::<2, SIZE>(rows, blocks, x, some),
+                    3 => group::<3, SIZE>(rows, blocks, x, some),
+                    4 => group::<4, SIZE>(rows, blocks, x, some),
+                    5 => group::<5, SIZE>(rows, blocks, x, some),
+                    6 => group::<6, SIZE>(rows, blocks, x, some),
+                    7 => group::<7, SIZE>(rows, blocks, x, some),
+                    _ => group::<AT_ONCE, SIZE>(rows, blocks, x, some),
+                }
+            }
+            for (row, out) in out.chunks_mut(t).enumerate() {
+                out[at * AT_ONCE..].iter_mut().zip(&*some).for_each(|(out, sums)| *out = sums[row]);
+            }
         }
     }
 }
 
 /// # Safety
-/// The CPU has AVX-512 F, BW and VNNI; at `rows` sixteen rows of so many blocks lie side by side; each row of `x` has all
-/// their pieces.
+/// The CPU has AVX-512 F, BW and VNNI; in `rows` sixteen rows of so many blocks lie side by side; `x` has all pieces of T rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn group<const T: usize, const SIZE: usize>(
-    rows: *const u8,
-    blocks: usize,
-    x: [&[Piece]; T],
-    out: &mut [[f32; ROWS]; T],
-) where
+unsafe fn group<const T: usize, const SIZE: usize>(rows: &[u8], blocks: usize, x: &[Piece], out: &mut [[f32; ROWS]])
+where
     [u8; SIZE]: Interleave,
 {
     /// Bytes between what is asked for into the nearest cache and into the next.
@@ -199,9 +193,10 @@ unsafe fn group<const T: usize, const SIZE: usize>(
     let quads = <[u8; SIZE]>::QUADS;
     let pieces = <[u8; SIZE]>::PARTS * QUADS / quads;
     let (share, near) = (ROWS * SIZE / pieces, <[u8; SIZE]>::AHEAD);
+    let x: [&[Piece]; T] = std::array::from_fn(|t| &x[t * blocks * pieces..(t + 1) * blocks * pieces]);
     let mut sums = [_mm512_setzero_ps(); T];
     for at in 0..blocks {
-        let block = rows.wrapping_add(at * ROWS * SIZE);
+        let block = rows.as_ptr().wrapping_add(at * ROWS * SIZE);
         // SAFETY: as the caller says, here and below.
         let scales = unsafe { <[u8; SIZE]>::scales(block) };
         for piece in 0..pieces {
