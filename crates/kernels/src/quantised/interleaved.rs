@@ -155,36 +155,52 @@ where
     const AT_ONCE: usize = 8;
     let of_row = x.len() / t;
     for (rows, out) in rows.chunks_exact(blocks * ROWS).zip(out.chunks_mut(ROWS * t)) {
-        let rows = rows.as_flattened();
-        for (at, x) in x.chunks(AT_ONCE * of_row).enumerate() {
-            let mut sums = [[0f32; ROWS]; AT_ONCE];
-            let (some, _) = sums.split_at_mut(x.len() / of_row);
-            // SAFETY: matrices lie side by side where the CPU has the instructions alone; sixteen rows of so many blocks are
-            // there, and the pieces of as many numbers of each row of `x`.
-            unsafe {
-                match some.len() {
-                    1 => group::<1, SIZE>(rows, blocks, x, some),
-                    2 => group::<2, SIZE>(rows, blocks, x, some),
-                    3 => group::<3, SIZE>(rows, blocks, x, some),
-                    4 => group::<4, SIZE>(rows, blocks, x, some),
-                    5 => group::<5, SIZE>(rows, blocks, x, some),
-                    6 => group::<6, SIZE>(rows, blocks, x, some),
-                    7 => group::<7, SIZE>(rows, blocks, x, some),
-                    _ => group::<AT_ONCE, SIZE>(rows, blocks, x, some),
-                }
-            }
-            for (row, out) in out.chunks_mut(t).enumerate() {
-                out[at * AT_ONCE..].iter_mut().zip(&*some).for_each(|(out, sums)| *out = sums[row]);
+        for (x, first) in x.chunks(AT_ONCE * of_row).zip((0..t).step_by(AT_ONCE)) {
+            match x.len() / of_row {
+                1 => some::<1, SIZE>(rows, blocks, x, (first, t), out),
+                2 => some::<2, SIZE>(rows, blocks, x, (first, t), out),
+                3 => some::<3, SIZE>(rows, blocks, x, (first, t), out),
+                4 => some::<4, SIZE>(rows, blocks, x, (first, t), out),
+                5 => some::<5, SIZE>(rows, blocks, x, (first, t), out),
+                6 => some::<6, SIZE>(rows, blocks, x, (first, t), out),
+                7 => some::<7, SIZE>(rows, blocks, x, (first, t), out),
+                _ => some::<AT_ONCE, SIZE>(rows, blocks, x, (first, t), out),
             }
         }
     }
 }
 
+/// Products of sixteen rows with T rows of `x`, which are those from `first` on of `t`.
+fn some<const T: usize, const SIZE: usize>(
+    rows: &[[u8; SIZE]],
+    blocks: usize,
+    x: &[Piece],
+    (first, t): (usize, usize),
+    out: &mut [f32],
+) where
+    [u8; SIZE]: Interleave,
+{
+    let of_row = x.len() / T;
+    let x: [&[Piece]; T] = std::array::from_fn(|i| &x[i * of_row..(i + 1) * of_row]);
+    let mut sums = [[0f32; ROWS]; T];
+    // SAFETY: matrices lie side by side where the CPU has the instructions alone; sixteen rows of so many blocks are there,
+    // and the pieces of as many numbers of each row of `x`.
+    unsafe { group::<T, SIZE>(rows.as_flattened().as_ptr(), blocks, x, &mut sums) };
+    for (row, out) in out.chunks_mut(t).enumerate() {
+        out[first..first + T].iter_mut().zip(&sums).for_each(|(out, sums)| *out = sums[row]);
+    }
+}
+
 /// # Safety
-/// The CPU has AVX-512 F, BW and VNNI; in `rows` sixteen rows of so many blocks lie side by side; `x` has all pieces of T rows.
+/// The CPU has AVX-512 F, BW and VNNI; at `rows` sixteen rows of so many blocks lie side by side; each row of `x` has all
+/// their pieces.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn group<const T: usize, const SIZE: usize>(rows: &[u8], blocks: usize, x: &[Piece], out: &mut [[f32; ROWS]])
-where
+unsafe fn group<const T: usize, const SIZE: usize>(
+    rows: *const u8,
+    blocks: usize,
+    x: [&[Piece]; T],
+    out: &mut [[f32; ROWS]; T],
+) where
     [u8; SIZE]: Interleave,
 {
     /// Bytes between what is asked for into the nearest cache and into the next.
@@ -193,10 +209,9 @@ where
     let quads = <[u8; SIZE]>::QUADS;
     let pieces = <[u8; SIZE]>::PARTS * QUADS / quads;
     let (share, near) = (ROWS * SIZE / pieces, <[u8; SIZE]>::AHEAD);
-    let x: [&[Piece]; T] = std::array::from_fn(|t| &x[t * blocks * pieces..(t + 1) * blocks * pieces]);
     let mut sums = [_mm512_setzero_ps(); T];
     for at in 0..blocks {
-        let block = rows.as_ptr().wrapping_add(at * ROWS * SIZE);
+        let block = rows.wrapping_add(at * ROWS * SIZE);
         // SAFETY: as the caller says, here and below.
         let scales = unsafe { <[u8; SIZE]>::scales(block) };
         for piece in 0..pieces {
