@@ -81,16 +81,16 @@ impl Drop for Tiles {
     }
 }
 
-/// Weights that are fetched into the second-level cache while a block is computed: they are more than the caches near the
-/// cores hold.
+/// Weights that are fetched while a block is computed, into the second-level cache or the nearest: they are more than those
+/// hold.
 #[derive(Clone, Copy)]
 pub(crate) struct Ahead {
     next: *const u16,
     lines: Lines,
 }
 
-// Four lines with each step of so many blocks are a panel.
-const _: () = assert!(FEW_ROWS / BLOCK * 4 == BLOCK);
+// Four lines with each step of so many blocks are a panel; a step of a panel is 32 lines, 2,048 bytes.
+const _: () = assert!(FEW_ROWS / BLOCK * 4 == BLOCK && BLOCK == 32);
 
 /// What is fetched with each step.
 #[derive(Clone, Copy)]

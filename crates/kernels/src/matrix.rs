@@ -15,6 +15,7 @@ use std::sync::OnceLock;
 
 /// Numbers made f32 at a time: a block of rows stays in cache between its conversion and its product.
 const BLOCK_NUMBERS: usize = 1 << 19;
+
 enum Storage {
     F32(Vec<f32>),
     F16(Vec<f16>),
@@ -257,7 +258,7 @@ impl Matrix {
         y
     }
 
-    /// Up to so many rows of input, one pass over the weights with each row converted in place is fastest.
+    /// Up to so many rows of input, one pass over the weights as they are stored is fastest.
     fn few_rows(&self) -> usize {
         match &self.storage {
             Storage::Quantised(rows) => rows.few_rows(),

@@ -1,19 +1,12 @@
-//! Rows of blocks of quantised numbers, turned into f32 in registers, 32 at a time.
+//! Blocks of quantised numbers, turned into f32 in registers, 32 at a time; `interleaved.rs` multiplies their bits.
 
 #[cfg(target_arch = "x86_64")]
 mod interleaved;
+mod rows;
 
 use crate::vector::{LANES, Vector, fetch, halves_in_front};
 use half::f16;
-#[cfg(target_arch = "x86_64")]
-use interleaved::Interleave;
-use rayon::prelude::*;
-
-/// Formats whose blocks can lie side by side, where there are units for their products.
-#[cfg(not(target_arch = "x86_64"))]
-pub(crate) trait Interleave: Block {}
-#[cfg(not(target_arch = "x86_64"))]
-impl<B: Block> Interleave for B {}
+pub(crate) use rows::{FEW_ROWS, Quantised, of_blocks};
 
 /// Numbers of a part of a block.
 const PART: usize = 2 * LANES;
@@ -245,104 +238,8 @@ impl Block for Q8_0 {
     }
 }
 
-/// Rows of input that rows of blocks one after the other are multiplied with at a time.
-pub(crate) const FEW_ROWS: usize = 8;
 /// Blocks that are turned into f32 at a time.
 const AT_ONCE: usize = 16;
-
-/// A matrix of rows of quantised blocks.
-pub(crate) trait Quantised: Send + Sync {
-    /// The numbers of row `i`.
-    fn write(&self, i: usize, out: &mut [f32]);
-
-    /// Up to how many rows of input [`Self::dots`] is faster than a product of f32 numbers.
-    fn few_rows(&self) -> usize;
-
-    /// Products of all rows with `t` rows of `x`, at most [`Self::few_rows`], `[rows, t]`.
-    fn dots(&self, x: &[f32], t: usize, out: &mut [f32]);
-}
-
-/// From rows of so many blocks of SIZE bytes each.
-pub(crate) fn of_blocks<const SIZE: usize>(bytes: &[u8], of_row: usize) -> Box<dyn Quantised>
-where
-    [u8; SIZE]: Interleave,
-{
-    Box::new(Rows::<SIZE>::new(bytes, of_row))
-}
-
-/// Rows of blocks of so many bytes, as the machine at hand multiplies them fastest.
-struct Rows<const SIZE: usize> {
-    blocks: Vec<[u8; SIZE]>,
-    /// Blocks of a row.
-    of_row: usize,
-    /// Whether sixteen rows lie side by side.
-    #[cfg(target_arch = "x86_64")]
-    interleaved: bool,
-}
-
-impl<const SIZE: usize> Rows<SIZE>
-where
-    [u8; SIZE]: Interleave,
-{
-    fn new(bytes: &[u8], of_row: usize) -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if interleaved::has_units() {
-            return Self { blocks: interleaved::interleave(bytes, of_row), of_row, interleaved: true };
-        }
-        Self::one_by_one(bytes, of_row)
-    }
-
-    fn one_by_one(bytes: &[u8], of_row: usize) -> Self {
-        let blocks = bytes.as_chunks().0.to_vec();
-        Self {
-            blocks,
-            of_row,
-            #[cfg(target_arch = "x86_64")]
-            interleaved: false,
-        }
-    }
-}
-
-impl<const SIZE: usize> Quantised for Rows<SIZE>
-where
-    [u8; SIZE]: Interleave,
-{
-    fn write(&self, i: usize, out: &mut [f32]) {
-        #[cfg(target_arch = "x86_64")]
-        if self.interleaved {
-            let mut some = [[0u8; SIZE]; AT_ONCE];
-            let numbers = <[u8; SIZE]>::PARTS * PART;
-            for (first, out) in (0..self.of_row).step_by(AT_ONCE).zip(out.chunks_mut(AT_ONCE * numbers)) {
-                let some = &mut some[..out.len() / numbers];
-                let each = some.iter_mut().enumerate();
-                each.for_each(|(at, block)| *block = interleaved::block(&self.blocks, self.of_row, i, first + at));
-                write(some, out);
-            }
-            return;
-        }
-        write(&self.blocks[i * self.of_row..(i + 1) * self.of_row], out);
-    }
-
-    fn few_rows(&self) -> usize {
-        #[cfg(target_arch = "x86_64")]
-        if self.interleaved {
-            return 48;
-        }
-        FEW_ROWS
-    }
-
-    fn dots(&self, x: &[f32], t: usize, out: &mut [f32]) {
-        const ROWS: usize = 64;
-        let each = out.par_chunks_mut(ROWS * t).zip(self.blocks.par_chunks(ROWS * self.of_row));
-        #[cfg(target_arch = "x86_64")]
-        if self.interleaved {
-            let x = interleaved::pieces::<[u8; SIZE]>(x);
-            each.for_each(|(out, rows)| interleaved::dots(rows, self.of_row, &x, t, out));
-            return;
-        }
-        each.for_each(|(out, rows)| dots(rows, self.of_row, x, t, out));
-    }
-}
 
 /// The numbers of some blocks.
 fn write<B: Block>(blocks: &[B], out: &mut [f32]) {
@@ -421,103 +318,4 @@ fn products<const R: usize, const T: usize, B: Block>(
         }
     }
     sums.map(|of_row| of_row.map(|[low, high]| low.plus(high).sum()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use rand::Rng;
-    use rand::SeedableRng;
-    use rand_chacha::ChaCha8Rng;
-
-    /// What a format's f16 numbers begin with, so that random bytes stand for numbers of ordinary size.
-    fn random_rows<const SIZE: usize>(rng: &mut ChaCha8Rng, count: usize, halves: &[usize]) -> Vec<u8> {
-        let mut bytes = vec![0u8; count * SIZE];
-        rng.fill(bytes.as_mut_slice());
-        for block in bytes.as_chunks_mut::<SIZE>().0 {
-            for at in halves {
-                block[*at..at + 2].copy_from_slice(&f16::from_f32(rng.random_range(-0.01..0.01)).to_le_bytes());
-            }
-        }
-        bytes
-    }
-
-    /// Either way of lying gives the numbers of the other, to the bit, and products as near to exact ones as f32 sums are; a
-    /// row of input has the same products in any company.
-    fn either_way<const SIZE: usize>(halves: &[usize])
-    where
-        [u8; SIZE]: Interleave,
-    {
-        const ROWS: usize = 83;
-        let (mut rng, blocks) = (ChaCha8Rng::seed_from_u64(SIZE as u64), 5);
-        let bytes = random_rows::<SIZE>(&mut rng, ROWS * blocks, halves);
-        let cols = blocks * <[u8; SIZE]>::PARTS * PART;
-        let x: Vec<f32> = (0..11 * cols).map(|_| rng.random_range(-1.0..1.0)).collect();
-        let ways = [Rows::<SIZE>::new(&bytes, blocks), Rows::one_by_one(&bytes, blocks)];
-        let mut numbers = vec![0f32; ROWS * cols];
-        numbers.chunks_mut(cols).enumerate().for_each(|(i, row)| ways[1].write(i, row));
-        for way in &ways {
-            let mut row = vec![0f32; cols];
-            for (i, expected) in numbers.chunks(cols).enumerate() {
-                way.write(i, &mut row);
-                assert_eq!(row, expected, "{SIZE} bytes, row {i}");
-            }
-            let most = way.few_rows().min(11);
-            let mut together = vec![0f32; ROWS * most];
-            way.dots(&x[..most * cols], most, &mut together);
-            for t in 1..most {
-                let mut some = vec![0f32; ROWS * t];
-                way.dots(&x[..t * cols], t, &mut some);
-                for (some, all) in some.chunks(t).zip(together.chunks(most)) {
-                    assert_eq!(some, &all[..t], "{SIZE} bytes, {t} rows");
-                }
-            }
-            for (row, found) in numbers.chunks(cols).zip(together.chunks(most)) {
-                for (x, found) in x.chunks(cols).zip(found) {
-                    let terms = row.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
-                    let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
-                    // Some roundings of each term and of the sums; what is added to a block's numbers may cancel them.
-                    assert!((f64::from(*found) - sum).abs() <= 2e-6 * size, "{SIZE} bytes: {found}, expected {sum}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn products_are_those_of_the_numbers_whichever_way_rows_lie() {
-        either_way::<{ size_of::<Q4_0>() }>(&[0]);
-        either_way::<{ size_of::<Q4_1>() }>(&[0, 2]);
-        either_way::<{ size_of::<Q5_0>() }>(&[0]);
-        either_way::<{ size_of::<Q5_1>() }>(&[0, 2]);
-        either_way::<{ size_of::<Q8_0>() }>(&[0]);
-        either_way::<{ size_of::<Q4K>() }>(&[0, 2]);
-        either_way::<{ size_of::<Q5K>() }>(&[0, 2]);
-        either_way::<{ size_of::<Q6K>() }>(&[208]);
-    }
-
-    /// Numbers of any size keep their precision, and what is no finite number stays none.
-    #[test]
-    fn input_of_any_size_is_multiplied() {
-        let ones = [[0u8, 0x3c], [0, 0]].concat().into_iter().chain([0x11; 16]).collect::<Vec<u8>>().repeat(16);
-        for rows in [Rows::<20>::new(&ones, 1), Rows::one_by_one(&ones, 1)] {
-            let product = |x: &[f32; 32]| {
-                let mut out = [0f32; 16];
-                rows.dots(x, 1, &mut out);
-                assert!(out.iter().all(|y| y.to_bits() == out[0].to_bits()));
-                out[0]
-            };
-            for size in [1e-30, 1.0, 1e35] {
-                assert!((product(&[size; 32]) / size - 32.0).abs() < 1e-5, "{size}");
-                let mut alone = [0f32; 32];
-                alone[17] = -size;
-                assert!((product(&alone) / size + 1.0).abs() < 1e-6, "{size}");
-            }
-            assert_eq!(product(&[0.0; 32]), 0.0);
-            for strange in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-                let mut x = [1f32; 32];
-                x[9] = strange;
-                assert!(!product(&x).is_finite());
-            }
-        }
-    }
 }

@@ -2,7 +2,9 @@
 //! sums across a register, and memory is read from end to end (as `llama.cpp` repacks weights for its own products).
 //!
 //! Input becomes whole numbers of 24 bits: three signed bytes, each multiplied with the bits of the weights (`vpdpbusd`).
-//! What shares a scale, a piece, has exact sums; what rounds is what would in f32.
+//! What shares a scale, a piece, has exact sums of whole numbers, which round when they become f32. A number is off by 2^-24
+//! of the largest of its piece at most. Pieces whose largest number is below 1e-31 are zeros, and ones whose sum is no f32
+//! give no numbers.
 
 mod formats;
 
@@ -35,7 +37,6 @@ pub(super) fn has_units() -> bool {
 }
 
 /// A piece of a row of input.
-#[derive(Clone, Copy)]
 pub(super) struct Piece {
     /// Fours of numbers, the highest bytes of all, then the middle ones, then the lowest.
     digits: [[i32; QUADS]; 3],
@@ -72,7 +73,7 @@ unsafe fn piece(x: &[f32], offset: i32) -> Piece {
     // SAFETY: sixteen numbers are written.
     unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), zeros) };
     let scale = _mm512_reduce_max_ps(most) / LARGEST + lanes.iter().sum::<f32>();
-    // What is too small for a normal number is as good as zero.
+    // What is below 1e-31 is as good as zero.
     let per = _mm512_set1_ps(if scale >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 });
     let mut digits = [[0i32; QUADS]; 3];
     let mut sums = [0i32; 3];
@@ -96,6 +97,7 @@ pub(super) fn interleave<const SIZE: usize>(bytes: &[u8], blocks: usize) -> Vec<
 where
     [u8; SIZE]: Interleave,
 {
+    const { assert!(<[u8; SIZE]>::HALVES.1 * 2 + <[u8; SIZE]>::WORDS.1 * 4 == SIZE, "all bytes have a place") };
     let groups = bytes.len().div_ceil(ROWS * blocks * SIZE);
     let lay = |places: &mut [MaybeUninit<[u8; SIZE]>]| {
         let rows = bytes.par_chunks(ROWS * blocks * SIZE);
@@ -157,21 +159,21 @@ where
     for (rows, out) in rows.chunks_exact(blocks * ROWS).zip(out.chunks_mut(ROWS * t)) {
         for (x, first) in x.chunks(AT_ONCE * of_row).zip((0..t).step_by(AT_ONCE)) {
             match x.len() / of_row {
-                1 => some::<1, SIZE>(rows, blocks, x, (first, t), out),
-                2 => some::<2, SIZE>(rows, blocks, x, (first, t), out),
-                3 => some::<3, SIZE>(rows, blocks, x, (first, t), out),
-                4 => some::<4, SIZE>(rows, blocks, x, (first, t), out),
-                5 => some::<5, SIZE>(rows, blocks, x, (first, t), out),
-                6 => some::<6, SIZE>(rows, blocks, x, (first, t), out),
-                7 => some::<7, SIZE>(rows, blocks, x, (first, t), out),
-                _ => some::<AT_ONCE, SIZE>(rows, blocks, x, (first, t), out),
+                1 => products::<1, SIZE>(rows, blocks, x, (first, t), out),
+                2 => products::<2, SIZE>(rows, blocks, x, (first, t), out),
+                3 => products::<3, SIZE>(rows, blocks, x, (first, t), out),
+                4 => products::<4, SIZE>(rows, blocks, x, (first, t), out),
+                5 => products::<5, SIZE>(rows, blocks, x, (first, t), out),
+                6 => products::<6, SIZE>(rows, blocks, x, (first, t), out),
+                7 => products::<7, SIZE>(rows, blocks, x, (first, t), out),
+                _ => products::<AT_ONCE, SIZE>(rows, blocks, x, (first, t), out),
             }
         }
     }
 }
 
 /// Products of sixteen rows with T rows of `x`, which are those from `first` on of `t`.
-fn some<const T: usize, const SIZE: usize>(
+fn products<const T: usize, const SIZE: usize>(
     rows: &[[u8; SIZE]],
     blocks: usize,
     x: &[Piece],

@@ -50,7 +50,7 @@ fn linear_is_its_definition_for_every_storage_type() {
         let (out, input, rank) = (37, if storage_type.block_size() == 1 { 45 } else { 256 }, 3);
         let matrix = Arc::new(matrix(&mut rng, storage_type, out, input));
         let w = matrix.to_f32();
-        for t in [1, 2, 4, 5, 9] {
+        for t in [1, 2, 4, 5, 9, 48, 49] {
             let (x, bias) = (uniform(&mut rng, t * input), uniform(&mut rng, out));
             let (a, b) = (uniform(&mut rng, rank * input), uniform(&mut rng, out * rank));
             let rows: Vec<u32> = (0..t as u32).filter(|row| row % 3 == 0).collect();

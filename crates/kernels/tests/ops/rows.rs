@@ -33,7 +33,7 @@ fn an_update_changes_its_own_rows_alone() {
     }
 }
 
-/// Up to eight rows take the path whose sums have one order: bit for bit. More rows take the blocked product, which
+/// Up to eight rows take a path whose sums have one order: bit for bit. More rows may take the blocked product, which
 /// chooses its blocks by the number of rows: twice the worst case of a sum of n terms, n roundings of their magnitudes.
 #[test]
 fn a_row_of_linear_does_not_depend_on_the_other_rows() {

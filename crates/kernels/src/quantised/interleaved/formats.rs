@@ -29,7 +29,7 @@ pub(crate) trait Interleave: Block {
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     unsafe fn scales(block: *const u8) -> Scales {
         // SAFETY: as the caller says.
-        let (scale, second) = unsafe { (half::<Self>(block, 0), half::<Self>(block, Self::HALVES.1 - 1)) };
+        let (scale, second) = unsafe { (half(block, 0), half(block, Self::HALVES.1 - 1)) };
         let minimum = (Self::HALVES.1 == 2).then_some(second);
         Scales { scale, minimum, factors: [_mm512_setzero_si512(); 4] }
     }
@@ -52,7 +52,6 @@ pub(crate) trait Interleave: Block {
 }
 
 /// What the scales of a block's pieces are made of, of each row.
-#[derive(Clone, Copy)]
 pub(crate) struct Scales {
     scale: __m512,
     minimum: Option<__m512>,
@@ -63,7 +62,7 @@ pub(crate) struct Scales {
 /// f16 number `i` of a block of each row.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn half<B: Interleave>(block: *const u8, i: usize) -> __m512 {
+unsafe fn half(block: *const u8, i: usize) -> __m512 {
     // SAFETY: as the caller says.
     unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(block.add(i * 2 * ROWS).cast())) }
 }
@@ -89,10 +88,20 @@ fn nibbles(bits: __m512i, high: bool) -> __m512i {
     _mm512_and_si512(shifted(bits, 4 * usize::from(high)), _mm512_set1_epi32(0x0f0f_0f0f))
 }
 
-/// Sixteen more where the fifth bit of a number is set: that of number `i` is bit `i` of 32.
+/// Four numbers of a block of 32 of four bits, which lie in four words from `first` on.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn with_fifth_bits(bits: __m512i, fifth: __m512i, quad: usize) -> __m512i {
+unsafe fn four_bits<B: Interleave>(block: *const u8, first: usize, quad: usize) -> __m512i {
+    // SAFETY: as the caller says.
+    nibbles(unsafe { word::<B>(block, first + quad % 4) }, quad >= 4)
+}
+
+/// The same of five bits: the fifth of number `i` is bit `i` of the first word.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn five_bits<B: Interleave>(block: *const u8, quad: usize) -> __m512i {
+    // SAFETY: as the caller says.
+    let (fifth, bits) = unsafe { (word::<B>(block, 0), four_bits::<B>(block, 1, quad)) };
     // The byte that has those of the four numbers, four times.
     let byte = _mm512_set1_epi32((quad / 2) as i32 * 0x0101_0101);
     let places = _mm512_add_epi8(_mm512_set4_epi32(0x0c0c_0c0c, 0x0808_0808, 0x0404_0404, 0), byte);
@@ -110,7 +119,7 @@ impl Interleave for Q4_0 {
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     unsafe fn quad(block: *const u8, _: usize, quad: usize) -> __m512i {
         // SAFETY: as the caller says.
-        nibbles(unsafe { word::<Self>(block, quad % 4) }, quad >= 4)
+        unsafe { four_bits::<Self>(block, 0, quad) }
     }
 }
 
@@ -122,7 +131,7 @@ impl Interleave for Q4_1 {
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     unsafe fn quad(block: *const u8, _: usize, quad: usize) -> __m512i {
         // SAFETY: as the caller says.
-        nibbles(unsafe { word::<Self>(block, quad % 4) }, quad >= 4)
+        unsafe { four_bits::<Self>(block, 0, quad) }
     }
 }
 
@@ -135,8 +144,7 @@ impl Interleave for Q5_0 {
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     unsafe fn quad(block: *const u8, _: usize, quad: usize) -> __m512i {
         // SAFETY: as the caller says.
-        let (fifth, bits) = unsafe { (word::<Self>(block, 0), word::<Self>(block, 1 + quad % 4)) };
-        with_fifth_bits(nibbles(bits, quad >= 4), fifth, quad)
+        unsafe { five_bits::<Self>(block, quad) }
     }
 }
 
@@ -148,8 +156,7 @@ impl Interleave for Q5_1 {
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     unsafe fn quad(block: *const u8, _: usize, quad: usize) -> __m512i {
         // SAFETY: as the caller says.
-        let (fifth, bits) = unsafe { (word::<Self>(block, 0), word::<Self>(block, 1 + quad % 4)) };
-        with_fifth_bits(nibbles(bits, quad >= 4), fifth, quad)
+        unsafe { five_bits::<Self>(block, quad) }
     }
 }
 
@@ -174,7 +181,7 @@ impl Interleave for Q8_0 {
 unsafe fn scales_of_k<B: Interleave>(block: *const u8) -> Scales {
     // SAFETY: as the caller says.
     let (scale, minimum, a, b, c) = unsafe {
-        (half::<B>(block, 0), half::<B>(block, 1), word::<B>(block, 0), word::<B>(block, 1), word::<B>(block, 2))
+        (half(block, 0), half(block, 1), word::<B>(block, 0), word::<B>(block, 1), word::<B>(block, 2))
     };
     let six = |word: __m512i| _mm512_and_si512(word, _mm512_set1_epi32(0x3f3f_3f3f));
     let last = |low: __m512i, high: __m512i| {
@@ -259,7 +266,7 @@ impl Interleave for Q6K {
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     unsafe fn scales(block: *const u8) -> Scales {
         // SAFETY: as the caller says.
-        let (scale, factors) = unsafe { (half::<Self>(block, 0), [48, 49, 50, 51].map(|i| word::<Self>(block, i))) };
+        let (scale, factors) = unsafe { (half(block, 0), [48, 49, 50, 51].map(|i| word::<Self>(block, i))) };
         Scales { scale, minimum: None, factors }
     }
 
