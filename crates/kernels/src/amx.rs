@@ -97,22 +97,15 @@ const _: () = assert!(FEW_ROWS / BLOCK * 4 == BLOCK && BLOCK == 32);
 enum Lines {
     None,
     Four,
-    /// Those of a step of a panel, and those of the step before into the nearest cache.
-    All,
 }
 
 impl Ahead {
-    /// The share of block `block` in fetching the panel `next` behind `panel`, which the same rows meet next: an eighth. Where
-    /// `num_blocks` is one, all that is read is waited for: each step asks for the second behind it, and once more, into the
-    /// nearest cache, for the first. Many rows meet panels that have stayed. What is asked for need not be ours: it is not
-    /// read.
-    pub(crate) fn new([panel, next]: [*const u16; 2], (block, num_blocks): (usize, usize), steps: usize) -> Self {
+    /// The share of block `block` in fetching the panel at `panel`, which the same rows meet next: an eighth. Many rows meet
+    /// panels that have stayed. The panel need not be one of ours: what is asked for is not read.
+    pub(crate) fn new(panel: *const u16, (block, num_blocks): (usize, usize), steps: usize) -> Self {
         const FEW: usize = FEW_ROWS / BLOCK;
-        match num_blocks {
-            1 => Self { next: panel.wrapping_add(2 * BLOCK * BLOCK), lines: Lines::All },
-            2..=FEW => Self { next: next.wrapping_add(block * steps * 4 * BLOCK), lines: Lines::Four },
-            _ => Self { next, lines: Lines::None },
-        }
+        let lines = if num_blocks <= FEW { Lines::Four } else { Lines::None };
+        Self { next: panel.wrapping_add(block * steps * 4 * BLOCK), lines }
     }
 }
 
@@ -195,33 +188,35 @@ macro_rules! sums {
     }};
 }
 
-/// The same of each kind of fetching.
-macro_rules! block {
-    ($dot:literal, $lines:expr, $of:ident) => {
-        match $lines {
-            // An operand must be named.
-            Lines::None => sums!($dot, [], ["/* {next} */"], $of),
-            Lines::Four => sums!(
-                $dot,
-                ["prefetcht1 [{next}]", "prefetcht1 [{next} + 64]"],
-                ["prefetcht1 [{next} + 128]", "prefetcht1 [{next} + 192]", "add {next}, 256"],
-                $of
-            ),
-            Lines::All => sums!(
-                $dot,
-                [
-                    "mov {keep:e}, 32",
-                    "4:",
-                    "prefetcht1 [{next}]",
-                    "prefetcht0 [{next} - 2048]",
-                    "add {next}, 64",
-                    "dec {keep:e}",
-                    "jnz 4b"
-                ],
-                [],
-                $of
-            ),
-        }
+/// The same with each kind of fetching.
+macro_rules! fetching {
+    // An operand must be named.
+    (none, $dot:literal, $of:ident) => {
+        sums!($dot, [], ["/* {next} */"], $of)
+    };
+    (four, $dot:literal, $of:ident) => {
+        sums!(
+            $dot,
+            ["prefetcht1 [{next}]", "prefetcht1 [{next} + 64]"],
+            ["prefetcht1 [{next} + 128]", "prefetcht1 [{next} + 192]", "add {next}, 256"],
+            $of
+        )
+    };
+    (all, $dot:literal, $of:ident) => {
+        sums!(
+            $dot,
+            [
+                "mov {keep:e}, 32",
+                "4:",
+                "prefetcht1 [{next}]",
+                "prefetcht0 [{next} - 2048]",
+                "add {next}, 64",
+                "dec {keep:e}",
+                "jnz 4b"
+            ],
+            [],
+            $of
+        )
     };
 }
 
@@ -243,9 +238,34 @@ pub(crate) unsafe fn block(
     let of = (a, (b, ahead.next), steps, output);
     // SAFETY: the instructions exist here; they read and write what the caller says is there.
     unsafe {
+        match (format, ahead.lines) {
+            (Format::Bf16, Lines::None) => fetching!(none, "tdpbf16ps", of),
+            (Format::Int8, Lines::None) => fetching!(none, "tdpbssd", of),
+            (Format::Bf16, Lines::Four) => fetching!(four, "tdpbf16ps", of),
+            (Format::Int8, Lines::Four) => fetching!(four, "tdpbssd", of),
+        }
+    }
+}
+
+/// As [`block`], of rows that are all there are, so that all that is read of `b` is waited for: each step asks for the second
+/// behind it, and once more, into the nearest cache, for the first.
+///
+/// # Safety
+/// As of [`block`].
+#[inline]
+pub(crate) unsafe fn block_alone(
+    format: Format,
+    a: (*const u16, usize),
+    b: *const u16,
+    steps: usize,
+    output: (*mut f32, usize, bool),
+) {
+    let of = (a, (b, b.wrapping_add(2 * BLOCK * BLOCK)), steps, output);
+    // SAFETY: as of `block`.
+    unsafe {
         match format {
-            Format::Bf16 => block!("tdpbf16ps", ahead.lines, of),
-            Format::Int8 => block!("tdpbssd", ahead.lines, of),
+            Format::Bf16 => fetching!(all, "tdpbf16ps", of),
+            Format::Int8 => fetching!(all, "tdpbssd", of),
         }
     }
 }

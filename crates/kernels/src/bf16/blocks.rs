@@ -269,10 +269,15 @@ impl Blocks {
             #[cfg(target_arch = "x86_64")]
             Units::Amx => {
                 let next = b.wrapping_add(lines_of_panel * BLOCK);
-                let ahead = amx::Ahead::new([b, next], (first / BLOCK, num_blocks), steps);
+                let ahead = amx::Ahead::new(next, (first / BLOCK, num_blocks), steps);
                 // SAFETY: the units were found to be there and the tiles are set up on this thread; the slices above
                 // have the rows and lines that are read, and for the outputs the caller answers.
-                unsafe { amx::block(packed.format(), a, (b, ahead), steps, (out, stride, false)) };
+                unsafe {
+                    match num_blocks {
+                        1 => amx::block_alone(packed.format(), a, b, steps, (out, stride, false)),
+                        _ => amx::block(packed.format(), a, (b, ahead), steps, (out, stride, false)),
+                    }
+                };
             }
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.

@@ -180,9 +180,8 @@ impl Interleave for Q8_0 {
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn scales_of_k<B: Interleave>(block: *const u8) -> Scales {
     // SAFETY: as the caller says.
-    let (scale, minimum, a, b, c) = unsafe {
-        (half(block, 0), half(block, 1), word::<B>(block, 0), word::<B>(block, 1), word::<B>(block, 2))
-    };
+    let (scale, minimum, a, b, c) =
+        unsafe { (half(block, 0), half(block, 1), word::<B>(block, 0), word::<B>(block, 1), word::<B>(block, 2)) };
     let six = |word: __m512i| _mm512_and_si512(word, _mm512_set1_epi32(0x3f3f_3f3f));
     let last = |low: __m512i, high: __m512i| {
         _mm512_or_si512(low, _mm512_and_si512(_mm512_srli_epi32::<2>(high), _mm512_set1_epi32(0x3030_3030)))
