@@ -20,6 +20,8 @@ pub(crate) trait Interleave: Block {
     const QUADS: usize = QUADS;
     /// What a number's bits stand for more than the number.
     const OFFSET: i32 = 0;
+    /// Whether the pieces of a block have factors of six bits, as of Q4_K.
+    const HAS_FACTORS: bool = false;
     /// Bytes between what is multiplied and what is asked for meanwhile into the nearest cache.
     const AHEAD: usize = 1024;
 
@@ -28,6 +30,10 @@ pub(crate) trait Interleave: Block {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     unsafe fn scales(block: *const u8) -> Scales {
+        if Self::HAS_FACTORS {
+            // SAFETY: as the caller says.
+            return unsafe { scales_of_k::<Self>(block) };
+        }
         // SAFETY: as the caller says.
         let (scale, second) = unsafe { (half(block, 0), half(block, Self::HALVES.1 - 1)) };
         let minimum = (Self::HALVES.1 == 2).then_some(second);
@@ -40,8 +46,8 @@ pub(crate) trait Interleave: Block {
     /// The CPU has what [`super::group`] needs.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    unsafe fn of_piece(scales: &Scales, _piece: usize) -> (__m512, Option<__m512>) {
-        (scales.scale, scales.minimum)
+    unsafe fn of_piece(scales: &Scales, piece: usize) -> (__m512, Option<__m512>) {
+        if Self::HAS_FACTORS { of_piece_of_k(scales, piece) } else { (scales.scale, scales.minimum) }
     }
 
     /// The bits of four numbers of a piece, in bytes.
@@ -203,19 +209,7 @@ fn of_piece_of_k(scales: &Scales, piece: usize) -> (__m512, Option<__m512>) {
 impl Interleave for Q4K {
     const HALVES: (usize, usize) = (0, 2);
     const WORDS: (usize, usize) = (4, 35);
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    unsafe fn scales(block: *const u8) -> Scales {
-        // SAFETY: as the caller says.
-        unsafe { scales_of_k::<Self>(block) }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    unsafe fn of_piece(scales: &Scales, piece: usize) -> (__m512, Option<__m512>) {
-        of_piece_of_k(scales, piece)
-    }
+    const HAS_FACTORS: bool = true;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
@@ -228,19 +222,7 @@ impl Interleave for Q4K {
 impl Interleave for Q5K {
     const HALVES: (usize, usize) = (0, 2);
     const WORDS: (usize, usize) = (4, 43);
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    unsafe fn scales(block: *const u8) -> Scales {
-        // SAFETY: as the caller says.
-        unsafe { scales_of_k::<Self>(block) }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    unsafe fn of_piece(scales: &Scales, piece: usize) -> (__m512, Option<__m512>) {
-        of_piece_of_k(scales, piece)
-    }
+    const HAS_FACTORS: bool = true;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
