@@ -281,7 +281,10 @@ impl Blocks {
             }
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Units::Avx512 => unsafe { avx512::block_of(packed, panel, (a, b, steps), (out, stride), false) },
+            Units::Avx512 => unsafe {
+                let rows = BLOCK.min(x.rows - first);
+                avx512::block_of(packed.panel_at(b, panel, (0, steps)), a, (out, stride), (rows, rows), false);
+            },
             Units::Portable => unreachable!("`new` has none of these ({a:?}, {b:?}, {out:?}, {stride}, {num_blocks})"),
         }
     }

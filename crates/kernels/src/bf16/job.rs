@@ -31,8 +31,12 @@ struct Operands<'a> {
     next: *const u16,
     steps: usize,
     matrix: &'a Packed,
+    /// The summand that the first line is of.
+    from: usize,
     panel: usize,
     place: (usize, usize),
+    /// Rows that there are, and that are wanted.
+    rows: (usize, usize),
 }
 
 /// Where the operands of a term's blocks lie.
@@ -45,6 +49,8 @@ struct Sides<'a> {
     panel: usize,
     steps: usize,
     matrix: &'a Packed,
+    from: usize,
+    num_rows: usize,
 }
 
 impl<'a> Sides<'a> {
@@ -56,16 +62,20 @@ impl<'a> Sides<'a> {
             panel: term.matrix.lines_of_panel() * size_of::<Line>(),
             steps: term.lines.len(),
             matrix: term.matrix,
+            from: term.from,
+            num_rows: term.x.rows,
         }
     }
 
     /// Of the rows from `first` on. Outside of the rows and the panels, the operands lie nowhere.
     #[inline(always)]
-    fn at(&self, panel: usize, first: usize, place: (usize, usize)) -> Operands<'a> {
+    fn at(&self, panel: usize, (first, rows): (usize, usize), place: (usize, usize)) -> Operands<'a> {
         let a = self.a.wrapping_byte_add(first * self.row);
         let b = self.b.wrapping_byte_add(panel * self.panel);
         let next = b.wrapping_byte_add(self.panel);
-        Operands { a: (a, self.row), b, next, steps: self.steps, matrix: self.matrix, panel, place }
+        let rows = (self.num_rows.saturating_sub(first).min(rows), rows);
+        let &Self { steps, matrix, from, .. } = self;
+        Operands { a: (a, self.row), b, next, steps, matrix, from, panel, place, rows }
     }
 }
 
@@ -98,7 +108,10 @@ impl Job<'_> {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the units were found to be there, and the caller answers for the rest.
             Units::Avx512 => unsafe {
-                self.blocks(|of, c, keep| avx512::block_of(of.matrix, of.panel, (of.a, of.b, of.steps), c, keep))
+                self.blocks(|of, c, keep| {
+                    let panel = of.matrix.panel_at(of.b, of.panel, (of.from, of.steps));
+                    avx512::block_of(panel, of.a, c, of.rows, keep);
+                });
             },
             // SAFETY: as the caller says.
             Units::Portable => unsafe { self.portable() },
@@ -117,8 +130,9 @@ impl Job<'_> {
         let num_blocks = self.rows.len().div_ceil(BLOCK);
         let run = |panel: usize, first: usize, c: (*mut f32, usize), keep: bool| {
             let place = ((first - self.rows.start) / BLOCK, num_blocks);
+            let rows = (first, BLOCK.min(self.rows.end - first));
             for (i, sides) in sides.iter().enumerate() {
-                block(sides.at(panel, first, place), c, keep || i > 0);
+                block(sides.at(panel, rows, place), c, keep || i > 0);
             }
         };
         let mut whole = [[0f32; BLOCK]; BLOCK];
