@@ -14,7 +14,7 @@ const USAGE: &str = "\
 usage: cargo xtask bench --model MODEL.gguf [--reference DIR] [--python PYTHON] [--rounds N] [--threads N]
                          [--only NAME]... [--out FILE.md]
 
-Peers run in PYTHON (python3), which has torch, transformers and gguf, and may have sentence-transformers and
+Peers run in PYTHON (python3), which has torch, transformers, accelerate and gguf, and may have sentence-transformers and
 llama-cpp-python; a peer that fails is left out, and said to be. DIR is the PyTorch GEM that training is compared with.
 --only replaces the page by a part of it. An idle machine, please.";
 

@@ -76,16 +76,18 @@ fn training() -> Vec<Contest> {
         let rows = if tokens > 64 { 8 } else { 32 };
         let job = json!({"work": "train", "scope": scope, "full": full, "rows": rows, "tokens": tokens, "repeat": 2,
             "weights": "bf16"});
-        all.push(Contest {
-            name,
-            what,
-            items: "rows",
-            sides: vec![
-                ours("positives by deletion", &job, json!({"dropout": "delete"})),
-                ours("positives by visibility", &job, json!({"dropout": "visibility"})),
-                peer("reference", if full { ", f32" } else { ", bf16" }, &job, json!({"dtype": "bfloat16"})),
-            ],
-        });
+        let mut sides = vec![
+            ours("positives by deletion", &job, json!({"dropout": "delete"})),
+            ours("positives by visibility", &job, json!({"dropout": "visibility"})),
+        ];
+        if scope == "special" {
+            let job = with(&job, json!({"prefix_weights": "int8"}));
+            sides.push(ours("the text in int8, positives by deletion", &job, json!({"dropout": "delete"})));
+            sides.push(ours("the text in int8, positives by visibility", &job, json!({"dropout": "visibility"})));
+        }
+        let name_of_peer = if full { ", f32" } else { ", bf16" };
+        sides.push(peer("reference", name_of_peer, &job, json!({"dtype": "bfloat16"})));
+        all.push(Contest { name, what, items: "rows", sides });
     }
     all
 }

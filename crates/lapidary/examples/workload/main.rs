@@ -53,6 +53,9 @@ enum Work {
         dropout: String,
         #[serde(default = "default_batch_tokens")]
         micro_batch_tokens: usize,
+        /// Of the weights that frozen parts run through, where it is another.
+        #[serde(default)]
+        prefix_weights: Option<WeightFormat>,
     },
     /// A recipe's training, once; an item is a row of text. With `rows` they are written there, and nothing is trained.
     Recipe {
@@ -121,11 +124,12 @@ fn main() -> Result<(), Failure> {
         base.decoder.to_device(&cuda_device(0)?)?;
     }
     match &job.work {
-        Work::Train { scope, full, rows, tokens, dropout, micro_batch_tokens } => {
+        Work::Train { scope, full, rows, tokens, dropout, micro_batch_tokens, prefix_weights } => {
             let settings = json!({
                 "scope": scope, "bottleneck_ratio": 0.0, "token_dropout": {"form": dropout, "ratio": 0.2}
             });
-            train(base, &job, (&settings, *full), (*rows, *tokens, *micro_batch_tokens))
+            let prefix = prefix_weights.map(|format| base.decoder.with_layers_format(format)).transpose()?;
+            train((base, prefix), &job, (&settings, *full), (*rows, *tokens, *micro_batch_tokens))
         }
         Work::Recipe { recipe, overrides, rows } => recipe::run(base, recipe, overrides, rows.as_deref()),
         Work::Embed { texts, num_texts, num_special_tokens, batch_tokens, encoded } => {
@@ -308,7 +312,7 @@ fn first_tokens(base: &BaseModel, texts: &Path, count: usize) -> Result<Vec<Toke
 }
 
 fn train(
-    mut base: BaseModel,
+    (mut base, prefix): (BaseModel, Option<Decoder>),
     job: &Job,
     (settings, full): (&serde_json::Value, bool),
     (rows, tokens, micro_batch_tokens): (usize, usize, usize),
@@ -336,7 +340,12 @@ fn train(
             .collect::<Result<Vec<_>, _>>()?;
         let weights = LossWeights { next_token: 0.0, contrastive: 1.0, alignment: 0.0, scale: 20.0, similarity: None };
         let options = StepOptions { micro_batch_tokens, split_frozen: true, hidden_dropout: 0.0, dropout_seed: 0 };
-        let model = StepModel { decoder: &base.decoder, adapter: &adapter, vars: &vars };
+        let model = StepModel {
+            decoder: &base.decoder,
+            prefix: prefix.as_ref().unwrap_or(&base.decoder),
+            adapter: &adapter,
+            vars: &vars,
+        };
         let result = step(&model, &plans, &weights, &options)?;
         let norm = global_norm(&result.gradients)?;
         let adamw = kernels::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };

@@ -54,6 +54,19 @@ pub struct Decoder {
     device: Device,
 }
 
+/// Stores a frozen matrix in another format.
+fn restore(weight: &mut Weight, format: WeightFormat) -> Result<(), Error> {
+    if let Weight::Frozen(matrix) = weight {
+        *weight = Weight::Frozen(match format {
+            WeightFormat::Stored => return Ok(()),
+            WeightFormat::Bf16 => Arc::new(matrix.to_bf16()),
+            WeightFormat::Int8 => Arc::new(matrix.to_int8()?),
+            WeightFormat::F32 => Arc::new(Matrix::from_f32(matrix.to_f32(), matrix.rows(), matrix.cols())?),
+        });
+    }
+    Ok(())
+}
+
 /// Named trainable variables.
 pub type NamedVars = Vec<(String, Var)>;
 
@@ -325,19 +338,22 @@ impl Decoder {
     /// # Errors
     /// When memory for the copies cannot be had.
     pub fn set_weight_format(&mut self, format: WeightFormat) -> Result<(), Error> {
-        let restore = |weight: &mut Weight| -> Result<(), Error> {
-            if let Weight::Frozen(matrix) = weight {
-                *weight = Weight::Frozen(match format {
-                    WeightFormat::Stored => return Ok(()),
-                    WeightFormat::Bf16 => Arc::new(matrix.to_bf16()),
-                    WeightFormat::Int8 => Arc::new(matrix.to_int8()?),
-                    WeightFormat::F32 => Arc::new(Matrix::from_f32(matrix.to_f32(), matrix.rows(), matrix.cols())?),
-                });
-            }
-            Ok(())
-        };
-        restore(&mut self.head.weight)?;
-        self.layers.iter_mut().flat_map(|l| &mut l.linears).try_for_each(|l| restore(&mut l.weight))
+        restore(&mut self.head.weight, format)?;
+        self.set_layers_format(format)
+    }
+
+    fn set_layers_format(&mut self, format: WeightFormat) -> Result<(), Error> {
+        self.layers.iter_mut().flat_map(|l| &mut l.linears).try_for_each(|l| restore(&mut l.weight, format))
+    }
+
+    /// A copy that stores the frozen matrices of its layers in another format, to make keys and values with.
+    ///
+    /// # Errors
+    /// When memory for the copies cannot be had.
+    pub fn with_layers_format(&self, format: WeightFormat) -> Result<Self, Error> {
+        let mut copy = self.clone();
+        copy.set_layers_format(format)?;
+        Ok(copy)
     }
 
     /// How many numbers [`Self::set_weight_format`] stores: those of the linear maps and of the head.

@@ -40,6 +40,13 @@ pub(super) fn check_settings(recipe: &Recipe, method: &dyn Method) -> Result<(),
             found: "\"int8\"".into(),
         });
     }
+    if recipe.trained == Trained::Full && recipe.prefix_weights.is_some() {
+        return Err(Error::Setting {
+            field: "prefix_weights".into(),
+            expected: "none where all weights are trained".into(),
+            found: "some".into(),
+        });
+    }
     let wants_vectors = method.objective().terms.iter().any(|term| term.loss != Loss::NextToken);
     if !wants_vectors && !recipe.loss.teacher.methods.is_empty() {
         return wrong("loss.teacher.methods", "none, because no vector is trained,", "some");

@@ -191,6 +191,10 @@ pub struct Recipe {
     /// Number format of frozen weights.
     #[serde(default)]
     pub weights: WeightFormat,
+    /// Number format of the weights by which the beginnings of rows run that need no gradient; none: as `weights`. `"int8"` is
+    /// faster, at the cost of a second copy of the weights, and what is trained then reads keys and values of that rounding.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix_weights: Option<WeightFormat>,
     /// Seed of everything random.
     #[serde(default)]
     pub seed: u64,

@@ -79,6 +79,8 @@ struct MicroBatch<'a> {
 pub struct StepModel<'a> {
     /// The decoder; its weights are variables in a full fine-tune.
     pub decoder: &'a Decoder,
+    /// What frozen parts run through: the decoder, or a copy of it whose weights have another format.
+    pub prefix: &'a Decoder,
     /// The adapter and special rows.
     pub adapter: &'a Adapter,
     /// All trained variables, in the optimiser's order.
@@ -169,11 +171,7 @@ fn micro_batches<'a>(
             // Its keys are the same for every pass behind it. On a CPU, where f32 costs less, they are those of a row that is
             // not split, too.
             let bf16_attention = !on_cpu;
-            model.decoder.append(
-                &prefix,
-                &mut cache,
-                ForwardOptions { bf16_attention, ..ForwardOptions::default() },
-            )?;
+            model.prefix.append(&prefix, &mut cache, ForwardOptions { bf16_attention, ..ForwardOptions::default() })?;
         }
         let dropout_seed = options.dropout_seed.wrapping_add(i as u64);
         Ok(MicroBatch { passes, cache, dropout_seed })

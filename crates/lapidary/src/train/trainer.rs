@@ -99,6 +99,8 @@ pub struct Trainer<'a> {
     teachers: Option<Teachers>,
     /// The base model's decoder as it was, where the damage is measured.
     untrained: Option<Decoder>,
+    /// What frozen parts run through, where it is not the base model's decoder.
+    prefix: Option<Decoder>,
     weights: NamedVars,
     params: Vec<Param>,
     log_scale: Var,
@@ -153,6 +155,7 @@ impl<'a> Trainer<'a> {
         let teachers = Teachers::new(&recipe.loss.teacher, base)?;
         check_longest_row(&recipe, method.as_ref(), teachers.as_ref(), base)?;
         let special = special_rows(base, method.as_ref())?;
+        let prefix = recipe.prefix_weights.map(|format| base.decoder.with_layers_format(format)).transpose()?;
         base.decoder.set_weight_format(recipe.weights)?;
         let changes_chat = method.adapts_plain_rows() || recipe.trained == Trained::Full;
         let measured = recipe.damage.is_limited() && (changes_chat || recipe.damage.always);
@@ -182,6 +185,7 @@ impl<'a> Trainer<'a> {
             adapter,
             teachers,
             untrained,
+            prefix,
             weights,
             params,
             log_scale,
@@ -319,6 +323,7 @@ impl<'a> Trainer<'a> {
                 let update = Update {
                     recipe,
                     base: self.base,
+                    prefix: self.prefix.as_ref().unwrap_or(&self.base.decoder),
                     method,
                     adapter: &self.adapter,
                     teachers: self.teachers.as_ref(),

@@ -9,7 +9,7 @@ use super::step::{LossWeights, StepModel, StepOptions, StepResult, step};
 use super::teacher::Teachers;
 use crate::Error;
 use crate::data::RowRef;
-use crate::model::{Adapter, BaseModel};
+use crate::model::{Adapter, BaseModel, Decoder};
 use kernels::{AdamW, Device, Tensor, Var};
 use layout::{Example, Loss, Method, Plan, Rng};
 use rand::SeedableRng as _;
@@ -130,6 +130,7 @@ impl Batch {
 pub(super) struct Update<'a> {
     pub(super) recipe: &'a Recipe,
     pub(super) base: &'a BaseModel,
+    pub(super) prefix: &'a Decoder,
     pub(super) method: &'a (dyn Method + Send + Sync),
     pub(super) adapter: &'a Adapter,
     pub(super) teachers: Option<&'a Teachers>,
@@ -195,7 +196,7 @@ impl Update<'_> {
             dropout_seed: recipe.seed.wrapping_add(at_step << 20),
         };
         let vars: Vec<Var> = self.params.iter().map(|p| p.var.clone()).collect();
-        let model = StepModel { decoder: &self.base.decoder, adapter: self.adapter, vars: &vars };
+        let model = StepModel { decoder: &self.base.decoder, prefix: self.prefix, adapter: self.adapter, vars: &vars };
         let mut result = step(&model, plans, weights, &options)?;
         if recipe.loss.learnable_temperature {
             let last = result.gradients.len() - 1;

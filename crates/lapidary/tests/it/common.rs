@@ -183,7 +183,7 @@ pub(crate) fn run_step(
     (weights, options): (LossWeights, StepOptions),
 ) -> StepResult {
     let vars: Vec<Var> = vars.iter().map(|(_, var)| var.clone()).collect();
-    step(&StepModel { decoder, adapter, vars: &vars }, plans, &weights, &options).unwrap()
+    step(&StepModel { decoder, prefix: decoder, adapter, vars: &vars }, plans, &weights, &options).unwrap()
 }
 
 /// Everything with a graph, in one go.

@@ -43,21 +43,29 @@ fn settings_that_cannot_be_are_told_before_the_run() {
         let told = train(&shop.recipe(&[change]), &mut shop.base(), shop.options("run"));
         assert!(told.error().contains(expected), "{change}: {}", told.error());
     }
+    let recipe = shop.recipe(&["trained=full", "prefix_weights=int8"]);
+    let told = train(&recipe, &mut shop.base(), shop.options("run"));
+    assert!(told.error().contains("prefix_weights: expected none where all weights are trained"), "{}", told.error());
 }
 
 /// The tiny model is stored in f32: widening changes no bit, rounding to bf16 changes losses by about 2^-9.
 #[test]
 fn frozen_weights_train_in_the_format_of_the_recipe() {
     let shop = Workshop::new(&TEXTS);
-    let losses = |weights: &str| -> Vec<f64> {
-        let recipe = shop.recipe(&["budget.rows=8", &format!("weights='{weights}'")]);
-        train(&recipe, &mut shop.base(), shop.options(weights)).metrics.iter().map(|m| m.loss).collect()
+    let losses = |setting: &str, weights: &str| -> Vec<f64> {
+        let recipe = shop.recipe(&["budget.rows=8", &format!("{setting}='{weights}'")]);
+        let options = shop.options(&format!("{setting}-{weights}"));
+        train(&recipe, &mut shop.base(), options).metrics.iter().map(|m| m.loss).collect()
     };
-    let stored = losses("stored");
-    assert_eq!(losses("f32"), stored);
-    let rounded = losses("bf16");
-    assert_ne!(rounded, stored);
-    assert!(rounded.iter().zip(&stored).all(|(a, b)| (a - b).abs() < 0.05 * b), "{rounded:?} {stored:?}");
+    let stored = losses("weights", "stored");
+    for setting in ["weights", "prefix_weights"] {
+        assert_eq!(losses(setting, "f32"), stored, "{setting}");
+    }
+    for (setting, format) in [("weights", "bf16"), ("prefix_weights", "bf16"), ("prefix_weights", "int8")] {
+        let rounded = losses(setting, format);
+        assert_ne!(rounded, stored, "{setting} {format}");
+        assert!(rounded.iter().zip(&stored).all(|(a, b)| (a - b).abs() < 0.05 * b), "{rounded:?} {stored:?}");
+    }
 }
 
 #[test]
