@@ -85,8 +85,7 @@ fn training() -> Vec<Contest> {
             sides.push(ours("the text in int8, positives by deletion", &job, json!({"dropout": "delete"})));
             sides.push(ours("the text in int8, positives by visibility", &job, json!({"dropout": "visibility"})));
         }
-        let name_of_peer = if full { ", f32" } else { ", bf16" };
-        sides.push(peer("reference", name_of_peer, &job, json!({"dtype": "bfloat16"})));
+        sides.push(peer("reference", if full { ", f32" } else { ", bf16" }, &job, json!({"dtype": "bfloat16"})));
         all.push(Contest { name, what, items: "rows", sides });
     }
     all

@@ -9,6 +9,8 @@ use std::arch::x86_64::{
 /// Rows whose sums are in registers at a time: 16 of 32, beside two of `b`.
 const ROWS: usize = 8;
 
+const _: () = assert!(ROWS == 8, "`sized` has each number of rows");
+
 /// Calls `$of::<R, H>` for so many rows, [`ROWS`] at the most.
 macro_rules! sized {
     ($rows:expr, $halves:literal, $of:ident $arguments:tt) => {
@@ -67,10 +69,11 @@ pub(super) unsafe fn block_of(
         // SAFETY: as the caller says; a matrix of eight bits has the sums of whole panels.
         unsafe {
             let (a, c) = ((a.byte_add(first * a_stride), a_stride), (c.add(first * c_stride), c_stride));
-            match panel.sums {
-                None if panel.halves == 1 => sized!(present - first, 1, sums_of_rows(a, panel, c, keep)),
-                None => sized!(present - first, 2, sums_of_rows(a, panel, c, keep)),
-                Some(of_columns) => sized!(present - first, 2, sums_of_bytes(a, (panel, of_columns), c)),
+            match (panel.sums, panel.halves) {
+                (None, 1) => sized!(present - first, 1, sums_of_rows(a, panel, c, keep)),
+                (None, _) => sized!(present - first, 2, sums_of_rows(a, panel, c, keep)),
+                (Some(of_columns), 1) => sized!(present - first, 1, sums_of_bytes(a, (panel, of_columns), c)),
+                (Some(of_columns), _) => sized!(present - first, 2, sums_of_bytes(a, (panel, of_columns), c)),
             }
         }
     }
@@ -110,9 +113,15 @@ unsafe fn sums_of_bytes<const R: usize, const H: usize>(
         }
     }
     for (row, sums) in sums.into_iter().enumerate() {
-        for (half, sum) in sums.into_iter().enumerate() {
-            // SAFETY: `c` has the rows of 32 numbers.
-            unsafe { _mm512_storeu_si512(c.add(row * c_stride + half * 16).cast(), sum) };
+        // SAFETY: `c` has the rows of 32 numbers.
+        unsafe {
+            let c = c.add(row * c_stride);
+            for (half, sum) in sums.into_iter().enumerate() {
+                _mm512_storeu_si512(c.add(half * 16).cast(), sum);
+            }
+            if H == 1 {
+                _mm512_storeu_ps(c.add(16), _mm512_setzero_ps());
+            }
         }
     }
 }

@@ -231,8 +231,8 @@ impl Blocks {
         })
     }
 
-    /// Rows `first..first + 32` of `x` by a panel of 32 columns of `b`; columns beyond the matrix are zero. The outputs are
-    /// there after [`Packed::finish`].
+    /// Rows `first..first + 32` of `x` by a panel of 32 columns of `b`; columns beyond the matrix are zero, rows that `x` does
+    /// not have may be anything. The outputs are there after [`Packed::finish`].
     #[inline]
     pub(crate) fn start(&self, x: &Rounded, first: usize, b: &Packed, panel: usize, out: &mut Outputs) {
         assert_eq!(x.steps * BLOCK, b.lines_of_panel(), "product: rows of another width");

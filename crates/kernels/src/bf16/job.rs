@@ -73,7 +73,7 @@ impl<'a> Sides<'a> {
         let a = self.a.wrapping_byte_add(first * self.row);
         let b = self.b.wrapping_byte_add(panel * self.panel);
         let next = b.wrapping_byte_add(self.panel);
-        let rows = (self.num_rows.saturating_sub(first).min(rows), rows);
+        let rows = ((self.num_rows - first).min(rows), rows);
         let &Self { steps, matrix, from, .. } = self;
         Operands { a: (a, self.row), b, next, steps, matrix, from, panel, place, rows }
     }
@@ -121,8 +121,8 @@ impl Job<'_> {
     /// Runs `block(operands, (c, c_stride), keep)` on blocks of 32 x 32 outputs: numbers of `c` between rows.
     ///
     /// # Safety
-    /// As of [`Self::run`], and `block` reads 32 rows of `steps` lines at `a`, 32 times `steps` lines at `b`, and writes
-    /// 32 x 32 numbers at `c`.
+    /// As of [`Self::run`], and `block` reads up to 32 rows of `steps` lines at `a`, 32 times `steps` lines at `b`, and writes
+    /// up to 32 rows of 32 numbers at `c`, those that are wanted at least.
     unsafe fn blocks(&self, block: impl Fn(Operands<'_>, (*mut f32, usize), bool)) {
         let scaled = self.terms.first().filter(|term| term.matrix.columns.is_some());
         // What does not change from block to block is found once: the loop must be short beside a block of few steps.

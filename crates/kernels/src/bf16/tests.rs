@@ -117,6 +117,26 @@ fn products_over_rows_are_those_of_the_transpose() {
     }
 }
 
+/// Every unit with blocks: what a block has beyond the matrix and the rows is written, and zero.
+#[test]
+fn what_fills_a_block_up_is_zero() {
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(7);
+    let (t, k, n) = (5, 40, 9);
+    let packed = Packed::new(&integers(&mut rng, k * n), (k, n), |s, j| s * n + j);
+    let x = Rounded::of(Format::Bf16, &integers(&mut rng, t * k), k);
+    for units in Units::available(Format::Bf16).into_iter().filter(|units| *units != Units::Portable) {
+        let mut y = vec![f32::NAN; BLOCK * BLOCK];
+        let output = Output { first: y.as_mut_ptr(), stride: BLOCK };
+        let (terms, rows) = ([Term::new(&x, &packed)], 0..BLOCK);
+        // SAFETY: the output has all rows and columns, and nothing is kept.
+        unsafe { Job { terms: &terms, rows, columns: 0..BLOCK, panels: 0..1, output, keep: false }.run(units) };
+        for (at, y) in y.iter().enumerate() {
+            let is_within = at / BLOCK < t && at % BLOCK < n;
+            assert!(y.is_finite() && (is_within || *y == 0.0), "{units:?}: row {}, column {}", at / BLOCK, at % BLOCK);
+        }
+    }
+}
+
 /// What is written row by row is rounded as what lies there already.
 #[test]
 fn written_rows_are_rounded_ones() {

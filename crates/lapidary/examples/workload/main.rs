@@ -128,7 +128,7 @@ fn main() -> Result<(), Failure> {
             let settings = json!({
                 "scope": scope, "bottleneck_ratio": 0.0, "token_dropout": {"form": dropout, "ratio": 0.2}
             });
-            let prefix = prefix_weights.map(|format| base.decoder.with_layers_format(format)).transpose()?;
+            let prefix = prefix_weights.map(|format| base.decoder.to_append_with(format)).transpose()?;
             train((base, prefix), &job, (&settings, *full), (*rows, *tokens, *micro_batch_tokens))
         }
         Work::Recipe { recipe, overrides, rows } => recipe::run(base, recipe, overrides, rows.as_deref()),

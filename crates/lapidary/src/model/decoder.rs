@@ -54,19 +54,6 @@ pub struct Decoder {
     device: Device,
 }
 
-/// Stores a frozen matrix in another format.
-fn restore(weight: &mut Weight, format: WeightFormat) -> Result<(), Error> {
-    if let Weight::Frozen(matrix) = weight {
-        *weight = Weight::Frozen(match format {
-            WeightFormat::Stored => return Ok(()),
-            WeightFormat::Bf16 => Arc::new(matrix.to_bf16()),
-            WeightFormat::Int8 => Arc::new(matrix.to_int8()?),
-            WeightFormat::F32 => Arc::new(Matrix::from_f32(matrix.to_f32(), matrix.rows(), matrix.cols())?),
-        });
-    }
-    Ok(())
-}
-
 /// Named trainable variables.
 pub type NamedVars = Vec<(String, Var)>;
 
@@ -346,12 +333,14 @@ impl Decoder {
         self.layers.iter_mut().flat_map(|l| &mut l.linears).try_for_each(|l| restore(&mut l.weight, format))
     }
 
-    /// A copy that stores the frozen matrices of its layers in another format, to make keys and values with.
+    /// A copy for [`Self::append`] alone, which stores the frozen matrices of its layers in another format: it has no head.
     ///
     /// # Errors
     /// When memory for the copies cannot be had.
-    pub fn with_layers_format(&self, format: WeightFormat) -> Result<Self, Error> {
+    pub fn to_append_with(&self, format: WeightFormat) -> Result<Self, Error> {
         let mut copy = self.clone();
+        // The head's own place would keep weights that nobody reads.
+        copy.head.weight = copy.embedding.clone();
         copy.set_layers_format(format)?;
         Ok(copy)
     }
@@ -389,4 +378,17 @@ impl Decoder {
     pub fn linear_dims(&self, module: usize) -> Result<(usize, usize), Error> {
         Ok(self.layers[0].linears[module].weight.dims()?)
     }
+}
+
+/// Stores a frozen matrix in another format.
+fn restore(weight: &mut Weight, format: WeightFormat) -> Result<(), Error> {
+    if let Weight::Frozen(matrix) = weight {
+        *weight = Weight::Frozen(match format {
+            WeightFormat::Stored => return Ok(()),
+            WeightFormat::Bf16 => Arc::new(matrix.to_bf16()),
+            WeightFormat::Int8 => Arc::new(matrix.to_int8()?),
+            WeightFormat::F32 => Arc::new(Matrix::from_f32(matrix.to_f32(), matrix.rows(), matrix.cols())?),
+        });
+    }
+    Ok(())
 }

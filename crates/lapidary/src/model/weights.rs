@@ -13,7 +13,7 @@ pub enum WeightFormat {
     Stored,
     /// Products of numbers rounded to bf16, summed in f32: fast on CPUs with units for them (AVX-512-BF16, AMX).
     Bf16,
-    /// Products of numbers rounded to eight bits, without training: faster still on CPUs with units for them
+    /// Products of numbers rounded to eight bits, through which nothing is trained: faster still on CPUs with units for them
     /// (AVX-512-VNNI, AMX); not on GPUs.
     Int8,
     /// Widened to f32; products in f32.

@@ -28,7 +28,7 @@ pub(super) fn refuse_to_replace(dir: &Path) -> Result<(), Error> {
 ///
 /// # Errors
 /// Naming the setting.
-pub(super) fn check_settings(recipe: &Recipe, method: &dyn Method) -> Result<(), Error> {
+pub(super) fn check_settings(recipe: &Recipe, method: &dyn Method, on_cpu: bool) -> Result<(), Error> {
     let wrong = |field: &str, expected: &str, found: &str| {
         let expected = format!("{expected} with method {}", method.name());
         Err(Error::Setting { field: field.into(), expected, found: found.into() })
@@ -40,11 +40,11 @@ pub(super) fn check_settings(recipe: &Recipe, method: &dyn Method) -> Result<(),
             found: "\"int8\"".into(),
         });
     }
-    if recipe.trained == Trained::Full && recipe.prefix_weights.is_some() {
+    if recipe.prefix_weights == Some(WeightFormat::Int8) && !on_cpu {
         return Err(Error::Setting {
             field: "prefix_weights".into(),
-            expected: "none where all weights are trained".into(),
-            found: "some".into(),
+            expected: "\"stored\", \"bf16\" or \"f32\" on a GPU".into(),
+            found: "\"int8\"".into(),
         });
     }
     let wants_vectors = method.objective().terms.iter().any(|term| term.loss != Loss::NextToken);

@@ -191,8 +191,9 @@ pub struct Recipe {
     /// Number format of frozen weights.
     #[serde(default)]
     pub weights: WeightFormat,
-    /// Number format of the weights by which the beginnings of rows run that need no gradient; none: as `weights`. `"int8"` is
-    /// faster, at the cost of a second copy of the weights, and what is trained then reads keys and values of that rounding.
+    /// Number format of the weights by which the beginnings of rows run that need no gradient; none: as `weights`. `"int8"`, on
+    /// a CPU alone, is faster, at the cost of a second copy of the layers' weights, and what is trained then reads keys and
+    /// values of that rounding. Without effect where an adapter acts on the whole row, as with scope `all`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefix_weights: Option<WeightFormat>,
     /// Seed of everything random.
@@ -303,6 +304,12 @@ impl Recipe {
         ratio("loss.hidden_dropout", self.loss.hidden_dropout, 0.9)?;
         let TeacherRecipe { methods, weight } = &self.loss.teacher;
         positive("loss.teacher.weight", *weight)?;
+        if self.trained == Trained::Full
+            && let Some(format) = self.prefix_weights
+        {
+            let found = format!("{format:?}").to_lowercase();
+            return Err(wrong("prefix_weights", "none with trained = \"full\" (no row has such a beginning)", found));
+        }
         if self.trained == Trained::Full && !methods.is_empty() {
             return Err(wrong(
                 "loss.teacher.methods",
@@ -372,6 +379,8 @@ mod tests {
         assert!(message("budget.batch_rows=1").contains("negatives"));
         assert!(message("loss.alpha.value=2").contains("alpha"));
         assert!(!message("nonsense=1").contains('\n'));
+        let full = Recipe::parse(SMALL, &["trained=full".into(), "prefix_weights=int8".into()]).expect_err("refused");
+        assert!(full.to_string().contains("prefix_weights: expected none"), "{full}");
         assert!(message("damage.max_kl=nan").contains("damage.max_kl"));
         assert!(message("damage.max_mmlu_drop=-1").contains("damage.max_mmlu_drop"));
         assert!(message("damage.max_kl=0.1").contains("validation.every_steps"));

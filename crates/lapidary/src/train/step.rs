@@ -169,7 +169,7 @@ fn micro_batches<'a>(
         let prefix = Segment::sharing(&passes.rows().iter().map(frozen).collect::<Vec<_>>());
         if prefix.num_tokens() > 0 {
             // Its keys are the same for every pass behind it. On a CPU, where f32 costs less, they are those of a row that is
-            // not split, too.
+            // not split, too, unless the prefix has weights of its own.
             let bf16_attention = !on_cpu;
             model.prefix.append(&prefix, &mut cache, ForwardOptions { bf16_attention, ..ForwardOptions::default() })?;
         }

@@ -151,11 +151,12 @@ impl<'a> Trainer<'a> {
         for dir in [MODEL_DIR, BEST_DIR].map(|name| options.out.join(name)) {
             refuse_to_replace(&dir)?;
         }
-        check_settings(&recipe, method.as_ref())?;
+        check_settings(&recipe, method.as_ref(), base.decoder.device().is_cpu())?;
         let teachers = Teachers::new(&recipe.loss.teacher, base)?;
         check_longest_row(&recipe, method.as_ref(), teachers.as_ref(), base)?;
         let special = special_rows(base, method.as_ref())?;
-        let prefix = recipe.prefix_weights.map(|format| base.decoder.with_layers_format(format)).transpose()?;
+        let other = recipe.prefix_weights.filter(|format| *format != recipe.weights);
+        let prefix = other.map(|format| base.decoder.to_append_with(format)).transpose()?;
         base.decoder.set_weight_format(recipe.weights)?;
         let changes_chat = method.adapts_plain_rows() || recipe.trained == Trained::Full;
         let measured = recipe.damage.is_limited() && (changes_chat || recipe.damage.always);

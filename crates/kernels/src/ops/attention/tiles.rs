@@ -65,7 +65,7 @@ impl AttentionSpec {
             for first in (0..num_rows).step_by(BLOCK) {
                 let rows = first..num_rows.min(first + BLOCK);
                 let ends: Vec<usize> = rows.clone().map(|row| end(row / per_key)).collect();
-                let mut scaled = Rounded::zeros(Format::Bf16, BLOCK, h);
+                let mut scaled = Rounded::zeros(Format::Bf16, rows.len(), h);
                 for (to, row) in rows.clone().enumerate() {
                     let q: Vec<f32> = q[at(row)..][..h].iter().map(|q| self.scale * q).collect();
                     scaled.set_row(to, &q);
@@ -97,7 +97,7 @@ impl Scratch {
             let scores = (&mut self.scores[panel * BLOCK..], width);
             units.product_of_few(scaled, (&self.keys, panel), scores);
         }
-        self.weights.reshape(BLOCK, width);
+        self.weights.reshape(ends.len(), width);
         let rows = ends.iter().zip(self.scores.chunks_exact_mut(width)).enumerate();
         rows.map(|(row, (end, scores))| 1.0 / exponentials(scores, *end, row, &mut self.weights)).collect()
     }
