@@ -22,10 +22,8 @@ const KEYS: usize = 8;
 const ROWS: usize = 4;
 const WIDTH: usize = 4;
 
-/// Keys that are fetched before they are needed.
+/// Keys, and values, that are fetched before they are needed.
 const AHEAD: usize = 16;
-/// Values, which take a third of the time each.
-const VALUES_AHEAD: usize = 48;
 
 type Numbers = [f32; LANES];
 
@@ -330,7 +328,7 @@ fn add_weighted<const V: usize>(
 ) {
     let mut registers = sums.map(|sums| sums.each_ref().map(Vector::load));
     for (key, p) in p.iter().enumerate() {
-        fetch_head(v, (key + VALUES_AHEAD) * stride, width);
+        fetch_head(v, (key + AHEAD) * stride, width);
         let p = &p.as_flattened()[lane..lane + ROWS];
         let v = &v[key * stride..key * stride + width];
         let v = match <&[Numbers; WIDTH]>::try_from(v.as_chunks::<LANES>().0) {
